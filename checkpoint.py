@@ -1,0 +1,458 @@
+"""A run that can't be lost: checkpoints, resuming, signals, and several processes.
+
+Checkpoints. A folder is written under a temporary name, flushed to the disk, then renamed, and
+only then are older ones removed: whatever moment a kill falls on, a complete one exists. A
+manifest of sizes and checksums tells a complete folder from a damaged one.
+
+Several processes (`torchrun --nproc_per_node N train.py ...`) each hold the whole model and a
+share of the prompts; gradients are summed once a step. A process may skip every one of its groups
+while another explores them all, so each function here makes the same collective calls whatever
+the data: one call less on one process, and the others would wait for it for ever. With a single
+process they do nothing.
+
+Left out: sharded models, and optimizers split over processes.
+"""
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import InputError
+
+STEP_FOLDER = re.compile(r"step-(\d{6,})")
+BUCKET = 2**24  # gradients summed in one call: 64 MB of fp32
+
+
+def save_checkpoint(
+    output_dir, step: int, model, processor, optimizer, state: dict, *,
+    save_total_limit: int | None = None, best: bool = False,
+) -> bool:
+    """Writes `<output_dir>/checkpoints/step-000123`; False, after a warning, if the disk is full.
+
+    state: whatever JSON the run needs to go on (config, data position, metrics position, ...).
+    best: this step is the best so far; `best.json` then names it and pruning spares it.
+    save_total_limit: how many of the newest are kept besides; None or 0 keeps all.
+    Only the first process calls this. What is already there, whole, isn't written again.
+    """
+    root = Path(output_dir) / "checkpoints"
+    final = root / f"step-{step:06d}"
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    pointer = root / f"best.json.tmp-{os.getpid()}"
+    state = json.loads(json.dumps({**state, "step": step}))  # as it will be read
+    try:
+        if damage(final) or read_state(final) != state:
+            temporary.mkdir(parents=True)
+            write_files(temporary, model, processor, optimizer, state)
+            remove(final)  # mostly nothing is there; else it is damaged, or another run's
+            os.rename(temporary, final)
+            flush(root)
+        if best:
+            write_json(pointer, {"folder": final.name})
+            flush(pointer)
+            os.rename(pointer, root / "best.json")
+            flush(root)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        pointer.unlink(missing_ok=True)
+        if not disk_full(error):
+            raise
+        kept = [folder.name for folder in step_folders(root)[-1:]] or ["none"]
+        warn(f"{root}: disk full, step {step} is not saved; the last checkpoint: {kept[0]}")
+        return False
+    spared = best_checkpoint(output_dir)
+    for folder in step_folders(root)[: -save_total_limit] if save_total_limit else []:
+        if folder != spared:
+            remove(folder)
+    return True
+
+
+def write_files(folder: Path, model, processor, optimizer, state: dict):
+    """All files of a checkpoint, flushed to the disk; the manifest comes last."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for name, content in (("optimizer.pt", optimizer.state_dict()), ("rng.pt", rng_state())):
+        # An open file instead of a path: torch then reports a full disk as the OSError that it is.
+        with open(folder / name, "wb") as file:
+            torch.save(content, file)
+    write_json(folder / "state.json", state)
+    manifest = {}
+    for path in sorted(folder.rglob("*")):
+        flush(path)
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            manifest[name] = [path.stat().st_size, checksum(path)]
+    write_json(folder / "complete.json", manifest)
+    flush(folder / "complete.json")
+    flush(folder)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None for a complete one."""
+    try:
+        manifest = json.loads((folder / "complete.json").read_text())
+        for name, (size, crc) in manifest.items():
+            path = folder / name
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            if checksum(path) != crc:
+                return f"{name} has another checksum"
+    except FileNotFoundError as error:
+        return f"{os.path.basename(error.filename)} is missing"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"complete.json or a file it names can't be read: {error}"
+    return None
+
+
+def find_checkpoint(path) -> Path | None:
+    """The newest complete checkpoint of a run's output folder; or `path` itself if it is one.
+
+    A damaged one is named in a warning, and the one before it is taken; None if there is none.
+    Raises InputError when the one checkpoint that was asked for is damaged.
+    """
+    path = Path(path)
+    if STEP_FOLDER.fullmatch(path.name) or (path / "complete.json").exists():
+        if fault := damage(path):
+            raise InputError(f"--resume {path}: damaged ({fault}); give the run's folder instead")
+        return path
+    for folder in reversed(step_folders(path / "checkpoints")):
+        fault = damage(folder)
+        if not fault:
+            return folder
+        warn(f"{folder}: damaged ({fault}); trying the checkpoint before it")
+    return None
+
+
+def best_checkpoint(output_dir) -> Path | None:
+    """The checkpoint that `best.json` names, if it is there."""
+    root = Path(output_dir) / "checkpoints"
+    try:
+        name = json.loads((root / "best.json").read_text())["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return next((folder for folder in step_folders(root) if folder.name == name), None)
+
+
+def clean_checkpoints(output_dir, step: int):
+    """At a run's start: removes what a kill left half written, and what lies after `step`.
+
+    step: where the run starts, 0 for a new one. From there it takes its own way; checkpoints
+    further along the old way would be what the next resume finds. Only the first process calls.
+    """
+    root = Path(output_dir) / "checkpoints"
+    for leftover in root.glob("*.tmp-*"):
+        leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
+    for folder in step_folders(root):
+        if int(STEP_FOLDER.fullmatch(folder.name)[1]) > step:
+            remove(folder)
+
+
+def load_checkpoint(path, model, optimizer=None) -> dict:
+    """Puts a checkpoint into `model`, `optimizer` and the random generators; returns its state.
+
+    Everything a process draws is either keyed by (seed, step, prompt, g) or the same in all of
+    them, so the first process's generators stand for all. No file is unpickled as code.
+    Raises InputError if the checkpoint is another model's or another optimizer's.
+    """
+    path = Path(path)
+    load_weights(path, model)
+    if optimizer is not None:
+        content = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        if content.keys() != optimizer.state_dict().keys():
+            raise InputError(f"{path}: saved with another --optim; resume with the same one")
+        try:
+            optimizer.load_state_dict(content)
+        except ValueError as error:
+            raise InputError(f"{path}: other weights were trained ({error})") from None
+    set_rng_state(torch.load(path / "rng.pt", weights_only=True))
+    return read_state(path)
+
+
+def read_state(path: Path) -> dict:
+    return json.loads((path / "state.json").read_text())
+
+
+@torch.no_grad()
+def load_weights(path: Path, model):
+    """Copies the weights in place, so that an optimizer built on `model` stays valid."""
+    kind = json.loads((path / "config.json").read_text()).get("model_type")
+    if kind != model.config.model_type:
+        raise InputError(f"{path}: holds a {kind} model, not a {model.config.model_type}")
+    # The files have the hub's names, which differ from the module's in many families, so the
+    # class itself reads them. fp32 holds bf16 and fp16 exactly, so a mix of types is safe in it.
+    dtypes = {param.dtype for param in model.parameters()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    saved, info = type(model).from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{path}: has no {missing[0]} ({len(missing)} tensors are missing)")
+    source = saved.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in source or source[name].shape != tensor.shape:
+            raise InputError(f"{path}: {name} has not the shape {tuple(tensor.shape)} of --model")
+        tensor.copy_(source[name])
+
+
+def rng_state() -> dict:
+    """The states of all global generators, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    numpy_state = (kind, keys.tolist(), *rest)
+    torch_state = torch.get_rng_state()
+    return dict(python=random.getstate(), numpy=numpy_state, torch=torch_state, cuda=cuda)
+
+
+def set_rng_state(state: dict):
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def cut_metrics(path, position: int):
+    """Cuts a log back to `position` bytes, so that no step stands in it twice."""
+    if os.path.exists(path) and os.path.getsize(path) > position:
+        os.truncate(path, position)
+
+
+def changed_flags(old: dict, new: dict, ignore=()) -> list[str]:
+    """One line for each flag that the resumed run has otherwise than the saved one."""
+    new = json.loads(json.dumps(new))  # as the saved ones: lists for tuples
+    return [
+        f"--{name}: was {old.get(name)!r}, is now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in ignore and old.get(name) != new.get(name)
+    ]
+
+
+def step_folders(root: Path) -> list[Path]:
+    """The checkpoints under `root`, oldest first."""
+    found = [path for path in root.glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def remove(folder: Path):
+    """Renamed first: a kill in between then leaves a leftover, not a damaged checkpoint."""
+    if folder.exists():
+        leftover = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-old")
+        os.rename(folder, leftover)
+        shutil.rmtree(leftover)
+
+
+def write_json(path: Path, content):
+    path.write_text(json.dumps(content, indent=1))
+
+
+def flush(path: Path):
+    """Until a file, and the folder that names it, are flushed, a power cut can lose either."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def checksum(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """safetensors has no error number to look at, and torch hides the OSError in the context."""
+    while error is not None:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def warn(text: str):
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+# Signals
+
+
+class Interrupt:
+    """`with Interrupt() as interrupt:` the first SIGINT or SIGTERM asks the loop to save and end.
+
+    The loop looks at `agreed(ranks)` once a step, and exits with 128 + the signal, as shells
+    expect: 130 for SIGINT, 143 for SIGTERM. A second signal exits at once, with the same code.
+    torchrun passes on the signal that it gets, and kills 30 s later. If a scheduler sent it to
+    every process too, it arrives twice: under torchrun what comes within 5 s counts as one.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self.since = 0.0
+        self.patience = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+
+    def __enter__(self):
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        self.previous = {kind: signal.signal(kind, self.handle) for kind in kinds}
+        return self
+
+    def __exit__(self, *_):
+        for kind, handler in self.previous.items():
+            signal.signal(kind, handler)
+
+    def handle(self, number, frame):
+        # os.write: a print can't be used where it may interrupt another print.
+        if not self.signal:
+            self.signal = number
+            self.since = time.monotonic()
+            os.write(2, b"\ninterrupted: saving after this step; once more to exit at once\n")
+        elif time.monotonic() - self.since >= self.patience:
+            os.write(2, b"\ninterrupted twice: exiting, the last checkpoint is whole\n")
+            os._exit(128 + number)
+
+    def agreed(self, ranks) -> int:
+        """The signal that any process got, or 0: the same on all, so that they end together."""
+        if ranks.world_size == 1:
+            return self.signal
+        number = torch.tensor(self.signal, device=ranks.device)
+        all_reduce(number, "MAX")
+        return int(number)
+
+
+# Several processes
+
+
+@dataclass
+class Ranks:
+    """This process's number, the number of processes, and this process's device."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+
+def setup_distributed(device: str | None = None, timeout: float = 1800) -> Ranks:
+    """Joins the other processes that torchrun started, if it did; NCCL on GPUs, else gloo.
+
+    device: "cuda" or "cpu"; None is the GPU if there is one. timeout: seconds that a process waits
+    for the others before it gives up; more than the longest rollout or evaluation takes.
+    Raises InputError with more processes than GPUs.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size == 1:
+        return Ranks(device=torch.device(device))
+    if device == "cuda":
+        local_rank = int(os.environ["LOCAL_RANK"])
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise InputError(f"torchrun: only {count} GPUs here; give --nproc_per_node {count}")
+        device = f"cuda:{local_rank}"
+        torch.cuda.set_device(device)
+    backend = "gloo" if device == "cpu" else "nccl"
+    with lost_peers():
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    return Ranks(torch.distributed.get_rank(), world_size, torch.device(device))
+
+
+@contextmanager
+def lost_peers():
+    """Ends this process with exit code 1 and one line when another one died or doesn't answer."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        text = "another process of this job ended or doesn't answer; read its message, then --resume"
+        print(f"error: {text} ({reason})", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # an orderly exit would wait for, or abort in, what is left of the connection
+
+
+def all_reduce(tensor: torch.Tensor, operation: str = "SUM"):
+    with lost_peers():
+        torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation))
+
+
+def shard(items: list, ranks: Ranks) -> list[tuple[int, object]]:
+    """This process's share of `items`, each with its place in the whole list."""
+    return list(enumerate(items))[ranks.rank :: ranks.world_size]
+
+
+@torch.no_grad()
+def sum_gradients(model, ranks: Ranks):
+    """Adds up the gradients of all processes, in fp32; once, after the last micro-batch.
+
+    A sum, since each process divides its loss by the normaliser of the whole step. A parameter
+    without a gradient here counts as zeros; without one anywhere it stays without.
+    """
+    if ranks.world_size == 1:
+        return
+    params = [param for param in model.parameters() if param.requires_grad]
+    owners = torch.tensor([float(param.grad is not None) for param in params], device=ranks.device)
+    all_reduce(owners)  # (parameters,): how many processes have its gradient
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    for pieces in buckets([param.grad.view(-1) for param in params]):
+        flat = torch.cat([piece.float() for piece in pieces])  # (<= BUCKET,)
+        all_reduce(flat)
+        for piece, total in zip(pieces, flat.split([len(piece) for piece in pieces])):
+            piece.copy_(total)
+    for param, count in zip(params, owners.tolist()):
+        if count == 0:
+            param.grad = None
+
+
+def buckets(vectors: list[torch.Tensor]):
+    """Slices of the vectors, in order, in lists of at most BUCKET elements."""
+    bucket = []
+    size = 0
+    for piece in (piece for vector in vectors for piece in vector.split(BUCKET)):
+        if bucket and size + len(piece) > BUCKET:
+            yield bucket
+            bucket = []
+            size = 0
+        bucket.append(piece)
+        size += len(piece)
+    yield bucket
+
+
+def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    """Each value summed over the processes; a name that a process doesn't have counts as 0."""
+    if ranks.world_size == 1:
+        return values
+    everyone = [None] * ranks.world_size
+    with lost_peers():
+        torch.distributed.all_gather_object(everyone, values)
+    names = sorted(set().union(*everyone))
+    return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+
+
+def broadcast_object(value, ranks: Ranks):
+    """The first process's value on all of them; the others' is ignored."""
+    if ranks.world_size == 1:
+        return value
+    box = [value]
+    with lost_peers():
+        torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def cleanup(ranks: Ranks):
+    """Leaves the group, at an orderly end; after an error the process just exits."""
+    if ranks.world_size > 1:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,154 @@
+"""
+The knobs: every flag of train.py with its default and its help, one dataclass.
+
+A None means "what DEFAULTS says for the data set". An unknown flag, a wrong type or a value that can't work ends in one
+line before anything is loaded. Left out: configuration files; a shell script is one.
+"""
+
+import argparse
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+
+from data import InputError
+
+METHODS = ("dyme", "sft", "grpo", "two_stage")
+
+
+def knob(default, group: str, text: str, choices=None):
+    """A flag: its default, the heading that --help shows it under, its help."""
+    metadata = {"group": group, "help": text, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Config:
+    dataset: str = knob("charts", "data", "charts, chartqa, gsm8k, aokvqa, or a .jsonl / .json file")
+    data_dir: str | None = knob(None, "data", "folder or zip of the data set; default: download")
+    questions: str = knob("human", "data", "ChartQA's questions", ("human", "augmented", "all"))
+    train_size: int | None = knob(None, "data", "use the first so many training examples")
+    eval_size: int | None = knob(None, "data", "use the first so many examples of each evaluated split")
+    eval_split: str = knob("val", "data", "split to evaluate on the way")
+    final_splits: list[str] = knob(["test", "ood"], "data", "splits to evaluate at the end, where the data has them")
+    data_seed: int = knob(0, "data", "charts: draws fresh ones")
+    trace_noise: float = knob(0.5, "data", "charts: share of wrong facts in the training traces")
+    traces: str | None = knob(None, "data", "jsonl of reference traces, see judge.py refine")
+    max_pixels: int | None = knob(None, "data", "an image with more is scaled down first")
+
+    model: str | None = knob(None, "model", "hub name, folder, or 'tiny'")
+    freeze_vision: bool = knob(True, "model", "no gradient for the vision tower")
+    base_steps: int = knob(1200, "model", "tiny: length of its base stage")
+    base_format_rate: float = knob(0.0, "model", "tiny: how often the base stage shows the format")
+    base_seed: int = knob(0, "model", "tiny: seed of its weights and base stage")
+    gradient_checkpointing: bool = knob(False, "model", "recompute activations: slower, smaller")
+
+    method: str = knob("dyme", "method", "what decides between memorising and exploring", METHODS)
+    num_generations: int = knob(8, "method", "G: responses to a prompt")
+    max_completion_length: int | None = knob(None, "method", "most tokens of a response")
+    temperature: float = knob(1.0, "method", "of sampling")
+    memorize_weight: str = knob("group", "method", "weight of a memorised group", ("group", "one", "cosine"))
+    refiner: str = knob("local", "method", "who writes the memorised trace; off: the data's own", ("local", "off"))
+    reward_weights: list[float] | None = knob(None, "method", "of format, accuracy, thinking")
+    train_tolerance: float = knob(0.0, "method", "relative error that counts as a right answer in training")
+    loss_type: str = knob("grpo", "method", "what a token weighs", ("grpo", "bnpo", "dr_grpo", "dapo"))
+    scale_rewards: bool = knob(True, "method", "divide advantages by the group's standard deviation")
+    epsilon_low: float = knob(0.2, "method", "clipping of the ratio from below")
+    epsilon_high: float = knob(0.2, "method", "clipping of the ratio from above")
+    beta: float = knob(0.0, "method", "KL to the starting model, which is then kept in memory")
+
+    max_steps: int | None = knob(None, "optimisation", "updates; default: num_train_epochs' worth")
+    num_train_epochs: float | None = knob(None, "optimisation", "passes over the training data, without max_steps")
+    prompts_per_step: int | None = knob(None, "optimisation", "P, over all processes")
+    learning_rate: float | None = knob(None, "optimisation", "peak")
+    lr_schedule: str = knob("linear", "optimisation", "decay", ("linear", "cosine", "constant"))
+    warmup_steps: int = knob(0, "optimisation", "updates until the peak")
+    weight_decay: float = knob(0.01, "optimisation", "AdamW's")
+    max_grad_norm: float = knob(1.0, "optimisation", "gradient clipping")
+    optim: str | None = knob(None, "optimisation", "default: adamw_bf16 for bf16", ("adamw_bf16", "adamw"))
+    dtype: str | None = knob(None, "optimisation", "weights; default: bf16 on CUDA, fp32 else", ("fp32", "bf16"))
+    micro_batch_prompts: int | None = knob(None, "optimisation", "groups in one packed forward")
+    head_chunk_tokens: int = knob(256, "optimisation", "completion tokens whose logits exist at a time")
+    seed: int = knob(0, "optimisation", "of sampling and of the order of examples")
+    num_threads: int = knob(0, "optimisation", "CPU threads; 0: torch's choice")
+
+    output_dir: str | None = knob(None, "output", "default: out/<dataset>-<method>")
+    save_steps: int | None = knob(None, "output", "a checkpoint every so many; default: at the end")
+    eval_steps: int | None = knob(None, "output", "evaluate on eval_split every so many; default: a quarter of the run")
+    save_total_limit: int = knob(2, "output", "checkpoints kept besides the best one")
+    log_groups_every: int = knob(25, "output", "log a few groups for report.py every so many steps; 0: never")
+    resume: str | None = knob(None, "output", "go on from the last complete checkpoint of output_dir, or from the given one")
+    overwrite: bool = knob(False, "output", "start over where output_dir holds a run")
+    max_bad_steps: int = knob(5, "output", "stop after so many steps in a row with a gradient that isn't finite")
+    eval_base: bool | None = knob(None, "output", "evaluate the starting model on final_splits too; default: tiny only")
+
+
+DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparameters (method notes in README)
+    "charts": dict(
+        model="tiny",
+        max_completion_length=48,
+        reward_weights=[0.5, 1.0, 0.5],  # ours: a tiny model's right answer must outweigh fluent wrong thinking
+        max_steps=200,
+        prompts_per_step=16,
+        learning_rate=1e-3,
+        micro_batch_prompts=16,
+    ),
+    "gsm8k": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", num_train_epochs=1),
+    "*": dict(
+        model="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        max_completion_length=300,
+        reward_weights=[1.0, 1.0, 1.0],
+        prompts_per_step=32,
+        learning_rate=1e-5,
+        micro_batch_prompts=1,
+        num_train_epochs=10,
+    ),
+}
+
+
+def parse(argv: list[str]) -> Config:
+    """The command line as a Config. Unknown flags and wrong types end with argparse's own one-line message."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Train a small vision-language model to think.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    groups = {}
+    for knob_field in fields(Config):
+        name, metadata = knob_field.name, knob_field.metadata
+        default = knob_field.default_factory() if knob_field.default is MISSING else knob_field.default
+        group = groups.setdefault(metadata["group"], parser.add_argument_group(metadata["group"]))
+        options = {"default": default, "help": metadata["help"]}
+        kind = str(knob_field.type)
+        if "bool" in kind:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = next((t for t in (float, int) if t.__name__ in kind), str)
+            options["choices"] = metadata["choices"]
+            if "list" in kind:
+                options["nargs"] = "*"
+            if name == "resume":
+                options.update(nargs="?", const="last")
+        group.add_argument(f"--{name}", **options)
+    return resolve(Config(**vars(parser.parse_args(argv))))
+
+
+def resolve(config: Config) -> Config:
+    """Fill every None that DEFAULTS knows, and check what can be checked before anything is loaded."""
+    defaults = {**DEFAULTS["*"], **DEFAULTS.get(config.dataset, {})}
+    for name, value in defaults.items():
+        if hasattr(config, name) and getattr(config, name) is None:
+            setattr(config, name, value)
+    stem = Path(config.dataset).stem
+    config.output_dir = config.output_dir or f"out/{stem}-{config.method}"
+    checks = [
+        (config.num_generations >= 2, "--num_generations: at least 2, a group compares with itself"),
+        (config.prompts_per_step >= 1, "--prompts_per_step: at least 1"),
+        (config.max_completion_length >= 1, "--max_completion_length: at least 1"),
+        (config.max_steps is None or config.max_steps >= 1, "--max_steps: at least 1"),
+        (config.temperature > 0, "--temperature: must be above 0 to sample different responses"),
+        (config.learning_rate > 0, "--learning_rate: must be above 0"),
+        (len(config.reward_weights) == 3, "--reward_weights: three numbers, for format, accuracy, thinking"),
+    ]
+    for fine, message in checks:
+        if not fine:
+            raise InputError(message)
+    return config
