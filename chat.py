@@ -1,8 +1,8 @@
 """A chat model behind a server: one question, one reply, whatever the network does.
 
 A client of the OpenAI-compatible /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, public
-APIs) on the standard library: bounded retries, a cache on disk, a thread pool; a server that stays dead
-is left alone but for a probe now and then. judge.py asks its questions through it.
+APIs) on the standard library: bounded retries, a cache on disk, a thread pool; a server that stays
+dead is left alone but for a probe now and then. judge.py asks its questions through it.
 
 The key comes from DYME_JUDGE_KEY, for api.openai.com also from OPENAI_API_KEY; it is read at each
 call, sent to no redirect's target, and kept nowhere. Left out: streaming, tools, images.
@@ -197,7 +197,7 @@ def post(chat, body):
 
 
 def read_body(answer, deadline):
-    """All bytes of a reply; TimeoutError past the deadline (a socket's starts anew at each byte)."""
+    """A reply's bytes; TimeoutError past the deadline (a socket's starts anew at each byte)."""
     raw = b""
     while chunk := answer.read1(65536):
         raw += chunk

@@ -14,7 +14,8 @@ import re
 import torch
 
 import charts
-from claims import claimed_facts, mentioned_facts, read_value
+from claims import claimed_facts, mentioned_facts
+from mentions import read_value, words
 
 # ---- the answer -------------------------------------------------------------------------------------
 
@@ -161,30 +162,125 @@ def score(responses, example, *, truncated=None, reward_weights=(1, 1, 1), toler
     return rewards
 
 
-# ---- the visual refiner -------------------------------------------------------------------------------
+# ---- the visual refiner -------------------------------------------------------------------------
+
+LONGEST = 500  # characters of an observation; a trace has to fit into a completion
+HIGHEST = words("highest most largest maximum max biggest greatest top")
+LOWEST = words("lowest least smallest minimum min fewest bottom")
+MORE = words("more higher greater larger above exceed exceeds")
+LESS = words("less lower fewer smaller below")
+SUM = words("sum total combined together add added adding")
+MEAN = words("average mean")
+RATIO = words("ratio times divide divided quotient")
+DIFFERENCE = words("difference gap differ subtract minus")
+# Not the highest value alone is asked for.
+BESIDES = SUM | MEAN | RATIO | DIFFERENCE | words("second third median")
+
 
 def refine(example):
     """The thinking that a group memorises, written from facts, question and answer; no answer line.
 
-    Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else those
-    it mentions, else all), what is done with them where the numbers show it, and the answer. The embedded
-    charts have a trace of this kind already, in the words that the tiny tokenizer knows: theirs is used.
+    Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else
+    those it mentions, else all when that isn't too long, else those that show the answer), what is
+    done with them where the numbers show it, and the answer. The embedded charts' items get the text
+    of their own writer, with the true facts: the tiny model's words.
     """
     kind = example.task.split("-")[0]
     if example.id.startswith("charts-") and kind in charts.GOALS and example.needed:
         return charts.write_trace(kind, example.needed, example.answer)
     facts = tuple((str(name), str(value)) for name, value in example.needed or example.facts)
     if not example.needed:
-        facts = mentioned_facts(example.question, facts) or facts
+        facts = tuple(mentioned_facts(example.question, facts)) or facts
     answer = clean_answer(example.answer)
+    goal, reasoning = derive(example.question, facts, answer)
     observed = "; ".join(f"{name}: {value}" for name, value in facts)
-    reasoning = derive(example.question, facts, answer)
-    parts = [f"Goal: answer the question from the chart: {example.question.strip()}"]
-    parts += [f"Observation: {observed}."] if facts else []
+    if len(observed) > LONGEST:
+        observed = "; ".join(f"{name}: {value}" for name, value in facts if shows((name, value), answer))
+    parts = [f"Goal: {goal}."]
+    parts += [f"Observation: {observed}."] if 0 < len(observed) <= LONGEST else []
     parts += [f"Reasoning: {reasoning}."] if reasoning else []
-    return "\n".join(parts + [f"Conclusion: it is {answer}."])
+    return "\n".join(parts + [f"Conclusion: the result is {answer}."])
+
+
+def shows(fact, answer):
+    """Whether the answer is this fact's value, or its name or the row or column in it."""
+    name, value, answer = fact[0].casefold(), read_value(fact[1]), answer.casefold()
+    if value is not None and value == read_value(answer) or name == answer:
+        return True
+    return bool(answer) and (name.startswith(answer + " ") or name.endswith(" " + answer))
 
 
 def derive(question, facts, answer):
-    """What is done with the facts to reach the answer, as a clause; "" where the numbers don't show it."""
-    return ""
+    """The goal, and what is done with the facts to reach the answer, "" where the numbers don't show it.
+
+    An operation is stated only if its result is the answer to the digits given, and the question's
+    words ask for it; the sum or difference of two facts needs no word.
+    """
+    nothing = ("read what the chart shows", "")
+    asked = set(re.findall("[a-z]+", question.casefold()))
+    values = [read_value(value) for _, value in facts]
+    if not values or None in values:
+        return nothing
+    if len(values) == 1 and values[0] == read_value(answer):
+        return f"find {facts[0][0]}", f"{facts[0][0]} is {answer}"
+    found = find_extreme(facts, values, asked, answer)
+    found = found or find_relation(question, facts, values, asked, answer)
+    return found or find_result(facts, values, asked, answer) or nothing
+
+
+def find_extreme(facts, values, asked, answer):
+    """The highest or lowest value, or the name that has it, as (goal, reasoning); else None."""
+    two = len(facts) == 2
+    sides = (
+        ("highest", max(values), HIGHEST | MORE if two else HIGHEST),
+        ("lowest", min(values), LOWEST | LESS if two else LOWEST),
+    )
+    for place, value, asking in sides:
+        best = [fact for fact in facts if read_value(fact[1]) == value]
+        if not asked & asking or asked & BESIDES or not shows(best[0], answer):
+            continue
+        if value == read_value(answer):
+            return f"find the {place} value", f"the {place} value is {answer}"
+        if len(best) == 1:
+            return f"find the {place}", f"the {place} value is {best[0][1]}, so it is {answer}"
+    return None
+
+
+def find_relation(question, facts, values, asked, answer):
+    """Yes or no to whether the first name of the question has more (less) than the second; else None."""
+    if len(facts) != 2 or bool(asked & MORE) == bool(asked & LESS):
+        return None
+    places = [question.casefold().find(name.casefold()) for name, _ in facts]
+    if -1 in places:
+        return None
+    first, second = (0, 1) if places[0] < places[1] else (1, 0)
+    difference = values[first] - values[second]
+    holds = difference > 0 if asked & MORE else difference < 0
+    if answer.casefold() != ("yes" if holds else "no"):
+        return None
+    relation = "more than" if difference > 0 else "less than" if difference < 0 else "equal to"
+    return "compare the two", f"{facts[first][1]} is {relation} {facts[second][1]}, so {answer}"
+
+
+def find_result(facts, values, asked, answer):
+    """The sum, mean, ratio or difference that is the answer, as (goal, reasoning); else None."""
+    result, written = read_value(answer), [value for _, value in facts]
+    if result is None or len(values) < 2:
+        return None
+    rounding = 0.5 * 10.0 ** -min(len(answer.rstrip("%").partition(".")[2]), 9) * (1 + 1e-9)
+    two = len(values) == 2 and result not in values
+    low, high = values.index(min(values)), values.index(max(values))
+    total = " + ".join(written)
+    candidates = [
+        ("average", asked & MEAN, sum(values) / len(values), f"({total}) / {len(values)}"),
+        ("sum", asked & SUM or two, sum(values), total),
+        ("difference", asked & DIFFERENCE or two, values[high] - values[low],
+         f"{written[high]} - {written[low]}"),
+    ]
+    for over, under in ((0, 1), (1, 0)) if asked & RATIO and len(values) == 2 else ():
+        quotient = values[over] / values[under] if values[under] else math.inf
+        candidates.append(("ratio", True, quotient, f"{written[over]} / {written[under]}"))
+    for name, wanted, value, how in candidates:
+        if wanted and abs(value - result) <= rounding:
+            return f"find the {name}", f"{how} = {answer}"
+    return None

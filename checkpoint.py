@@ -375,8 +375,8 @@ def lost_peers():
         raise
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
-        text = "another process of this job ended or doesn't answer; read its message, then --resume"
-        print(f"error: {text} ({reason})", file=sys.stderr)
+        text = "another process of this job ended or doesn't answer; see what it said, then"
+        print(f"error: {text} --resume ({reason})", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # an orderly exit would wait for, or abort in, what is left of the connection

@@ -113,3 +113,11 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 1 <= k <= samples:
         raise ValueError(f"pass_at_k: k = {k} needs at least as many samples, there are {samples}")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from compare import main  # here, since it runs train.py, which imports this file
+
+    main(sys.argv[1:])

@@ -3,14 +3,16 @@ Model families: what differs between them, in one table, and the one way to load
 
 A vision-language model is, to this project: `model.model` (vision tower + language model, one forward), `lm_head`, a chat
 template, an image processor and a tokenizer. Everything else is a row of FAMILIES. To add a family: add its row, then
-its line to test_models.py, which takes it through encoding, rollout, packed log-probs, a DyME step, saving and reloading.
+its rows to test_models.py, which takes it through encoding, rollout, packed log-probs, a DyME step, saving and reloading.
 
 Torchvision is not needed: the processor is put together from the Pillow image processor and the tokenizer, without the
 video half. Left out: video, several images, quantised weights, models larger than one device.
 """
 
 import os
+import re
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 import transformers
@@ -25,19 +27,22 @@ transformers.utils.logging.disable_progress_bar()
 class Family:
     processor: str  # transformers' processor class
     vision: str  # where the vision tower sits in model.model
-    placeholders: tuple = ("image_token_id", "video_token_id")  # ids in the config that a response can't contain
+    projector: tuple = ()  # what of it is the projector, where that isn't a module of its own
+    image_tokens: str = "<image>|<video>"  # the tokens, as a pattern, that stand for an image or frame it
 
 
-QWEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+IDEFICS3_TOKENS = "<image>|<fake_token_around_image>|<global-img>|<row_[0-9]_col_[0-9]>"
+QWEN_TOKENS = "<.(vision_start|vision_end|vision_pad|image_pad|video_pad).>"
+INTERNVL_TOKENS = "<IMG_CONTEXT>|<img>|</img>|<video>"
 FAMILIES = {  # by the config's model_type
     "llava_onevision": Family("LlavaOnevisionProcessor", "vision_tower"),
-    "idefics3": Family("Idefics3Processor", "vision_model", ("image_token_id",)),
+    "idefics3": Family("Idefics3Processor", "vision_model", image_tokens=IDEFICS3_TOKENS),
     # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
-    "smolvlm": Family("Idefics3Processor", "vision_model", ("image_token_id",)),
-    "qwen2_vl": Family("Qwen2VLProcessor", "visual", QWEN_IDS),
-    "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "visual", QWEN_IDS),
-    "qwen3_vl": Family("Qwen3VLProcessor", "visual", QWEN_IDS),
-    "internvl": Family("InternVLProcessor", "vision_tower", ("image_token_id",)),
+    "smolvlm": Family("Idefics3Processor", "vision_model", image_tokens=IDEFICS3_TOKENS),
+    "qwen2_vl": Family("Qwen2VLProcessor", "visual", ("merger",), QWEN_TOKENS),
+    "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "visual", ("merger",), QWEN_TOKENS),
+    "qwen3_vl": Family("Qwen3VLProcessor", "visual", ("merger", "deepstack_merger_list"), QWEN_TOKENS),
+    "internvl": Family("InternVLProcessor", "vision_tower", image_tokens=INTERNVL_TOKENS),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
 
@@ -58,7 +63,7 @@ def load_vlm(
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except Exception as error:  # transformers raises OSError, ValueError, hub errors: all mean "can't read it"
-        raise InputError(f"--model {name_or_path}: {first_line(error)}; give a hub name or a folder with config.json") from None
+        raise InputError(f"--model {name_or_path}: {one_line(error)}; give a hub name or a folder with config.json") from None
     family = FAMILIES.get(config.model_type)
     if family is None and config.model_type not in TEXT_FAMILIES:
         known = ", ".join([*FAMILIES, *TEXT_FAMILIES])
@@ -66,6 +71,9 @@ def load_vlm(
             f"--model {name_or_path}: model_type {config.model_type!r} is not supported; supported: {known}; "
             f"to add it, give it a row in families.py's FAMILIES"
         )
+    kinds = getattr(config.get_text_config(), "layer_types", None) or []
+    if set(kinds) - {"full_attention"}:
+        raise InputError(f"--model {name_or_path}: has layers of {sorted(set(kinds))}; only full_attention is supported")
     try:
         processor = load_processor(name_or_path, family)
         auto_class = AutoModelForCausalLM if family is None else AutoModelForImageTextToText
@@ -73,21 +81,54 @@ def load_vlm(
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"--model {name_or_path}: {first_line(error)}") from None
-    return prepare(model.to(device), freeze_vision), processor
+        raise InputError(f"--model {name_or_path}: {one_line(error)}") from None
+    return prepare(model.to(device), freeze_vision, getattr(processor, "tokenizer", processor)), processor
 
 
-def prepare(model, freeze_vision: bool = True):
-    """Freeze the vision tower (or not), and note on the model the ids that a response can't contain."""
+def prepare(model, freeze_vision: bool = True, tokenizer=None):
+    """
+    Freeze the vision tower (or not), and note on the model the ids that a response can't contain.
+
+    Those are the placeholders in the config, which a forward would take for an image that isn't there, and, with the
+    tokenizer given, every token of the family's that belongs to an image: outside one it means nothing.
+    """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
     model.forbidden_ids = []
     if family is not None:
-        getattr(model.model, family.vision).requires_grad_(not freeze_vision)
-        ids = [getattr(model.config, name, None) for name in family.placeholders]
-        model.forbidden_ids = sorted({i for i in ids if i is not None})
+        tower = getattr(model.model, family.vision)
+        tower.requires_grad_(not freeze_vision)
+        for name in family.projector:
+            getattr(tower, name).requires_grad_(True)
+        ids = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")} - {None}
+        added = {} if tokenizer is None else tokenizer.get_added_vocab()
+        ids |= {i for token, i in added.items() if re.fullmatch(family.image_tokens, token)}
+        model.forbidden_ids = sorted(ids)
+        take_features(model)
     # no dropout anywhere in the method: sampling and scoring must see the same policy
     return model.eval()
+
+
+def take_features(model) -> None:
+    """
+    Let model.model(pixel_values=) be given the tower's output in place of pixels, so that the tower runs only once.
+
+    transformers has an argument of its own for that since 5.20 or so; older versions swallow it and see no image.
+    """
+
+    def get_image_features(self, pixel_values, *args, **kwargs):
+        if hasattr(pixel_values, "pooler_output"):
+            return pixel_values
+        return type(self).get_image_features(self, pixel_values, *args, **kwargs)
+
+    model.model.get_image_features = MethodType(get_image_features, model.model)
+
+
+def checkpoint_activations(model) -> None:
+    """Recompute the layers' activations in the backward pass instead of keeping them, in model.train() mode."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # it also makes every embedding's output require a gradient: a frozen tower would keep its whole graph
+    model.disable_input_require_grads()
 
 
 def load_processor(name_or_path: str, family: Family | None):
@@ -101,14 +142,27 @@ def load_processor(name_or_path: str, family: Family | None):
         settings, _ = processor_class.get_processor_dict(name_or_path)
         for key in ("processor_class", "image_processor", "video_processor", "tokenizer", "auto_map"):
             settings.pop(key, None)
-        settings.setdefault("chat_template", tokenizer.chat_template)
+        settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
         processor = processor_class(image_processor=image_processor, tokenizer=tokenizer, **settings)
     if processor.chat_template is None:
         raise InputError(
             f"--model {name_or_path}: has no chat template, so no prompt can be written; "
             f"use an instruction-tuned model, or put a chat_template.jinja beside its config.json"
         )
+    # a response ends as the template ends a turn, which isn't always the tokenizer's end token (Idefics3, base models)
+    tokenizer.eos_token = end_of_turn(processor, tokenizer) or tokenizer.eos_token
+    if tokenizer.eos_token is None:
+        raise InputError(f"--model {name_or_path}: neither its chat template nor its tokenizer has an end token")
     return processor
+
+
+def end_of_turn(processor, tokenizer) -> str | None:
+    """The special token that follows the assistant's words in the chat template, or None."""
+    said = "ANSWER"
+    content = said if processor is tokenizer else [{"type": "text", "text": said}]
+    messages = [{"role": role, "content": content} for role in ("user", "assistant")]
+    after = processor.apply_chat_template(messages, tokenize=False).rpartition(said)[2].lstrip()
+    return max((token for token in tokenizer.get_added_vocab() if after.startswith(token)), key=len, default=None)
 
 
 def without_video(processor_class):
@@ -129,7 +183,9 @@ def parameter_counts(model) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in model.parameters()) - trainable
 
 
-def first_line(error: Exception) -> str:
-    """An exception in one line that says what kind it is."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
+def one_line(error: Exception) -> str:
+    """An exception in one line: its kind, the beginning of what it says, and what it wants installed, if anything."""
+    text = " ".join(str(error).split())
+    install = re.search(r"pip install [\w.\[\]-]*\w", text)
+    command = f"pip install {error.name}" if isinstance(error, ModuleNotFoundError) else install and install[0]
+    return f"{type(error).__name__}: {text[:300]}" + (f"; {command}" if command and command not in text[:300] else "")

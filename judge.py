@@ -1,8 +1,8 @@
 """The judge: a language model that scores thinking and writes the memorised targets.
 
 "Full" DyME (arXiv 2506.23061, visual checker and visual refiner) asks a language model, through
-chat.py, where "pure" DyME asks the rules of checker.py. It reads the facts, never the image. The calls
-run beside decoding and updates; what the judge doesn't answer, the local checker and refiner do.
+chat.py, where "pure" DyME asks the rules of checker.py. It reads the facts, never the image. Calls run
+beside decoding and updates; what the judge doesn't answer, the local checker and refiner do.
 
 Left out: a judge on the training's own GPU. Targets written ahead of training, for "pure" DyME:
 
@@ -356,8 +356,8 @@ def refine_all(judge, examples, path, parallel=8):
     """Appends {"id", "question", "answer", "trace", "source"} of every example to a .jsonl.
 
     In the order of the data; source is "llm", or "local" where the judge's trace was no good or
-    there is no judge (None). What the file has already is skipped. A call that failed leaves its example
-    out, for the same command to do. Raises InputError then, and for a file of another kind.
+    there is no judge (None). What the file has already is skipped. A failed call leaves its example out,
+    for the same command to do. Raises InputError then, and for a file of another kind.
     """
     done = read_done(path)
     sources, errors = collections.Counter(), []

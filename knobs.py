@@ -64,6 +64,8 @@ class Config:
     lr_schedule: str = knob("linear", "optimisation", "decay", ("linear", "cosine", "constant"))
     warmup_steps: int = knob(0, "optimisation", "updates until the peak")
     weight_decay: float = knob(0.01, "optimisation", "AdamW's")
+    adam_beta1: float = knob(0.9, "optimisation", "AdamW's memory of the gradient")
+    adam_beta2: float | None = knob(None, "optimisation", "AdamW's memory of its square")
     max_grad_norm: float = knob(1.0, "optimisation", "gradient clipping")
     optim: str | None = knob(None, "optimisation", "default: adamw_bf16 for bf16", ("adamw_bf16", "adamw"))
     dtype: str | None = knob(None, "optimisation", "weights; default: bf16 on CUDA, fp32 else", ("fp32", "bf16"))
@@ -74,7 +76,7 @@ class Config:
 
     output_dir: str | None = knob(None, "output", "default: out/<dataset>-<method>")
     save_steps: int | None = knob(None, "output", "a checkpoint every so many; default: at the end")
-    eval_steps: int | None = knob(None, "output", "evaluate on eval_split every so many; default: a quarter of the run")
+    eval_steps: int | None = knob(None, "output", "evaluate on eval_split every so many; default: ten times a run")
     save_total_limit: int = knob(2, "output", "checkpoints kept besides the best one")
     log_groups_every: int = knob(25, "output", "log a few groups for report.py every so many steps; 0: never")
     resume: str | None = knob(None, "output", "go on from the last complete checkpoint of output_dir, or from the given one")
@@ -91,6 +93,7 @@ DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparame
         max_steps=200,
         prompts_per_step=16,
         learning_rate=1e-3,
+        adam_beta2=0.99,  # 200 updates are too few for 0.999 to forget the first, large gradients
         micro_batch_prompts=16,
     ),
     "gsm8k": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", num_train_epochs=1),
@@ -100,6 +103,7 @@ DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparame
         reward_weights=[1.0, 1.0, 1.0],
         prompts_per_step=32,
         learning_rate=1e-5,
+        adam_beta2=0.999,
         micro_batch_prompts=1,
         num_train_epochs=10,
     ),

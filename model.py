@@ -82,7 +82,8 @@ def prompt_to(prompt: Prompt, device) -> Prompt:
 
 def image_features(model, prompt: Prompt):
     """
-    The vision tower and projector on one prompt's image, in the form that model.model(mm_encoder_outputs=) takes.
+    The vision tower and projector on one prompt's image, in the form that model.model(pixel_values=) takes instead of
+    pixels (see families.take_features).
 
     With a frozen tower the graph kept is the projector's alone, so that one call serves rollout and update.
     Returns None for a prompt without an image.
@@ -170,7 +171,7 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     }
     features = row_features(model, prompts)
     if features is not None:
-        inputs["mm_encoder_outputs"] = {"image": features}
+        inputs["pixel_values"] = features
     return inputs, torch.tensor(predictors, device=device)
 
 

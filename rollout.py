@@ -12,15 +12,17 @@ neither batching nor the number of processes changes what is sampled (DyME, sect
 Left out: continuous batching, speculative decoding, a separate inference engine with its copy of the weights.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from model import Prompt, forbid, get_tokenizer, language_attention, pack, prompt_positions
 
 PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
+BUCKET = 128  # with compile, prompt lengths are padded to a multiple, so that few shapes are compiled
 
 
 @dataclass
@@ -93,12 +95,14 @@ def rollout(
     *,
     prompt_indices: list[int] | None = None,
     on_response=None,
+    compile: bool = False,
 ) -> list[list[Response]]:
     """
     G = num_generations responses of at most max_completion_length tokens to each of P prompts: lists (P) of lists (G).
 
     temperature 0 is greedy. prompt_indices: the prompts' places within the whole step, when several processes share it
     (default 0 .. P-1). on_response(p, g, response), if given, is called as soon as a response has ended.
+    compile: run torch.compile's version of the decode step, on caches of fixed size; rows then stay to the end.
     """
     tokenizer = get_tokenizer(processor)
     end_id = tokenizer.eos_token_id
@@ -118,12 +122,15 @@ def rollout(
             on_response(p, g, responses[p][g])
 
     with torch.no_grad():
-        prompt_cache, logits, position = prefill(model, prompts)
+        prompt_cache, logits, position = prefill(model, prompts, BUCKET if compile else 1)
         logits = logits.repeat_interleave(num_generations, dim=0)  # (P * G, V)
         position = position.repeat_interleave(num_generations, dim=0)  # (P * G, A): of the next token
         rows = torch.arange(len(sampled), device=device)  # which response each live row is
         done = torch.zeros(len(sampled), dtype=torch.bool)
-        suffix = DynamicCache(config=model.config.get_text_config())
+        config = model.config.get_text_config()
+        suffix = StaticCache(config=config, max_cache_len=max_completion_length) if compile else DynamicCache(config=config)
+        step_function = compiled_decode_step() if compile else decode_step
+        slots = torch.arange(max_completion_length, device=device)
         with language_attention(model, "decode"):
             for t in range(max_completion_length):
                 tokens = sample(logits, uniforms[rows, t], temperature)  # (N,)
@@ -135,14 +142,20 @@ def rollout(
                             finish(row, truncated=token != end_id)
                 if done.all():
                     break
-                keep_prompts, keep = compact(done[rows.cpu()], prompt_cache.bias.shape[0])
+                keep_prompts, keep = None, None
+                if not compile:
+                    keep_prompts, keep = compact(done[rows.cpu()], prompt_cache.bias.shape[0])
                 if keep is not None:
                     rows, tokens, position = rows[keep], tokens[keep], position[keep]
                     if t > 0:
                         suffix.batch_select_indices(keep.to(device))
                     if len(keep_prompts) < prompt_cache.bias.shape[0]:
                         prompt_cache = prompt_cache.select(keep_prompts.to(device))
-                logits = decode_step(model, tokens, position, suffix, prompt_cache)
+                suffix_bias = None
+                if compile:  # a static cache's slots after t are still empty
+                    suffix_bias = torch.zeros_like(slots, dtype=prompt_cache.bias.dtype)
+                    suffix_bias.masked_fill_(slots > t, torch.finfo(suffix_bias.dtype).min)
+                logits = step_function(model, tokens, position, suffix, prompt_cache, suffix_bias)
                 position = position + 1
     return responses
 
@@ -163,9 +176,9 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> 
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
-def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, torch.Tensor]:
+def prefill(model, prompts: list[Prompt], multiple: int = 1) -> tuple[PromptCache, torch.Tensor, torch.Tensor]:
     """
-    Each prompt through the model once, several in one packed row.
+    Each prompt through the model once, several in one packed row; the cache's length is a multiple of `multiple`.
 
     Returns the prompt cache, the logits (P, V) after each prompt, and the positions (P, A) of its first response token.
     """
@@ -187,7 +200,7 @@ def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, to
         values.append([layer.values.split(row_lengths, dim=2) for layer in cache.layers])
         start = end
 
-    longest = max(lengths)
+    longest = -(-max(lengths) // multiple) * multiple
 
     def padded(parts, layer):  # (P, K, L, D)
         split = [prompt[0] for row in parts for prompt in row[layer]]  # each (K, length, D)
@@ -204,8 +217,8 @@ def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, to
     return PromptCache(cache_keys, cache_values, bias), torch.cat(logits), first[:, None].expand(-1, axes)
 
 
-def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
-    """tokens (N,) at position (N, A) -> the logits (N, V) of the next ones; `suffix` grows by one slot."""
+def decode_step(model, tokens, position, suffix, prompt_cache, suffix_bias=None) -> torch.Tensor:
+    """tokens (N,) at position (N, A) -> the logits (N, V) of the next ones; `suffix` takes one slot more."""
     axes = position.shape[1]
     position_ids = position if axes == 1 else position.T[..., None]  # (N, 1) or (3, N, 1)
     hidden = model.model(
@@ -214,8 +227,15 @@ def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
         past_key_values=suffix,
         use_cache=True,
         prompt_cache=prompt_cache,
+        suffix_bias=suffix_bias,
     ).last_hidden_state  # (N, 1, width)
     return forbid(model, model.get_output_embeddings()(hidden[:, -1]))
+
+
+@functools.cache
+def compiled_decode_step():
+    """decode_step as one compiled graph; compiled anew for each new shape."""
+    return torch.compile(decode_step, dynamic=False)
 
 
 def compact(done: torch.Tensor, prompts: int):

@@ -1,6 +1,7 @@
 """The method's properties, each named after what it shows. The tiny model, seconds in all, no network."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import charts
 import dyme
 import model as model_file
+import rollout as rollout_file
 from checker import score
 from data import Example
 from dyme import EXPLORE, MEMORIZE, SKIP, Group, build_groups, packed_update, switch, target_ids
@@ -324,6 +326,14 @@ def test_rollouts_of_one_prompt_differ_and_do_not_change_with_batching(vlm, prom
     assert [r.token_ids for r in alone[0]] == [r.token_ids for r in together[2][:3]]
     another_step = rollout(model, processor, prompts[2:3], 3, 16, seed=1, step=6, prompt_indices=[2])
     assert [r.token_ids for r in another_step[0]] != [r.token_ids for r in alone[0]]
+
+
+def test_compiled_decoding_gives_the_same_tokens(vlm, prompts, monkeypatch):
+    compiler = functools.partial(torch.compile, backend="aot_eager")  # the same graph without minutes of C++
+    monkeypatch.setattr(rollout_file, "compiled_decode_step", lambda: compiler(rollout_file.decode_step, dynamic=False))
+    plain = rollout(*vlm, prompts[:2], 3, 8, seed=2)
+    compiled = rollout(*vlm, prompts[:2], 3, 8, seed=2, compile=True)
+    assert [[r.token_ids for r in group] for group in compiled] == [[r.token_ids for r in group] for group in plain]
 
 
 def test_sampled_frequencies_are_the_models_probabilities(vlm, prompts):

@@ -101,6 +101,8 @@ def drip(handler):
         handler.wfile.write(b" ")
         handler.wfile.flush()
         time.sleep(0.05)
+    choice = {"message": {"content": "low"}}  # too late
+    handler.wfile.write(json.dumps({"choices": [choice]}).encode())
 
 
 FAULTS = {
@@ -266,7 +268,7 @@ def test_the_key_reaches_the_server_and_nothing_else(server, connect, monkeypatc
     assert "HTTP 401" in output and "secret-key-1" not in output + repr(judge)
 
 
-def test_a_key_follows_no_redirect_and_a_public_one_stays_with_its_host(server, connect, monkeypatch):
+def test_a_key_follows_no_redirect_nor_leaves_its_host(server, connect, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "public")
     assert chat.api_key("https://api.openai.com/v1") == "public" and chat.api_key(server.url) == ""
     monkeypatch.setenv("DYME_JUDGE_KEY", "mine")

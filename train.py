@@ -144,7 +144,7 @@ def finish_config(config: Config, model, examples: int) -> None:
     """The knobs that depend on the model or on the number of training examples."""
     if config.max_steps is None:
         config.max_steps = max(1, int(config.num_train_epochs * examples / config.prompts_per_step))
-    config.eval_steps = config.eval_steps or max(1, config.max_steps // 4)
+    config.eval_steps = config.eval_steps or max(1, config.max_steps // 10)
     config.save_steps = config.save_steps or config.max_steps
     config.eval_base = config.model == "tiny" if config.eval_base is None else config.eval_base
     if config.optim is None:
@@ -166,7 +166,10 @@ def train(config: Config, ranks: checkpoint.Ranks) -> dict:
     ref_model = None
     if config.beta > 0:
         ref_model = load_model(config, ranks.device)[0].requires_grad_(False)
-    optimizer = build_optimizer(model, config.optim, config.learning_rate, config.weight_decay, seed=config.seed)
+    betas = (config.adam_beta1, config.adam_beta2)
+    optimizer = build_optimizer(
+        model, config.optim, config.learning_rate, config.weight_decay, betas, seed=config.seed
+    )
     log.say("{}: {:,} parameters train, {:,} are frozen".format(config.model, *parameter_counts(model)))
     log.say(f"{len(data)} training examples, {config.max_steps} steps of {config.prompts_per_step} prompts")
 
