@@ -15,6 +15,7 @@ Left out: quality (evaluate.py), several GPUs, engines that hold a second copy o
 
 import argparse
 import copy
+import importlib.util
 import json
 import resource
 import statistics
@@ -33,7 +34,7 @@ from transformers import LlavaOnevisionProcessor, Qwen2VLConfig, Qwen2VLImagePro
 
 import dyme
 from data import Example
-from families import prepare, without_video
+from families import checkpoint_activations, prepare, without_video
 from grpo import group_advantages, grpo_loss
 from model import THINK, completion_logprobs, encode_prompt, image_features, prompt_to, token_logprobs
 from optim import build_optimizer
@@ -145,7 +146,7 @@ def build_case(args, num_generations: int | None = None) -> Case:
     size = SIZES[args.size]
     model, processor = build_model(size, args.device)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        checkpoint_activations(model)
     prompts, width, height = args.prompts or size.prompts, *size.image
     shape = (prompts, num_generations or args.num_generations, args.completion_length or size.completion_length)
     rng = np.random.default_rng(0)
@@ -284,8 +285,9 @@ def step(case: Case, skip: bool = False):
 
 def trl_step(case: Case):
     """A whole step of TRL's GRPOTrainer: one group to a micro-batch, no reference model, the same reward."""
+    import datasets
     import trl
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     # on a CPU TRL's head runs over every position; here as on a GPU, over the completions' alone
     trl.trainer.utils._use_triton = lambda device: True
@@ -324,7 +326,7 @@ def trl_step(case: Case):
         model=copy.deepcopy(case.model),
         reward_funcs=reward,
         args=settings,
-        train_dataset=rows,
+        train_dataset=datasets.Dataset.from_list(rows),
         processing_class=case.processor,
         callbacks=[clock],
     )
@@ -365,11 +367,14 @@ ROWS = [  # what, against what, and their sides
 # measuring
 
 
+CLOCKS = {"clock": time.perf_counter}
+
+
 def now(model) -> float:
     """Seconds on the clock, when the device has finished what it was given."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return CLOCKS["clock"]()
 
 
 def build_side(name: str, args, case: Case | None = None):
@@ -454,7 +459,7 @@ def roofline(case: Case, seconds: dict) -> dict:
     Which share of what the machine can do the decode loop and the update reach.
 
     A decode step must read the language model's weights and all keys and values once: its share is of the bandwidth of a
-    copy. An update must do 6 operations per weight and token (2 for the frozen tower): its share is of a large matmul's rate.
+    copy. An update does 6 operations per weight and token: its share, the frozen tower not counted, is of a matmul's rate.
     """
     model, config = case.model, case.model.config.get_text_config()
     device, cuda = model.device, model.device.type == "cuda"
@@ -481,8 +486,6 @@ def roofline(case: Case, seconds: dict) -> dict:
     # each query sees half of its own sequence and all of its prompt; a product with the keys and one with the values
     seen = sum(length**2 / 2 + tokens * (length + case.completion_length / 2) for length in lengths)
     attention = 4 * config.num_hidden_layers * config.hidden_size * seen
-    tower = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    patches = sum(prompt.images["pixel_values"][..., 0, 0].numel() for prompt in case.prompts) if False else 0
     operations = 6 * body * sum(length + tokens for length in lengths) + 6 * head * tokens * len(lengths) + 3 * attention
     return {
         "bandwidth of a copy, GB/s": bandwidth / 1e9,
@@ -491,3 +494,90 @@ def roofline(case: Case, seconds: dict) -> dict:
         "decode, share of the bandwidth": read / decode / bandwidth,
         "update, share of the arithmetic": operations / seconds["update"] / arithmetic,
     }
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as markdown."""
+    lines = ["| what | s | MB | against | s | MB | time ratio | memory ratio |", "| --- " * 8 + "|"]
+
+    def number(value, digits=1, scale=1.0):
+        return "-" if value is None else f"{value / scale:,.{digits}f}"
+
+    for row in rows:
+        cells = [row["what"], number(row["seconds"], 2), number(row["bytes"], 0, 2**20)]
+        cells += [row["against"], number(row["against_seconds"], 2), number(row["against_bytes"], 0, 2**20)]
+        for kind in ("seconds", "bytes"):
+            ours, theirs = row[kind], row[f"against_{kind}"]
+            cells.append(f"{theirs / ours:.2f}x" if ours and theirs else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def bench(args, argv: list[str]) -> dict:
+    """Everything that was asked for: the case in numbers, exactness, rows, roofline."""
+    case = build_case(args)
+    rows = [row for row in ROWS if not args.rows or row[0].split(",")[0].split()[0].lower() in args.rows]
+    if importlib.util.find_spec("trl") is None:
+        print("bench.py: TRL is not installed, its rows are left off; pip install trl", file=sys.stderr)
+        rows = [row for row in rows if "trl_step" not in row]
+    if len(case.prompts) == 1:
+        rows = [row for row in rows if "dyme_step" not in row]  # half of one group
+    names = list(dict.fromkeys(name for row in rows for name in row[2:]))
+    sizes = {"P": case.prompts[0].input_ids.shape[1], "prompts": len(case.prompts)}
+    sizes.update(G=case.num_generations, C=case.completion_length, dtype=str(case.model.dtype))
+    print(sizes, file=sys.stderr)
+    result = {"size": args.size, **sizes, "device": str(case.model.device), "threads": args.threads}
+    if case.model.dtype == torch.float32:
+        result["exactness"] = exactness(case)
+    seconds = times(names + ["prefill"], args, case)
+    result["all_seconds"] = seconds
+    medians = {name: statistics.median(laps) for name, laps in seconds.items()}
+    if {"rollout", "update"} <= medians.keys():
+        result["roofline"] = roofline(case, medians)
+    sides = [] if args.no_memory else tqdm(names, desc="memory", unit="side")
+    memory = {name: peak_elsewhere(name, argv) for name in sides}
+    result["rows"] = [
+        {
+            "what": what, "seconds": medians.get(ours), "bytes": memory.get(ours),
+            "against": against, "against_seconds": medians.get(theirs), "against_bytes": memory.get(theirs),
+        }
+        for what, against, ours, theirs in rows
+    ]
+    return result
+
+
+def main(argv: list[str]) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time and memory against the usual way.")
+    parser.add_argument("--size", choices=SIZES, default="p700")
+    parser.add_argument("--prompts", type=int, help="prompts to a step; default: the size's")
+    parser.add_argument("--num_generations", type=int, default=8, help="G")
+    parser.add_argument("--completion_length", type=int, help="C, tokens; default: the size's")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each side, of which the median counts")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="on both sides")
+    parser.add_argument("--rows", nargs="*", help="rows that begin so: update rollout grpo dyme")
+    parser.add_argument("--cpu_time", action="store_true", help="time this process's CPU: for a machine that others use")
+    parser.add_argument("--no_memory", action="store_true", help="leave the memory columns empty")
+    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--measure", choices=SIDES, help="print one side's peak memory as JSON, nothing else")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    if args.cpu_time:
+        CLOCKS["clock"] = time.process_time
+    if args.measure:
+        print(json.dumps({"name": args.measure, "bytes": peak(args.measure, args)}))
+        return
+    result = bench(args, argv)
+    print(table(result["rows"]))
+    for title in ("exactness", "roofline"):
+        for name, value in result.get(title, {}).items():
+            print(f"{title}: {name}: {value:.3g}")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

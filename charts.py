@@ -69,11 +69,12 @@ HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": 
 CAPTION = "Describe the chart."
 EXPLAIN = "Explain in your own words."
 CAPTION_QUESTION = "What are the bars"
-BASE_MIX = {"caption": 0.3, "direct": 0.25, "explain": 0.25, "think": 0.1, "text": 0.1}
+BASE_MIX = {"caption": 0.15, "direct": 0.3, "explain": 0.35, "think": 0.1, "text": 0.1}
 # A working with fixed words is copied and not reasoned, so the base stage's words vary.
-OPENERS = ("I see", "there is", "look,", "we have", "first")
+# It has met the words of the required format, as any language model has, but never in that order.
+OPENERS = ("I see", "there is", "look,", "we have", "first", "Observation:")
 JOINERS = (", ", " and ", "; ", ", then ", ", also ")
-LINKS = (", so ", ". hence ", "; then ", ", which means ", " and thus ")
+LINKS = (", so ", ". hence ", "; then ", ", which means ", " and thus ", ". Reasoning: ")
 THEREFORE = ("so", "hence", "thus", "then")
 
 
@@ -170,10 +171,14 @@ def conclude(kind, stated, answer, so="so"):
     return f"{goal} {'are' if kind == 'classification' else 'is'} {answer}"
 
 
-def write_trace(kind, stated, answer):
-    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning."""
+def write_trace(kind, stated, answer, known=None):
+    """
+    The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning.
+
+    known: the facts that the Reasoning clause goes by, where they aren't the ones stated.
+    """
     observed = ", ".join(f"{name} {value}" for name, value in stated)
-    reasoning = conclude(kind, stated, answer)
+    reasoning = conclude(kind, known or stated, answer)
     return f"Goal: {GOALS[kind]}. Observation: {observed}. Reasoning: {reasoning}."
 
 
@@ -196,7 +201,11 @@ def explain(rng, kind, stated, answer):
     text = f"{pick(rng, OPENERS)} {stated[0][0]} {stated[0][1]}"
     for name, value in stated[1:]:
         text += f"{pick(rng, JOINERS)}{name} {value}"
-    return text + pick(rng, LINKS) + conclude(kind, stated, answer, so=pick(rng, THEREFORE))
+    text += pick(rng, LINKS) + conclude(kind, stated, answer, so=pick(rng, THEREFORE))
+    extra = rng.random()
+    if extra < 0.3:
+        return f"Goal: {GOALS[kind]}. {text}"
+    return f"{text}.\nAnswer: {answer}" if extra > 0.7 else text
 
 
 def pick(rng, options):
@@ -243,7 +252,7 @@ def to_example(kind, chart, question, names, answer, noise_rng=None, noise=0.0):
     facts = [(colour, str(value)) for colour, value in chart.bars]
     needed = [(name, dict(facts)[name]) for name in names]
     stated = corrupt(noise_rng, needed, noise) if noise else needed
-    trace = write_trace(kind, stated, answer)
+    trace = write_trace(kind, stated, answer, needed)
     return Example(image=draw(chart), question=question, answer=answer, facts=facts, needed=needed,
                    trace=trace, task=kind)
 
@@ -256,8 +265,8 @@ def load_charts(split, size=None, data_seed=0, trace_noise=0.0, tasks=("chart",)
     "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
     tasks are Curr-ReFT's (arXiv 2503.07065): "chart" (KINDS), "detection" (answer
     "left,top,right,bottom" in pixels, see bar_boxes), "classification" (the colours there).
-    trace_noise is the share of wrong facts in the train split's traces: a misread value goes on
-    into the Reasoning clause, whose result stays true ("7 - 4 = 2"), so it doesn't follow.
+    trace_noise is the share of wrong facts in the Observations of the train split's traces; their
+    Reasoning stays true. Fluent, right in the end, and not about the picture: a pseudo trace.
     InputError for an unknown split or task, or a number out of range.
     """
     if split not in SIZES:

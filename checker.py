@@ -1,11 +1,11 @@
 """Rewards of a response and the visual supervision around them, without a model in the loop.
 
-Answer and format (DyME, arXiv 2506.23061), ChartQA's relaxed accuracy (arXiv 2203.10244), the visual
-checker, which scores how far the thinking states the chart's facts, and the visual refiner, which writes
-the text that a group memorises.
+Answer and format, the visual checker, which scores how far the thinking states the chart's facts, and
+the visual refiner, which writes the text that a group memorises (DyME, arXiv 2506.23061, section 3.3);
+relaxed accuracy (ChartQA, arXiv 2203.10244, section 5.1).
 
-Left out: the forms of checker and refiner that ask a language model (judge.py), and how claims are read
-from a text (claims.py).
+Left out: the forms of checker and refiner that ask a language model (judge.py), and how claims are
+read from a text (claims.py).
 """
 
 import math
@@ -17,19 +17,19 @@ import charts
 from claims import claimed_facts, mentioned_facts
 from mentions import read_value, words
 
-# ---- the answer -------------------------------------------------------------------------------------
+# ---- the answer ---------------------------------------------------------------------------------
 
 MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
 CLOSING = re.compile(r"</answer>", re.IGNORECASE)
-THOUSANDS = re.compile(r"(?<=\d),(?=\d\d\d(?!\d))")
+THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 WRAPPING = " \t\r\n*_`\"'“”‘’"
 
 
 def split_response(response):
     """(thinking, answer): the text before the one answer marker, and the cleaned answer behind it.
 
-    Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or with
-    several, the answer is None: one that says everything has said nothing.
+    Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or
+    with several, the answer is None: one that says everything has said nothing.
     """
     markers = list(MARKER.finditer(response))
     if len(markers) != 1:
@@ -43,13 +43,13 @@ def split_response(response):
 
 
 def clean_answer(text):
-    """The bare answer: no markdown, quotes, final dot, "$" or thousands commas; "12 %" becomes "12%".
+    """The bare answer: no markdown, quotes, final dot, "$", thousands commas; "12 %" is "12%".
 
     For labels too: it is idempotent, and relaxed_accuracy compares what it is given.
     """
-    text = text.strip(WRAPPING).rstrip("." + WRAPPING).replace("$", "").strip(WRAPPING)
-    # The commas of a list part its elements.
-    text = text if text.startswith("[") else THOUSANDS.sub("", text)
+    text = text.replace("$", "").strip(WRAPPING).rstrip("." + WRAPPING)
+    if not text.startswith("["):  # the commas of a list part its elements
+        text = THOUSANDS.sub(lambda number: number.group().replace(",", ""), text)
     return text[:-1].rstrip() + "%" if text.endswith("%") else text
 
 
@@ -78,18 +78,18 @@ def to_number(text):
 
 
 def relaxed_accuracy(*, target, prediction, tolerance=0.05):
-    """ChartQA's metric: a number within `tolerance` of the target, as a share of the TARGET; text equal.
+    """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text: equal but for case.
 
-    An empty or non-finite prediction is wrong. `tolerance=0` asks for the same number up to rounding of
-    floats. A bracketed list ("[3, 4]") is compared element by element, in any order. No cleaning here:
-    both sides come from clean_answer.
+    An empty or non-finite prediction is wrong. `tolerance=0` asks for the same number up to rounding
+    of floats. A bracketed list ("[3, 4]") is compared element by element, in any order. No cleaning
+    here: both sides come from clean_answer. Source: ChartQA (arXiv 2203.10244), section 5.1.
     """
     target, prediction = target.strip(), prediction.strip()
     if target.startswith("[") and target.endswith("]"):
         return same_elements(target, prediction, tolerance)
     wanted, given = to_number(target), to_number(prediction)
     if wanted is not None and given is not None:
-        return abs(given - wanted) <= (tolerance + 1e-9) * abs(wanted)
+        return abs(given - wanted) <= (tolerance + 1e-12) * abs(wanted)
     if not prediction or not is_finite(prediction):
         return False
     return target.casefold() == prediction.casefold()
@@ -104,27 +104,29 @@ def is_finite(text):
 
 
 def same_elements(target, prediction, tolerance):
-    """Each element of the target list has its own equal in the prediction, and none is left over."""
+    """Whether every element of the target has an equal of its own in the prediction, none left over."""
     given = [part.strip() for part in prediction.strip("[]").split(",")]
     wanted = [part.strip() for part in target.strip("[]").split(",")]
     if len(given) != len(wanted):
         return False
     for element in wanted:
-        equal = [g for g in given if relaxed_accuracy(target=element, prediction=g, tolerance=tolerance)]
+        equal = [i for i, part in enumerate(given)
+                 if relaxed_accuracy(target=element, prediction=part, tolerance=tolerance)]
         if not equal:
             return False
-        given.remove(equal[0])
+        given.pop(equal[0])
     return True
 
 
-# ---- the visual checker and the rewards ---------------------------------------------------------------
+# ---- the visual checker and the rewards ----------------------------------------------------------
+
 
 def visual_checker(thinking, facts, needed=None, question="", trace=""):
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
-    Precision over the claimed pairs, recall over the reference pairs: `needed` where known, else the facts
-    whose names the question or the reference trace mentions, else all. A true fact that isn't in the
-    reference costs precision. Nothing claimed: 0.
+    Precision over the claimed pairs, recall over the reference pairs: `needed` where known, else the
+    facts whose names the question or the reference trace mentions, else all. A true fact that isn't
+    in the reference costs precision. Nothing claimed: 0.
     """
     facts = tuple((str(name), str(value)) for name, value in facts)
     if needed:
@@ -136,12 +138,14 @@ def visual_checker(thinking, facts, needed=None, question="", trace=""):
     return 2 * right / (len(claimed) + len(reference)) if right else 0.0
 
 
-def score(responses, example, *, truncated=None, reward_weights=(1, 1, 1), tolerance=0.0, accuracy=None):
-    """The rewards of G responses to an Example: a dict of (G,) float tensors in [0, 1], and `correct`.
+def score(
+    responses, example, *, truncated=None, reward_weights=(1, 1, 1), tolerance=0.0, accuracy=None
+):
+    """The rewards of G responses to an Example, a dict of (G,) tensors.
 
-    Keys: format, accuracy, thinking; total, their sum weighted by `reward_weights` in this order, and 0
-    where format is 0; correct, bool: accuracy > 0.5 and format 1 (the switch counts these). `truncated`
-    says which responses were cut off; `accuracy`, G numbers, replaces the metric (a reward of one's own).
+    format, accuracy, thinking: in [0, 1]. total: their sum weighted by `reward_weights` in this order,
+    and 0 where format is 0. correct: bool, accuracy > 0.5 and format 1 (what DyME's switch counts).
+    `truncated` says which responses were cut off; `accuracy`, G numbers, replaces the metric.
     """
     truncated = truncated if truncated is not None else [False] * len(responses)
     target = clean_answer(example.answer)
@@ -178,12 +182,12 @@ BESIDES = SUM | MEAN | RATIO | DIFFERENCE | words("second third median")
 
 
 def refine(example):
-    """The thinking that a group memorises, written from facts, question and answer; no answer line.
+    """The thinking that a group memorises, from facts, question and answer; without the answer line.
 
     Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else
-    those it mentions, else all when that isn't too long, else those that show the answer), what is
-    done with them where the numbers show it, and the answer. The embedded charts' items get the text
-    of their own writer, with the true facts: the tiny model's words.
+    those it mentions, else all; of too many, those that show the answer), what is done with them
+    where the numbers show it, and the answer. The embedded charts' items get the text of their own
+    writer, with the true facts: the tiny model's words.
     """
     kind = example.task.split("-")[0]
     if example.id.startswith("charts-") and kind in charts.GOALS and example.needed:
@@ -195,7 +199,8 @@ def refine(example):
     goal, reasoning = derive(example.question, facts, answer)
     observed = "; ".join(f"{name}: {value}" for name, value in facts)
     if len(observed) > LONGEST:
-        observed = "; ".join(f"{name}: {value}" for name, value in facts if shows((name, value), answer))
+        shown = [fact for fact in facts if shows(fact, answer)]
+        observed = "; ".join(f"{name}: {value}" for name, value in shown)
     parts = [f"Goal: {goal}."]
     parts += [f"Observation: {observed}."] if 0 < len(observed) <= LONGEST else []
     parts += [f"Reasoning: {reasoning}."] if reasoning else []
@@ -211,7 +216,7 @@ def shows(fact, answer):
 
 
 def derive(question, facts, answer):
-    """The goal, and what is done with the facts to reach the answer, "" where the numbers don't show it.
+    """(goal, reasoning): what is done with the facts; "" where the numbers don't show it.
 
     An operation is stated only if its result is the answer to the digits given, and the question's
     words ask for it; the sum or difference of two facts needs no word.
@@ -247,7 +252,7 @@ def find_extreme(facts, values, asked, answer):
 
 
 def find_relation(question, facts, values, asked, answer):
-    """Yes or no to whether the first name of the question has more (less) than the second; else None."""
+    """Whether the question's first name has more (less) than the second, if that is asked; else None."""
     if len(facts) != 2 or bool(asked & MORE) == bool(asked & LESS):
         return None
     places = [question.casefold().find(name.casefold()) for name, _ in facts]

@@ -1,10 +1,11 @@
 """What a text states about a chart: the claimed pairs (name, value) of DyME's visual facts.
 
-Takes the names and values of each clause (mentions.py) and finds out which value is claimed for which
-name. Precision and recall of these claims against a table read by hand are in test_checker.py.
+Takes the names and values of each clause (mentions.py) and finds out which value is claimed for
+which name. test_checker.py measures precision and recall of the claims against a table that was
+read by hand, test_claims.jsonl.
 
-Left out: "the former", a name in one sentence and its value in the next, except under a table's head
-or a heading.
+Left out: "the former"; a name in one sentence and its value in the next, except under a heading or
+the head of a table.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ REACH = 20  # tokens between a value and the name behind it
 
 @dataclass
 class Memory:
-    """What a later clause leans on: the last name of a kind, the last list of names (a table's head)."""
+    """What a later clause leans on: the last name of a kind, the last list of names (a head)."""
     name: Mention | None = None
     names: list = field(default_factory=list)
 
@@ -32,15 +33,15 @@ class Memory:
 def claimed_facts(thinking, facts):
     """The pairs that a text claims, each once, in the order of the text: [(name, value)].
 
-    facts: [(name, value)] strings, a table's names being "<row> <column>". A claim has a name of the
-    facts and the value stated for it: as the fact writes it where both are equal (3.0 = 3, 1,200 =
-    1200, 12 % = 12), so that `claim in facts` says whether it is right, else as the text has it.
+    facts: [(name, value)] strings, the names in a table being "<row> <column>". A claim has a name of
+    the facts and the value stated for it: as the fact writes it where both are equal (3.0 = 3, 1,200
+    = 1200, 12 % = 12), so that `claim in facts` says whether it is right, else as the text has it.
     """
-    tree, table = read_chart(tuple((str(name), str(value)) for name, value in facts))
+    spellings, table = read_chart(tuple((str(name), str(value)) for name, value in facts))
     tokens = tokenize(thinking)
     memories = [Memory() for _ in next(iter(table), ())]
     claims = {}
-    for clause in read_clauses(tokens, tree):
+    for clause in read_clauses(tokens, spellings):
         values = [mention for mention in clause if mention.kind is None]
         owners = []
         for kind, memory in enumerate(memories):
@@ -65,9 +66,9 @@ def pair(tokens, clause, kind, once, heads):
     """The names of `kind` that each value of a clause belongs to: a list of lists, one per value.
 
     Lists of equal length go one to one ("A and B: 3, 8"; `heads`: the names of an earlier list).
-    Otherwise a value takes the name before it, or the one behind where a word ties them ("68% of A")
-    or the one before has its value already. `once`: a name has one value in a clause, else it may be
-    the topic of several.
+    Otherwise a value takes the name before it, or the one behind where a word ties them ("68% of
+    A") or the one before has its value already. `once`: a name has one value in a clause, else it
+    may be the topic of several.
     """
     runs = split_runs(clause, kind)
     has_others = any(mention.kind not in (kind, None) for mention in clause)
@@ -143,7 +144,7 @@ def choose(tokens, value, previous, following, used, once):
 
 
 def places(owners, memories):
-    """The (row, column) that a value is claimed for; one missing part comes from earlier clauses."""
+    """The (row, column) a value is claimed for; one missing part comes from earlier clauses."""
     if not any(owners):
         return []
     owners = [names or ([memory.name] if memory.name else [])
@@ -163,12 +164,14 @@ def state(tokens, value, facts):
 
 @lru_cache(maxsize=1024)
 def mentioned_facts(text, facts):
-    """The facts, a tuple of pairs, whose names a text mentions; of a table, those of row and column.
+    """The facts (a tuple of pairs) whose names a text mentions; [] when it mentions none.
 
-    Where it mentions rows only, all their columns, and the other way round; [] when it mentions none.
+    Of a table: the facts of the rows and columns mentioned; of rows alone, all their columns, and
+    the other way round.
     """
-    tree, table = read_chart(facts)
-    mentions = [mention for clause in read_clauses(tokenize(text), tree) for mention in clause]
+    spellings, table = read_chart(facts)
+    clauses = read_clauses(tokenize(text), spellings)
+    mentions = [mention for clause in clauses for mention in clause]
     named = [{mention.part for mention in mentions if mention.kind == kind} for kind in (0, 1)]
     if not any(named):
         return []

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 
 from grpo import grpo_loss
-from model import completion_hidden, get_tokenizer, pad_rows, token_logprobs
+from model import completion_hidden, get_tokenizer, language_attention, pad_rows, token_logprobs
 
 SKIP, MEMORIZE, EXPLORE = 0, 1, 2
 MODE_NAMES = ("skip", "memorize", "explore")
+UPDATE_SUMS = ("loss", "tokens", "entropy", "kl", "clip_low", "clip_high")
 
 
 def switch(correct: torch.Tensor) -> torch.Tensor:
@@ -69,17 +70,18 @@ def memorize_advantage(weight: str, num_generations: int, progress: float) -> fl
 
 
 def build_groups(
-    modes: torch.Tensor, responses: list, advantages: torch.Tensor, targets: dict[int, list[int]], memorize: float
+    ready, modes: torch.Tensor, responses: list, advantages: torch.Tensor, targets: dict[int, list[int]], memorize: float
 ) -> list[Group]:
     """
-    The sequences and advantages of one update.
+    The sequences and advantages of the prompts `ready` (indices), for one update.
 
     modes (P,); responses: lists (P) of lists (G) of Response; advantages (P, G); targets: token ids of the memorised
     sequence for each prompt that is to be memorised; memorize: its advantage. A skipped group is not in the result, nor is
     an explored one whose rewards are all equal: its gradient is zero (advantage collapse).
     """
     groups = []
-    for p, mode in enumerate(modes.tolist()):
+    for p in ready:
+        mode = int(modes[p])
         if mode == MEMORIZE:
             groups.append(Group(p, mode, [targets[p]], torch.tensor([memorize])))
         elif mode == EXPLORE and advantages[p].any():
@@ -110,7 +112,7 @@ def packed_update(
     gradient then goes through the model in one backward. The chunks' losses add up to the whole step's, since
     `normalizer` is the whole step's. Returns sums over the tokens: loss, tokens, entropy, kl, clip_low, clip_high.
     """
-    sums = dict.fromkeys(("loss", "tokens", "entropy", "kl", "clip_low", "clip_high"), 0.0)
+    sums = dict.fromkeys(UPDATE_SUMS, 0.0)
     for start in range(0, len(groups), micro_batch_prompts):
         batch = groups[start : start + micro_batch_prompts]
         batch_prompts = [prompts[group.prompt] for group in batch]
@@ -155,7 +157,8 @@ def packed_update(
             sums["entropy"] += entropy.sum().item()
             for name, value in stats.items():
                 sums[name] += value * len(targets)
-        hidden.backward(detached.grad)
+        with language_attention(model, "packed"):  # checkpointed layers run once more in here
+            hidden.backward(detached.grad)
     return sums
 
 

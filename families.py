@@ -9,6 +9,7 @@ Torchvision is not needed: the processor is put together from the Pillow image p
 video half. Left out: video, several images, quantised weights, models larger than one device.
 """
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from types import MethodType
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import GenerationConfig
 
 from data import InputError
 
@@ -26,23 +28,24 @@ transformers.utils.logging.disable_progress_bar()
 @dataclass
 class Family:
     processor: str  # transformers' processor class
+    image_processor: str  # and the one for images that needs Pillow alone
     vision: str  # where the vision tower sits in model.model
     projector: tuple = ()  # what of it is the projector, where that isn't a module of its own
     image_tokens: str = "<image>|<video>"  # the tokens, as a pattern, that stand for an image or frame it
 
 
 IDEFICS3_TOKENS = "<image>|<fake_token_around_image>|<global-img>|<row_[0-9]_col_[0-9]>"
-QWEN_TOKENS = "<.(vision_start|vision_end|vision_pad|image_pad|video_pad).>"
+QWEN_TOKENS = r"<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 INTERNVL_TOKENS = "<IMG_CONTEXT>|<img>|</img>|<video>"
 FAMILIES = {  # by the config's model_type
-    "llava_onevision": Family("LlavaOnevisionProcessor", "vision_tower"),
-    "idefics3": Family("Idefics3Processor", "vision_model", image_tokens=IDEFICS3_TOKENS),
+    "llava_onevision": Family("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessorPil", "vision_tower"),
+    "idefics3": Family("Idefics3Processor", "Idefics3ImageProcessorPil", "vision_model", image_tokens=IDEFICS3_TOKENS),
     # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
-    "smolvlm": Family("Idefics3Processor", "vision_model", image_tokens=IDEFICS3_TOKENS),
-    "qwen2_vl": Family("Qwen2VLProcessor", "visual", ("merger",), QWEN_TOKENS),
-    "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "visual", ("merger",), QWEN_TOKENS),
-    "qwen3_vl": Family("Qwen3VLProcessor", "visual", ("merger", "deepstack_merger_list"), QWEN_TOKENS),
-    "internvl": Family("InternVLProcessor", "vision_tower", image_tokens=INTERNVL_TOKENS),
+    "smolvlm": Family("Idefics3Processor", "SmolVLMImageProcessorPil", "vision_model", image_tokens=IDEFICS3_TOKENS),
+    "qwen2_vl": Family("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS),
+    "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS),
+    "qwen3_vl": Family("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger", "deepstack_merger_list"), QWEN_TOKENS),
+    "internvl": Family("InternVLProcessor", "GotOcr2ImageProcessorPil", "vision_tower", image_tokens=INTERNVL_TOKENS),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
 
@@ -82,7 +85,12 @@ def load_vlm(
         raise
     except Exception as error:
         raise InputError(f"--model {name_or_path}: {one_line(error)}") from None
-    return prepare(model.to(device), freeze_vision, getattr(processor, "tokenizer", processor)), processor
+    tokenizer = getattr(processor, "tokenizer", processor)
+    # the published sampling defaults belong to the model as it was; invalid ones would even forbid saving it
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+    )
+    return prepare(model.to(device), freeze_vision, tokenizer), processor
 
 
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
@@ -113,13 +121,14 @@ def take_features(model) -> None:
     """
     Let model.model(pixel_values=) be given the tower's output in place of pixels, so that the tower runs only once.
 
-    transformers has an argument of its own for that since 5.20 or so; older versions swallow it and see no image.
+    transformers 5.23 has an argument of its own for that (mm_encoder_outputs); 5.17 would swallow it and see no image.
     """
+    compute = type(model.model).get_image_features
 
+    @functools.wraps(compute)  # generate looks at the signature
     def get_image_features(self, pixel_values, *args, **kwargs):
-        if hasattr(pixel_values, "pooler_output"):
-            return pixel_values
-        return type(self).get_image_features(self, pixel_values, *args, **kwargs)
+        given = hasattr(pixel_values, "pooler_output")
+        return pixel_values if given else compute(self, pixel_values, *args, **kwargs)
 
     model.model.get_image_features = MethodType(get_image_features, model.model)
 
@@ -137,7 +146,7 @@ def load_processor(name_or_path: str, family: Family | None):
     if family is None:
         processor = tokenizer
     else:
-        image_processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil")
+        image_processor = getattr(transformers, family.image_processor).from_pretrained(name_or_path)
         processor_class = without_video(getattr(transformers, family.processor))
         settings, _ = processor_class.get_processor_dict(name_or_path)
         for key in ("processor_class", "image_processor", "video_processor", "tokenizer", "auto_map"):
@@ -186,6 +195,6 @@ def parameter_counts(model) -> tuple[int, int]:
 def one_line(error: Exception) -> str:
     """An exception in one line: its kind, the beginning of what it says, and what it wants installed, if anything."""
     text = " ".join(str(error).split())
-    install = re.search(r"pip install [\w.\[\]-]*\w", text)
-    command = f"pip install {error.name}" if isinstance(error, ModuleNotFoundError) else install and install[0]
-    return f"{type(error).__name__}: {text[:300]}" + (f"; {command}" if command and command not in text[:300] else "")
+    missing = re.search(r"pip install ([\w.\[\]-]*\w)|requires the (\w+) library|No module named '(\w+)", text)
+    package = next((name.lower() for name in missing.groups() if name), "") if missing else ""
+    return f"{type(error).__name__}: {text[:200]}" + (f" ... pip install {package}" if package else "")

@@ -1,66 +1,38 @@
 """
 Figures: what runs logged, as curves. report.py puts them into its page as SVG, `report.py --png` into files.
 
-Runs that differ only by seed are one variant: its line is the mean over the seeds, its band reaches from the lowest to
-the highest. Curves of single steps are noisy (P prompts each), so they are moving means over a few steps; of a variant
-with one run the steps themselves lie behind, faint. Validation curves are shown as they were measured.
+A variant (runs that differ only by seed) is a line, the mean over its seeds, and a band from the lowest to the highest.
+Metrics of single steps are noisy, P prompts each, so they are shown as moving means; of a variant with one run the
+steps themselves lie behind, faint. Validation readings are shown as they were measured.
 
 Left out: a plotting library for the page (two kinds of picture don't need one), time as the horizontal axis.
 """
 
 import html
-import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import InputError
+from runs import Run, Variant
 
-SEEDS = {"seed", "base_seed", "data_seed"}
-# flags that don't change what is learned: runs that differ by these alone are one variant
-ASIDE = SEEDS | {"output_dir", "overwrite", "resume", "num_threads", "data_dir", "save_steps", "save_total_limit",
-                 "log_groups_every", "eval_base", "final_splits"}  # fmt: skip
-NAMES = {"dyme": "DyME", "sft": "SFT", "grpo": "GRPO", "two_stage": "two-stage"}
+# told apart by people who see fewer colours too: (on white, on black); and dashes besides
+COLOURS = [
+    *(("#1f5fbf", "#7aaeff"), ("#c4500c", "#ff9d5c"), ("#0a8063", "#42d1a8"), ("#8b3fa8", "#d596f2")),
+    *(("#8f6a00", "#e3bf4a"), ("#566070", "#b3bcc9"), ("#0784a5", "#5cd3ee"), ("#b93a77", "#ff94c4")),
+]
+DASHES = ["", "7 3", "2.5 2.5", "9 3 2.5 3"]
 MODES = {"memorize": "memorise", "explore": "explore", "skip": "skip"}  # from the bottom of the picture to its top
-
-# told apart by people who see fewer colours too; (on white, on black), and a dash for each
-COLOURS = [("#1f5fbf", "#74aaff"), ("#c4500c", "#ff9d5c"), ("#0a8063", "#42d1a8"), ("#8b3fa8", "#d596f2"),
-           ("#8f6a00", "#e3bf4a"), ("#566070", "#b3bcc9"), ("#0784a5", "#5cd3ee"), ("#b93a77", "#ff94c4")]  # fmt: skip
-DASHES = ["none", "7 3", "2.5 2.5", "9 3 2.5 3"]
-MODE_COLOURS = {"memorize": ("#e9b44c", "#b98a2b"), "explore": ("#5b8fd6", "#3f6fb5"), "skip": ("#d5d9df", "#434a55")}
-FAVOURITE = {"dyme": 0, "grpo": 1, "sft": 2, "two_stage": 3}  # a method's colour in every report
+MODE_COLOURS = [("#f0bd55", "#c08a1f"), ("#7aa7e6", "#3d6db8"), ("#dfe3e8", "#3c434d")]
 
 WIDTH, HEIGHT = 320, 190  # of a picture, in units of about a pixel
-LEFT, RIGHT, TOP, BOTTOM = 36, 10, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 34, 10, 10, 24
 MOST_POINTS = 400  # of a line
-
-
-@dataclass
-class Run:
-    """One output folder of train.py: config, metrics by step, validation readings, result by split (or empty)."""
-
-    folder: Path
-    config: dict
-    steps: list[dict]
-    val: list[dict]
-    base: dict
-    final: dict
-    seconds: float
-
-
-@dataclass
-class Variant:
-    """Runs that differ only by seed, the name they go by, and the index of their colour."""
-
-    label: str
-    colour: int
-    runs: list[Run]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One picture: a key of metrics.jsonl, or of the validation readings; share: from 0 to 1."""
+    """What a picture shows: a key of metrics.jsonl, or of the validation readings; share: its axis is 0 to 1."""
 
     key: str
     title: str
@@ -70,14 +42,14 @@ class Curve:
 
 
 CURVES = [
-    Curve("accuracy", "Accuracy, validation", "questions answered right, decoding greedily", of_val=True),
-    Curve("fact_precision", "True facts, validation", "of the facts that the thinking states", of_val=True),
+    Curve("accuracy", "Accuracy", "validation questions answered right, decoding greedily", of_val=True),
+    Curve("fact_precision", "True facts", "of those stated in validation thinking; 0 where none is", of_val=True),
     Curve("reward", "Reward", "mean total of the sampled responses", share=False),
     Curve("correct", "Correct samples", "right answer in the right format"),
-    Curve("share_equal", "Advantage collapse", "groups with equal rewards: GRPO learns nothing from them"),
+    Curve("share_equal", "Advantage collapse", "groups of equal rewards: nothing for GRPO to learn"),
     Curve("completion_length", "Length", "tokens of a sampled response", share=False),
     Curve("entropy", "Entropy", "nats a token, over the tokens of the update", share=False),
-    Curve("seconds", "Seconds", "of a step: rollout, rewards and update", share=False),
+    Curve("seconds", "Seconds a step", "rollout, rewards and update", share=False),
 ]
 
 
@@ -90,71 +62,11 @@ class Line:
     mean: list[float]
     low: list[float]
     high: list[float]
-    raw: list[float] | None
+    raw: list[float]
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# from folders to lines
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The objects of a jsonl file; a last line without its end is still being written, and left out."""
-    rows = []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):
-            rows.append(None)
-        if not isinstance(rows[-1], dict):
-            raise InputError(f"{path}, line {number}: not a JSON object; remove the line")
-    return rows
-
-
-def read_run(folder) -> Run:
-    """What a run has written so far; InputError, one line, for a folder that isn't a run's."""
-    folder = Path(folder)
-    if not (folder / "metrics.jsonl").is_file():
-        raise InputError(f"{folder}: no metrics.jsonl; give folders that train.py wrote (its --output_dir)")
-    steps = read_lines(folder / "metrics.jsonl")
-    if not steps:
-        raise InputError(f"{folder}/metrics.jsonl: no step is logged yet; wait for the first one")
-    # a run that hasn't ended has no result.json: its last checkpoint knows the rest
-    states = [folder / "result.json", *sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True)]
-    path = next((path for path in states if path.is_file() and ".tmp" not in path.parent.name), None)
-    try:
-        state = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        parts = [state.get(name, empty) for name, empty in (("config", {}), ("val", []), ("base", {}), ("final", {}))]
-    except (ValueError, AttributeError):
-        raise InputError(f"{path}: not the JSON that train.py writes; remove it") from None
-    seconds = sum(line.get("seconds") or 0.0 for line in steps)
-    return Run(folder, parts[0], steps, *parts[1:], seconds)
-
-
-def variants(runs: list[Run]) -> list[Variant]:
-    """Runs that differ only by seed together, named by what tells them from the others."""
-    together = {}
-    for run in runs:
-        settings = {name: value for name, value in run.config.items() if name not in ASIDE}
-        key = json.dumps(settings, sort_keys=True) if settings else str(run.folder)
-        together.setdefault(key, []).append(run)
-    groups = list(together.values())
-    configs = [group[0].config for group in groups]
-    usual = {}
-    for name in sorted(set().union(*configs) - ASIDE - {"method"}):
-        values = [json.dumps(config[name]) for config in configs if name in config]
-        usual[name] = Counter(values).most_common(1)[0][0]
-    found, free = [], list(range(len(COLOURS)))
-    for group, config in zip(groups, configs):
-        own = [f"{name} {config[name]}" for name in usual if name in config and json.dumps(config[name]) != usual[name]]
-        label = ", ".join([NAMES.get(config.get("method"), group[0].folder.name), *own])
-        if len(own) > 3 or label in [variant.label for variant in found]:
-            label = group[0].folder.name
-        colour = FAVOURITE.get(config.get("method"), 0)
-        colour = colour if colour in free else (free or [len(found) % len(COLOURS)])[-1]
-        free = [index for index in free if index != colour]
-        found.append(Variant(label, colour, group))
-    return found
+# from runs to lines
 
 
 def values(run: Run, curve: Curve) -> dict[float, float]:
@@ -173,27 +85,27 @@ def is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+def reach_of(variants: list[Variant]) -> int:
+    """How many neighbours on either side a moving mean takes: a fortieth of the longest run."""
+    return max(len(run.steps) for variant in variants for run in variant.runs) // 40
+
+
 def smooth(numbers: list[float], reach: int) -> list[float]:
     """The moving mean over `reach` neighbours on either side."""
     windows = [numbers[max(0, i - reach) : i + reach + 1] for i in range(len(numbers))]
     return [sum(window) / len(window) for window in windows]
 
 
-def reach_of(runs: list[Run]) -> int:
-    """How many neighbours on either side a moving mean takes: a fortieth of the longest run."""
-    return max(len(run.steps) for run in runs) // 40
-
-
-def lines_of(found: list[Variant], curve: Curve) -> list[Line]:
-    """A curve's line for each variant that has values, over the steps that all its seeds have."""
+def lines_of(variants: list[Variant], curve: Curve) -> list[Line]:
+    """A curve's line for each variant that has values, over the steps that all of its seeds have."""
     lines = []
-    reach = 0 if curve.of_val else reach_of([run for variant in found for run in variant.runs])
-    for variant in found:
+    reach = 0 if curve.of_val else reach_of(variants)
+    for variant in variants:
         by_run = [values(run, curve) for run in variant.runs]
-        steps = sorted(set.intersection(*(set(points) for points in by_run)))
+        steps = sorted(set.intersection(*map(set, by_run)))
         every = max(1, math.ceil(len(steps) / MOST_POINTS))
         rows = [[points[step] for step in steps] for points in by_run]
-        raw = rows[0][::every] if len(rows) == 1 and reach else None
+        raw = rows[0][::every] if len(rows) == 1 and reach else []
         columns = list(zip(*(smooth(row, reach)[::every] for row in rows)))
         if columns:
             mean = [sum(column) / len(column) for column in columns]
@@ -202,12 +114,20 @@ def lines_of(found: list[Variant], curve: Curve) -> list[Line]:
     return lines
 
 
-def mode_shares(variant: Variant, reach: int) -> tuple[list, dict[str, list[float]]]:
-    """(steps, each mode's share at them): the mean over the seeds, as a moving mean."""
-    shares = {mode: lines_of([variant], Curve(f"share_{mode}", "", "")) for mode in MODES}
-    if not all(shares.values()):
-        return [], {}
-    return shares["skip"][0].steps, {mode: lines[0].mean for mode, lines in shares.items()}
+def mode_lines(variant: Variant) -> list[Line]:
+    """The share of groups that were memorised, explored and skipped, or [] where it wasn't logged."""
+    lines = [line for mode in MODES for line in lines_of([variant], Curve(f"share_{mode}", "", ""))]
+    return lines if len(lines) == len(MODES) else []
+
+
+def limits(curve: Curve, lines: list[Line]) -> tuple[float, float, float]:
+    """(last step, lowest, highest value) of a picture."""
+    last = max((line.steps[-1] for line in lines), default=1) or 1
+    if curve.share:
+        return last, 0.0, 1.0
+    low = min([0.0, *(value for line in lines for value in line.low)])
+    high = max((value for line in lines for value in line.high), default=1.0)
+    return last, low, low + (high - low) * 1.08 if high > low else low + 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -222,57 +142,143 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def frame(x_high: float, y_low: float, y_high: float):
-    """Grid and axes as SVG, and the functions from step and value to a place in the picture."""
+def axes(last: float, low: float, high: float):
+    """Grid and numbers as SVG, and the functions from a step and from a value to their places."""
 
     def x(step):
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * step / x_high, 1)
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * step / last, 1)
 
     def y(value):
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - y_low) / (y_high - y_low), 1)
+        value = min(max(value, low), high)
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
 
-    parts = []
-    for value in ticks(y_low, y_high):
-        parts.append(f'<path class="grid" d="M{LEFT} {y(value)}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 3.5}" text-anchor="end">{value:g}</text>')
-    for step in ticks(0, x_high):
-        parts.append(f'<text x="{x(step)}" y="{HEIGHT - 7}" text-anchor="middle">{step:g}</text>')
+    parts = [f'<path class="grid" d="M{LEFT} {y(value)}H{WIDTH - RIGHT}"/>' for value in ticks(low, high)]
+    parts += [f'<text x="{LEFT - 6}" y="{y(v) + 3.5}" text-anchor="end">{v:g}</text>' for v in ticks(low, high)]
+    parts += [f'<text x="{x(s)}" y="{HEIGHT - 7}" text-anchor="middle">{s:g}</text>' for s in ticks(0, last)[1:]]
+    parts.append(f'<text x="{LEFT - 6}" y="{HEIGHT - 7}">step</text>')
     return "".join(parts), x, y
 
 
 def path(points) -> str:
-    """An SVG path through (x, y) places."""
+    """The d of an SVG path through (x, y) places."""
     return "M" + "L".join(f"{x} {y}" for x, y in points)
 
 
-def limits(curve: Curve, lines: list[Line]) -> tuple[float, float, float]:
-    """(last step, lowest, highest value) of a picture."""
-    last = max((line.steps[-1] for line in lines), default=1) or 1
-    if curve.share:
-        return last, 0.0, 1.0
-    low = min((value for line in lines for value in line.low), default=0)
-    high = max((value for line in lines for value in line.high), default=1)
-    return last, min(0.0, low), high * 1.05 if high > min(0.0, low) else min(0.0, low) + 1.0
+def picture(content: str, name: str, last: float) -> str:
+    """The svg element around a picture; data-last lets the page's script find the step under a pointer."""
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(name)}" data-last="{last:g}"'
+        f' data-left="{LEFT}" data-right="{RIGHT}">{content}<path class="guide" d="M0 {TOP}V{HEIGHT - BOTTOM}"/></svg>'
+    )
 
 
-def svg_curve(curve: Curve, found: list[Variant]) -> tuple[str, dict]:
-    """A picture of lines, and what a pointer over it reads: the steps and values of each line."""
-    lines = lines_of(found, curve)
+def svg_curve(curve: Curve, lines: list[Line]) -> str:
+    """The picture of a curve's lines."""
     last, low, high = limits(curve, lines)
-    grid, x, y = frame(last, low, high)
+    grid, x, y = axes(last, low, high)
     parts = [grid]
     for line in lines:
         places = [x(step) for step in line.steps]
-        title = f"<title>{html.escape(line.variant.label)}</title>"
-        parts.append(f'<g class="v c{line.variant.colour}" data-v="{line.variant.label_id}">{title}')
+        colour = line.variant.colour
+        parts.append(f'<g class="c{colour}" data-colour="{colour}"><title>{html.escape(line.variant.label)}</title>')
         if len(line.variant.runs) > 1:
-            edge = list(zip(places, map(y, line.low))) + list(zip(places, map(y, line.high)))[::-1]
+            edge = [*zip(places, map(y, line.low)), *reversed([*zip(places, map(y, line.high))])]
             parts.append(f'<path class="band" d="{path(edge)}Z"/>')
         if line.raw:
-            inside = [min(max(value, low), high) for value in line.raw]
-            parts.append(f'<path class="raw" d="{path(zip(places, map(y, inside)))}"/>')
-        parts.append(f'<path class="line" d="{path(zip(places, map(y, line.mean)))}"/>')
-        if curve.of_val:
-            parts += [f'<circle cx="{a}" cy="{y(b)}" r="2.6"/>' for a, b in zip(places, line.mean)]
+            parts.append(f'<path class="raw" d="{path(zip(places, map(y, line.raw)))}"/>')
+        points = list(zip(places, map(y, line.mean)))
+        parts.append(f'<path class="line" d="{path(points)}"/>')
+        if curve.of_val or len(points) == 1:
+            parts += [f'<circle cx="{a}" cy="{b}" r="2.6"/>' for a, b in points]
         parts.append("</g>")
-    return "".join(parts), {}
+    return picture("".join(parts), curve.title, last)
+
+
+def svg_modes(lines: list[Line], label: str) -> str:
+    """The picture of the method: stacked areas of the three modes, each named where it is widest."""
+    steps = lines[0].steps
+    grid, x, y = axes(steps[-1] or 1, 0.0, 1.0)
+    places = [x(step) for step in steps]
+    below, parts, names = [0.0] * len(steps), [], []
+    for mode, line in zip(MODES, lines):
+        above = [base + share for base, share in zip(below, line.mean)]
+        edge = [*zip(places, map(y, below)), *reversed([*zip(places, map(y, above))])]
+        parts.append(f'<path class="m-{mode}" d="{path(edge)}Z"><title>{MODES[mode]}</title></path>')
+        inside = [i for i, place in enumerate(places) if LEFT + 40 < place < WIDTH - RIGHT - 40]
+        widest = max(inside, key=lambda i: line.mean[i], default=0)
+        if line.mean[widest] > 0.13:
+            middle = y((below[widest] + above[widest]) / 2) + 4
+            names.append(f'<text class="name" x="{places[widest]}" y="{middle}">{MODES[mode]}</text>')
+        below = above
+    return picture("".join(parts) + grid + "".join(names), f"{label}: modes", steps[-1] or 1)
+
+
+def readings(lines: list[Line], labels: list[str], classes: list[str]) -> list[dict]:
+    """What a pointer over a picture reads, as JSON: for each line its label, class, steps, means and ranges."""
+
+    def short(numbers):
+        return [float(f"{number:.4g}") for number in numbers]
+
+    found = []
+    for line, label, css in zip(lines, labels, classes):
+        found.append({"label": label, "css": css, "steps": line.steps, "mean": short(line.mean)})
+        if len(line.variant.runs) > 1:
+            found[-1].update(low=short(line.low), high=short(line.high))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# PNG
+
+
+def save_png(variants: list[Variant], folder) -> list[Path]:
+    """The same pictures as <folder>/<key>.png and modes.png, white, for a README. InputError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("--png: matplotlib is not installed; pip install matplotlib, or leave --png out") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    style.update({"font.size": 10, "axes.titlelocation": "left", "axes.titleweight": "bold", "legend.frameon": False})
+    folder, written = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(figure, name):
+        written.append(folder / f"{name}.png")
+        figure.savefig(written[-1], dpi=160)
+        pyplot.close(figure)
+
+    with pyplot.rc_context(style):
+        for curve in CURVES:
+            lines = lines_of(variants, curve)
+            figure, ax = pyplot.subplots(figsize=(5.6, 3.4), layout="constrained")
+            for line in lines:
+                colour = COLOURS[line.variant.colour][0]
+                dash = [float(part) / 1.8 for part in DASHES[line.variant.colour % len(DASHES)].split()]
+                if line.raw:
+                    ax.plot(line.steps, line.raw, color=colour, alpha=0.18, linewidth=0.8)
+                if len(line.variant.runs) > 1:
+                    ax.fill_between(line.steps, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+                marker = "o" if curve.of_val else None
+                linestyle = (0, tuple(dash)) if dash else "-"
+                label = line.variant.label.replace("$", r"\$")
+                ax.plot(line.steps, line.mean, color=colour, linestyle=linestyle, marker=marker, markersize=4, label=label)
+            ax.set(title=curve.title, xlabel="step", ylabel=curve.caption)
+            ax.set_ylim(*limits(curve, lines)[1:])
+            if lines:
+                ax.legend()
+            save(figure, curve.key)
+        shown = [(variant, lines) for variant in variants if (lines := mode_lines(variant))]
+        if shown:
+            size = (2.8 * len(shown) + 0.6, 2.9)
+            figure, row = pyplot.subplots(1, len(shown), figsize=size, sharey=True, layout="constrained", squeeze=False)
+            for ax, (variant, lines) in zip(row[0], shown):
+                colours = [light for light, _ in MODE_COLOURS]
+                ax.stackplot(lines[0].steps, *(line.mean for line in lines), colors=colours, labels=MODES.values())
+                ax.set(title=variant.label.replace("$", r"\$"), xlabel="step", ylim=(0, 1), xlim=(0, lines[0].steps[-1] or 1))
+            row[0][0].set_ylabel("share of groups")
+            row[0][-1].legend(loc="lower right", frameon=True, reverse=True)
+            save(figure, "modes")
+    return written

@@ -1,9 +1,9 @@
 """Which of a chart's names and which numbers a text mentions, clause by clause.
 
-The first half of reading what a text states about a chart; claims.py, the second, says which number is
-claimed for which name. Numbers that state nothing about the chart are left out here: results of
-arithmetic, thresholds, counts, years. Rules, no model: each looks at a bounded stretch of text, so that
-the time is linear in the text's length.
+The first half of reading what a text states about a chart; claims.py, the second, says which number
+is claimed for which name. Numbers that state nothing about the chart are left out here: results of
+arithmetic, thresholds, counts, years. Rules, no model: each looks at a bounded stretch of text, so
+that the time is linear in the text's length.
 
 Left out: values in words ("twelve", "a third"), paraphrased names, decimal commas.
 """
@@ -11,11 +11,12 @@ Left out: values in words ("twelve", "a third"), paraphrased names, decimal comm
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 # Nothing that can fail follows a repetition: no backtracking, whatever the text.
 TOKEN = re.compile(
-    r"(?P<number>(?:(?<![\w)%.])[-−])?\d+(?:[,\u00a0\u202f]\d\d\d(?!\d))*(?:\.\d+)?(?:[eE][-+]?\d+)?)"
+    r"(?P<number>(?:(?<![\w)%.])[-−])?\d+(?:[,\u00a0\u202f]\d\d\d(?!\d))*(?:\.\d+)?"
+    r"(?:[eE][-+]?\d+)?)"
     r"(?P<tail>[^\W\d_]*(?:\+(?![\w(]))?)"
     r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
 )
@@ -31,16 +32,17 @@ ARTICLES = words("the a an its their his her our")
 SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
 QUOTES = words("\" ' ” ’")
 # These words are names only where a quote or an answer shows it, or behind "more" nothing goes on.
-WEAK_NAMES = words("as some all no yes more less fewer may not or and other")
-NEVER_PLAIN = words("as all may not or and")
+WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
+NEVER_PLAIN = words("a the i as all may not or and")
 ANSWERED = words("said say says saying answered chose | \" ' “ ‘ *")
+SHOWING = words(": = ( | * \" ' ” ’")
 ENDING = words("and or but is are was were has had at in for while by with") | {"\n"}
 
 BREAKS = words(". ! ? ; so therefore thus hence then → ⇒") | {"\n"}
 ABBREVIATIONS = words("vs approx no")
 
-# What follows "=" or "is" behind these is computed, not read off. The TRENDS can also be a chart's own
-# topic ("the average age in Chad is 20"): with one name before them, they are.
+# What follows "=" or "is" behind these is computed, not read off. The TRENDS can also be what a chart
+# is about ("in Chad the average age is 20"): with one name before them, they are.
 OPERATORS = words("""+ * × ÷ / - – − plus minus times divided add adds added adding subtract
     subtracted subtracting multiply multiplied""")
 RESULTS = words("""sum total totals totaling totalling difference gap combined together altogether
@@ -52,12 +54,12 @@ COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about a
 
 # "1st", "1990s", "3x" and "65+" are no values either.
 NO_UNITS = words("st nd rd th s x +")
-# "above 50", "step 2", "5 points", "4 countries", "3 more than", "fell by 9": no name has this value.
-NOT_BEFORE = words("""above over past below under per exceeds exceeding not than step top first last
-    least most question figure""")
+# "above 50", "step 2", "5 points", "4 countries", "3 more than", "fell by 9": no name's value.
+NOT_BEFORE = words("""above over past below under per exceeds exceeding not than step top first
+    last least most question figure""")
 DISTANCES = words("points percentage pp times x")
-COUNTED = words("""countries bars categories values groups colors colours years lines entries options
-    items slices segments""")
+COUNTED = words("""countries bars categories values groups colors colours years lines entries
+    options items slices segments""")
 ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
 COMPARED = words("more less fewer higher lower greater larger smaller bigger")
 CHANGED = COMPARED | words("""fell fall falls rose rise rises rising grew grow grows increased
@@ -67,9 +69,9 @@ CHANGED = COMPARED | words("""fell fall falls rose rise rises rising grew grow g
 
 @dataclass
 class Mention:
-    """A name (kind 0 row, 1 column; part: its words) or a value (kind None; part: number or words)."""
-    kind: int | None
-    part: object
+    """A name or a value, where it stands in a text."""
+    kind: int | None  # 0 row (or the whole name), 1 column, None value
+    part: object      # the words of the name; the value's number, or its words
     start: int  # in tokens
     end: int    # exclusive
 
@@ -123,12 +125,13 @@ def name_words(text):
 
 @lru_cache(maxsize=1024)
 def read_chart(facts):
-    """The chart's names as a tree of words, and its facts by the parts of their names: (tree, table).
+    """The chart's names as `spell` spells them, and its facts by the parts of their names.
 
-    facts: tuple of (name, value). Following words in `tree` leads to {None: (kind, part)}; `table`
-    maps (row,) or, where the names form a table, (row, column) to its facts: two may share a name.
+    facts: tuple of (name, value). Returns (spellings, table). spellings: {text: (kind, part)}, and
+    {text: None} where a name only begins with it. table: (row,), or (row, column) where the names
+    form a table, to the facts of that name, which two rows may share.
     """
-    tree, table, shorts = {}, {}, {}
+    spellings, table, shorts = {}, {}, {}
     names = [name_words(name) for name, _ in facts]
     cuts = find_cuts(names)
     for fact, name in zip(facts, names):
@@ -136,27 +139,32 @@ def read_chart(facts):
         parts = (name[:first], name[last:]) if cuts else (name,)
         table.setdefault(parts, []).append(fact)
         for cut in range(first, last + 1):
-            plant(tree, name[:cut], (0, parts[0]))
-            plant(tree, name[cut:], (1, name[last:]))
+            add_spelling(spellings, name[:cut], (0, parts[0]))
+            add_spelling(spellings, name[cut:], (1, name[last:]))
         short = name_words(SHORTENING.split(fact[0])[0])
         if len(short) < len(parts[0]):
             shorts.setdefault(short, set()).add(parts[0])
     for short, rows in shorts.items():
         if len(rows) == 1:
-            plant(tree, short, (0, rows.pop()))
+            add_spelling(spellings, short, (0, rows.pop()))
     for _, value in facts:
         if read_value(value) is None:
-            plant(tree, name_words(value), (None, name_words(value)))
-    return tree, table
+            add_spelling(spellings, name_words(value), (None, name_words(value)))
+    return spellings, table
 
 
-def plant(tree, path, entry):
-    """Puts a name into the tree; what stands there already stays."""
-    node = tree
-    for word in path:
-        node = node.setdefault(word, {})
-    if path:
-        node.setdefault(None, entry)
+def spell(spelt, word):
+    """Words run together: tables that were read off images have their spaces wrong ("Spa in")."""
+    return f"{spelt} {word}" if spelt[-1:].isdigit() and word[0].isdigit() else spelt + word
+
+
+def add_spelling(spellings, name, entry):
+    """Enters a name and what it begins with; what is there already stays."""
+    spelt = reduce(spell, name, "")
+    for end in range(1, len(spelt)):
+        spellings.setdefault(spelt[:end], None)
+    if spelt and spellings.get(spelt) is None:
+        spellings[spelt] = entry
 
 
 def find_cuts(names):
@@ -188,15 +196,18 @@ def find_cuts(names):
     return cuts
 
 
-def find_name(tokens, start, tree):
+def find_name(tokens, start, spellings):
     """(end, (kind, part)) of the longest name that begins at token `start`, or (start, None)."""
-    found, node, i = (start, None), tree, start
-    while i < len(tokens) and node:
+    found, spelt, i = (start, None), "", start
+    while i < len(tokens):
         text, word, _ = tokens[i]
-        if word and (word in node or word not in ARTICLES):
-            node = node.get(word)
-            if node and None in node:
-                found = (i + 1, node[None])
+        longer = spell(spelt, word) if word else spelt
+        if word and (longer in spellings or word not in ARTICLES):
+            spelt = longer
+            if spelt not in spellings:
+                break
+            if spellings[spelt]:
+                found = (i + 1, spellings[spelt])
         elif not word and text not in SKIPPED_IN_NAMES:
             break
         i += 1
@@ -216,26 +227,26 @@ def is_marked(tokens, i):
 # ---- clauses ------------------------------------------------------------------------------------
 
 
-def read_clauses(tokens, tree):
+def read_clauses(tokens, spellings):
     """Yields the Mentions of each clause: names, and values that are read off and not computed."""
     clause, i, names, computed = [], 0, 0, False
     while i < len(tokens):
         text, word, value = tokens[i]
         before = tokens[i - 1][0] if i else ""
-        end, name = find_name(tokens, i, tree) if word in tree else (i, None)
+        end, name = find_name(tokens, i, spellings) if word in spellings else (i, None)
         if name:
             clause.append(Mention(*name, i, end))
             names += name[0] is not None
         elif is_break(tokens, i):
             yield clause
             clause, names, computed = [], 0, False
-        elif text in RESULTS or text in TRENDS and names != 1 or is_operator(tokens, i, tree):
+        elif text in RESULTS or text in TRENDS and names != 1 or is_operator(tokens, i, spellings):
             computed = True
         elif value is not None:
             gap = i - clause[-1].end if clause and clause[-1].kind is not None else 99
             if computed and (before in COPULAS or before in RESULTS):
                 computed = False
-            elif is_stated(tokens, i, tree, gap == 0 or gap == 1 and not before.isalnum()):
+            elif is_stated(tokens, i, spellings, gap == 0 or gap == 1 and not before.isalnum()):
                 clause.append(Mention(None, value, i, i + 1))
         i = max(end, i + 1)
     yield clause
@@ -255,20 +266,20 @@ def is_break(tokens, i):
     return text != "." or not (len(before) == 1 and before.isalpha() or before in ABBREVIATIONS)
 
 
-def is_operator(tokens, i, tree):
+def is_operator(tokens, i, spellings):
     """Whether token i computes: a word does, a mark only between operands ("-" may be a dash)."""
     text, word, _ = tokens[i]
     if text not in OPERATORS or word:
         return text in OPERATORS
     behind = tokens[i + 1] if i + 1 < len(tokens) else ("", "", None)
-    if behind[2] is None and behind[0] not in BRACKETS and behind[1] not in tree:
+    if behind[2] is None and behind[0] not in BRACKETS and behind[1] not in spellings:
         return False
     before = tokens[i - 1] if i else ("", "", None)
     return text not in "-–*/" or before[2] is not None or before[0] in BRACKETS
 
 
-def is_stated(tokens, i, tree, adjacent):
-    """Whether the number at token i can be a name's value; `adjacent`: a name and at most a mark before."""
+def is_stated(tokens, i, spellings, adjacent):
+    """Whether the number at token i can be a name's value; `adjacent`: right behind a name."""
     value = tokens[i][2]
     before = [token[0] for token in tokens[max(0, i - 8):i] if token[0] not in ADVERBS]
     before = [""] * 2 + before
@@ -282,7 +293,7 @@ def is_stated(tokens, i, tree, adjacent):
         return True
     if before[-1] in NOT_BEFORE or before[-1].endswith("n't") or "between" in before:
         return False
-    if behind in COMPARED and not find_name(tokens, j, tree)[1]:
+    if behind in COMPARED and not find_name(tokens, j, spellings)[1]:
         return False
     if before[-1] == "by" and not CHANGED.isdisjoint(before) or before[-2:] == [")", "/"]:
         return False

@@ -45,7 +45,7 @@ def rollout_sums(responses, scores, advantages, modes) -> dict[str, float]:
 
 def means(sums: dict[str, float]) -> dict[str, float]:
     """A metrics line's shares and means from the step's sums."""
-    line = {f"share_{name[7:]}": value / sums["groups"] for name, value in sums.items() if name.startswith("groups/")}
+    line = {f"share_{name[7:]}": value / max(sums["groups"], 1) for name, value in sums.items() if name.startswith("groups/")}
     if sums["responses"]:
         for name in ("reward", "format", "accuracy", "thinking", "correct", "truncated", "distinct", "advantage"):
             line[name] = sums[name] / sums["responses"]
@@ -53,6 +53,8 @@ def means(sums: dict[str, float]) -> dict[str, float]:
     for name in ("entropy", "kl", "clip_low", "clip_high"):
         line[name] = sums[name] / max(sums["tokens"], 1)
     line["loss"] = sums["loss"]
+    line["skipped_prompts"] = sums["skipped"]
+    line.update({name: value for name, value in sums.items() if name.startswith(("judge_", "refiner_"))})
     return line
 
 
@@ -101,14 +103,10 @@ class Log:
 
 
 def seconds(clock: list[float]) -> dict[str, float]:
-    """Seconds of a step's parts from its marks: start, (end of rollout,) start of update, end."""
-    rollout_end = clock[1] if len(clock) == 4 else clock[0]
-    return {
-        "seconds_rollout": rollout_end - clock[0],
-        "seconds_score": clock[-2] - rollout_end,
-        "seconds_update": clock[-1] - clock[-2],
-        "seconds": clock[-1] - clock[0],
-    }
+    """Seconds of a step's parts from its four marks: start, end of the rollout, start of the update, end."""
+    names = ("seconds_rollout", "seconds_score", "seconds_update")
+    parts = {name: end - start for name, start, end in zip(names, clock, clock[1:])}
+    return {**parts, "seconds": clock[-1] - clock[0]}
 
 
 def group_lines(step, examples, responses, scores, advantages, modes, targets, processor, most: int = 2):

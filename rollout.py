@@ -104,6 +104,8 @@ def rollout(
     (default 0 .. P-1). on_response(p, g, response), if given, is called as soon as a response has ended.
     compile: run torch.compile's version of the decode step, on caches of fixed size; rows then stay to the end.
     """
+    if not prompts:
+        return []
     tokenizer = get_tokenizer(processor)
     end_id = tokenizer.eos_token_id
     device = prompts[0].input_ids.device

@@ -154,7 +154,7 @@ def test_memorized_group_weighs_one_gth_of_a_group(vlm, prompts):
     grads = {}
     for weight in ("group", "one"):
         advantage = dyme.memorize_advantage(weight, 8, 0.0)
-        groups = build_groups(modes, responses, torch.zeros(1, 8), {0: target}, advantage)
+        groups = build_groups([0], modes, responses, torch.zeros(1, 8), {0: target}, advantage)
         model.zero_grad()
         packed_update(model, prompts, groups, normalizer=8)
         grads[weight] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -173,7 +173,7 @@ def test_skipped_groups_change_no_parameter_and_cost_no_forward(vlm, prompts, mo
     model, processor = vlm
     responses = [[Response([1, 2], "x", False)] * 8] * 2
     # one group all right; one explored group whose rewards are all equal
-    groups = build_groups(torch.tensor([SKIP, EXPLORE]), responses, torch.zeros(2, 8), {}, 1.0)
+    groups = build_groups([0, 1], torch.tensor([SKIP, EXPLORE]), responses, torch.zeros(2, 8), {}, 1.0)
     monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("a skipped group was computed"))
     monkeypatch.setattr(model.model, "forward", lambda *a, **k: pytest.fail("a skipped group was computed"))
     model.zero_grad()

@@ -21,15 +21,18 @@ from tqdm import tqdm
 
 import checkpoint
 import dyme
-from checker import refine, score
+from checker import refine
 from data import InputError, load_data
 from evaluate import evaluate, evaluate_all
 from families import load_vlm, parameter_counts, save_model
 from grpo import group_advantages
+from judge import Calls, apply_scores, close_judge, open_judge, request_template, request_trace, restore_template
+from judge import take_counts, thinking_scores
 from knobs import Config, parse
 from metrics import Log, group_lines, means, rollout_sums, seconds, summary
 from model import THINK, encode_prompt, image_features, prompt_to
 from optim import build_optimizer, lr_at
+from rewards import adopt_proposal, as_ready, ask_judge, load_reward, score_group
 from rollout import rollout
 from tiny import base_model
 
@@ -79,6 +82,34 @@ def step_examples(data, config: Config, step: int) -> list:
     return picked
 
 
+def encode_share(model, processor, config: Config, share: list) -> tuple[list, list, list]:
+    """The prompts of [(place, Example)], on the model's device: (places, examples, prompts), too long ones left out."""
+    places, examples, prompts = [], [], []
+    for place, example in share:
+        prompt = encode_prompt(processor, example, THINK, config.max_pixels)
+        if fits(config, prompt, example):
+            prompt = prompt_to(prompt, model.device)
+            if config.freeze_vision:
+                prompt.features = image_features(model, prompt)  # once, for rollout and update
+            places.append(place)
+            examples.append(example)
+            prompts.append(prompt)
+    return places, examples, prompts
+
+
+def fits(config: Config, prompt, example) -> bool:
+    """Whether a prompt is short enough; InputError when it isn't and --skip_long_prompts is off. Nothing is truncated."""
+    length = prompt.input_ids.shape[1]
+    if config.max_prompt_length is None or length <= config.max_prompt_length:
+        return True
+    if not config.skip_long_prompts:
+        raise InputError(
+            f"{example.id}: its prompt has {length} tokens, --max_prompt_length is {config.max_prompt_length}; "
+            f"lower --max_pixels, raise the limit, or give --skip_long_prompts"
+        )
+    return False
+
+
 def only_memorizes(config: Config, step: int) -> bool:
     """Whether the method memorises at this step whatever the samples would be, so that none are drawn."""
     return config.method == "sft" or (config.method == "two_stage" and step < config.max_steps // 2)
@@ -91,31 +122,35 @@ def choose(config: Config, correct: torch.Tensor) -> torch.Tensor:
     return torch.full((len(correct),), dyme.EXPLORE)
 
 
-def reference_trace(config: Config, example) -> str:
-    """The thinking that is memorised: written by the visual refiner from the facts, or the data set's own."""
+def reference_trace(config: Config, example, call=None) -> str:
+    """The thinking that is memorised: the visual refiner's, the judge's where there is one, or the data set's own."""
     if config.refiner == "off" and example.trace is not None:
         return example.trace
-    return refine(example)
+    return refine(example) if call is None else call.trace.result()
 
 
-def normalizer(config: Config, tokens: float) -> float:
-    """What the loss of the whole step is divided by: all P * G sequences, skipped ones included, or the tokens."""
+def normalizer(config: Config, responses: list, ranks: checkpoint.Ranks) -> float:
+    """What the loss of the whole step is divided by: all P * G sequences, skipped ones included, or their tokens."""
     sequences = config.prompts_per_step * config.num_generations
     if config.loss_type == "dr_grpo":
         return sequences * config.max_completion_length
-    return sequences if config.loss_type == "grpo" else max(tokens, 1.0)
+    if config.loss_type == "grpo":
+        return sequences
+    tokens = sum(len(response.token_ids) for group in responses for response in group)
+    return max(checkpoint.reduce_sums({"tokens": tokens}, ranks)["tokens"], 1.0)
 
 
-def rewards_of(config: Config, group: list, example) -> dict[str, torch.Tensor]:
-    """The rewards of one prompt's G responses, each (G,): format, accuracy, thinking, total, correct."""
-    texts = [response.text for response in group]
-    truncated = [response.truncated for response in group]
-    scored = score(
-        texts, example, truncated=truncated, reward_weights=config.reward_weights, tolerance=config.train_tolerance
-    )
-    if not torch.isfinite(scored["total"]).all():
-        raise InputError(f"{example.id}: a reward is not finite: {scored['total'].tolist()}; mend the reward function")
-    return scored
+def optimizer_step(model, optimizer, config: Config, step: int, loss: float) -> dict:
+    """Clip and apply the accumulated gradient, unless it or the loss isn't finite: then the step is left out."""
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+    learning_rate = lr_at(step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_schedule)
+    for param_group in optimizer.param_groups:
+        param_group["lr"] = learning_rate
+    finite = math.isfinite(grad_norm) and math.isfinite(loss)
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad()
+    return {"grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
 
 
 def find_run(config: Config):
@@ -170,14 +205,19 @@ def train(config: Config, ranks: checkpoint.Ranks) -> dict:
     optimizer = build_optimizer(
         model, config.optim, config.learning_rate, config.weight_decay, betas, seed=config.seed
     )
+    own_reward = load_reward(config.reward)
+    judge = open_judge(config.judge_url, config.judge_model, output_dir=config.output_dir) if config.judge_url else None
     log.say("{}: {:,} parameters train, {:,} are frozen".format(config.model, *parameter_counts(model)))
     log.say(f"{len(data)} training examples, {config.max_steps} steps of {config.prompts_per_step} prompts")
 
     state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}}
     if found:
         state.update(resume(config, found, model, optimizer, log))
+        if judge:
+            restore_template(judge, state["step"])
+    proposal = None  # of a better template for the refiner, under way
     reading = {name: getattr(config, name) for name in ("max_completion_length", "max_pixels", "seed")}
-    sampling = {name: getattr(config, name) for name in ("num_generations", "max_completion_length", "temperature", "seed")}
+    sampling = {name: getattr(config, name) for name in ("num_generations", "max_completion_length", "temperature", "seed", "compile")}
     names = ("temperature", "micro_batch_prompts", "head_chunk_tokens", "epsilon_low", "epsilon_high", "loss_type", "beta")
     updating = {name: getattr(config, name) for name in names}
 
@@ -198,66 +238,68 @@ def train(config: Config, ranks: checkpoint.Ranks) -> dict:
         progress = tqdm(range(state["step"], config.max_steps), desc=config.method, unit="step", disable=None if log.active else True)
         for step in progress:
             clock = [time.perf_counter()]
+            if judge:  # the first process owns the refiner's template and hands it to the others
+                proposal = adopt_proposal(judge, proposal, step)
+                judge.template = checkpoint.broadcast_object(judge.template, ranks)
             # ---- P prompts, of which this process takes its share
             share = checkpoint.shard(step_examples(data, config, step), ranks)
-            places, examples = [place for place, _ in share], [example for _, example in share]
-            prompts = [encode_prompt(processor, example, THINK, config.max_pixels) for example in examples]
-            prompts = [prompt_to(prompt, ranks.device) for prompt in prompts]
-            if config.freeze_vision:
-                for prompt in prompts:
-                    prompt.features = image_features(model, prompt)
+            places, examples, prompts = encode_share(model, processor, config, share)
 
-            responses, scores = [], []
+            # ---- G responses to each, and what is right about them
+            calls = [Calls(e, config.num_generations, config.method == "dyme") for e in examples] if judge else []
+            advantages = torch.zeros(len(prompts), config.num_generations)  # (P, G)
             if only_memorizes(config, step):
-                modes = torch.full((len(prompts),), dyme.MEMORIZE)
-                advantages = torch.zeros(len(prompts), config.num_generations)
-                memorize = float(config.num_generations)  # plain SFT: every sequence weighs a whole group
-            else:
-                # ---- G responses to each, their rewards, their advantages
-                responses = rollout(model, processor, prompts, step=step, prompt_indices=places, **sampling)
+                responses, scores = [], []
                 clock.append(time.perf_counter())
-                scores = [rewards_of(config, group, example) for group, example in zip(responses, examples)]
-                rewards = torch.stack([scored["total"] for scored in scores])  # (P, G)
-                correct = torch.stack([scored["correct"] for scored in scores])  # (P, G)
-                advantages = group_advantages(rewards, config.scale_rewards)  # (P, G)
+                modes = torch.full((len(prompts),), dyme.MEMORIZE)
+                memorize = float(config.num_generations)  # plain SFT: every sequence weighs a whole group
+                for call in calls:
+                    request_trace(judge, call)
+            else:
+                on_response = ask_judge(judge, calls, config) if judge else None
+                responses = rollout(
+                    model, processor, prompts, step=step, prompt_indices=places, on_response=on_response, **sampling
+                )
+                clock.append(time.perf_counter())
+                scores = [score_group(group, e, config, own_reward) for group, e in zip(responses, examples)]
                 # ---- the switch: memorise, explore or skip
+                correct = torch.stack([scored["correct"] for scored in scores]) if scores else advantages.bool()  # (P, G)
                 modes = choose(config, correct)  # (P,)
                 progress_made = step / config.max_steps
                 memorize = dyme.memorize_advantage(config.memorize_weight, config.num_generations, progress_made)
-            targets = {
-                p: dyme.target_ids(processor, reference_trace(config, examples[p]), examples[p].answer)
-                for p in (modes == dyme.MEMORIZE).nonzero()[:, 0].tolist()
-            }
-            groups = dyme.build_groups(modes, responses, advantages, targets, memorize)
             clock.append(time.perf_counter())
 
-            # ---- one update on memorised and explored groups together
-            sums = rollout_sums(responses, scores, advantages, modes)
-            sums["update_tokens"] = float(sum(len(ids) for group in groups for ids in group.completions))
-            sums = checkpoint.reduce_sums(sums, ranks)
-            divisor = normalizer(config, sums["update_tokens"])
+            # ---- one update on memorised and explored groups together; a group takes part once its judge has answered
+            divisor = normalizer(config, responses, ranks)
+            update, targets = dict.fromkeys(dyme.UPDATE_SUMS, 0.0), {}
             model.train(config.gradient_checkpointing)
-            update = dyme.packed_update(model, prompts, groups, normalizer=divisor, ref_model=ref_model, **updating)
+            for ready in as_ready(judge, calls, len(prompts)):
+                for p in ready:
+                    if judge and scores:
+                        apply_scores(scores[p], thinking_scores(calls[p]), config.reward_weights)
+                    if scores:
+                        advantages[p] = group_advantages(scores[p]["total"][None], config.scale_rewards)[0]
+                    if modes[p] == dyme.MEMORIZE:
+                        trace = reference_trace(config, examples[p], calls[p] if judge else None)
+                        targets[p] = dyme.target_ids(processor, trace, examples[p].answer)
+                groups = dyme.build_groups(ready, modes, responses, advantages, targets, memorize)
+                done = dyme.packed_update(model, prompts, groups, normalizer=divisor, ref_model=ref_model, **updating)
+                update = {name: update[name] + value for name, value in done.items()}
             model.eval()
-            sums.update(checkpoint.reduce_sums(update, ranks))
             checkpoint.sum_gradients(model, ranks)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
-            learning_rate = lr_at(step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_schedule)
-            for param_group in optimizer.param_groups:
-                param_group["lr"] = learning_rate
-            if math.isfinite(grad_norm) and math.isfinite(sums["loss"]):
-                optimizer.step()
-                state["bad_steps"] = 0
-            else:
-                state["bad_steps"] += 1
-            optimizer.zero_grad()
+            sums = {**update, **rollout_sums(responses, scores, advantages, modes), "skipped": len(share) - len(prompts)}
+            sums = checkpoint.reduce_sums({**sums, **(take_counts(judge) if judge else {})}, ranks)
+            moved = optimizer_step(model, optimizer, config, step, sums["loss"])
+            state["bad_steps"] = 0 if moved["finite"] else state["bad_steps"] + 1
             clock.append(time.perf_counter())
 
             # ---- log, evaluate, save
+            if judge and log.active and proposal is None:
+                proposal = request_template(judge, calls)
             state["step"] = step + 1
             state["seconds"] += clock[-1] - clock[0]
-            line = {"step": step, **means(sums), "grad_norm": grad_norm, "learning_rate": learning_rate}
-            line.update(seconds(clock), tokens_per_second=sums["length"] / max(seconds(clock)["seconds_rollout"], 1e-9))
+            line = {"step": step, **means(sums), **moved, **seconds(clock)}
+            line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
             log.append("metrics.jsonl", line)
             progress.set_postfix({name: f"{line[name]:.2f}" for name in ("reward", "correct") if name in line})
             if log.active and config.log_groups_every and step % config.log_groups_every == 0:
@@ -282,6 +324,8 @@ def train(config: Config, ranks: checkpoint.Ranks) -> dict:
                 log.say(f"interrupted: step {step + 1} is saved in {config.output_dir}; go on with --resume")
                 raise SystemExit(128 + signal)
 
+    if judge:
+        close_judge(judge)
     result = {"config": asdict(config), **state, "final": {}}
     for split, examples in finals.items():
         result["final"][split] = evaluate_all(model, processor, examples, **reading)
