@@ -68,8 +68,9 @@ HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": 
 
 CAPTION = "Describe the chart."
 EXPLAIN = "Explain in your own words."
+GOAL = "What is the goal?"
 CAPTION_QUESTION = "What are the bars"
-BASE_MIX = {"caption": 0.15, "direct": 0.3, "explain": 0.35, "think": 0.1, "text": 0.1}
+BASE_MIX = {"caption": 0.15, "direct": 0.25, "explain": 0.25, "goal": 0.05, "think": 0.1, "sums": 0.05, "text": 0.15}
 # A working with fixed words is copied and not reasoned, so the base stage's words vary.
 # It has met the words of the required format, as any language model has, but never in that order.
 OPENERS = ("I see", "there is", "look,", "we have", "first", "Observation:")
@@ -171,14 +172,10 @@ def conclude(kind, stated, answer, so="so"):
     return f"{goal} {'are' if kind == 'classification' else 'is'} {answer}"
 
 
-def write_trace(kind, stated, answer, known=None):
-    """
-    The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning.
-
-    known: the facts that the Reasoning clause goes by, where they aren't the ones stated.
-    """
+def write_trace(kind, stated, answer):
+    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning."""
     observed = ", ".join(f"{name} {value}" for name, value in stated)
-    reasoning = conclude(kind, known or stated, answer)
+    reasoning = conclude(kind, stated, answer)
     return f"Goal: {GOALS[kind]}. Observation: {observed}. Reasoning: {reasoning}."
 
 
@@ -202,10 +199,7 @@ def explain(rng, kind, stated, answer):
     for name, value in stated[1:]:
         text += f"{pick(rng, JOINERS)}{name} {value}"
     text += pick(rng, LINKS) + conclude(kind, stated, answer, so=pick(rng, THEREFORE))
-    extra = rng.random()
-    if extra < 0.3:
-        return f"Goal: {GOALS[kind]}. {text}"
-    return f"{text}.\nAnswer: {answer}" if extra > 0.7 else text
+    return f"{text}.\nAnswer: {answer}" if rng.random() < 0.5 else text
 
 
 def pick(rng, options):
@@ -252,7 +246,7 @@ def to_example(kind, chart, question, names, answer, noise_rng=None, noise=0.0):
     facts = [(colour, str(value)) for colour, value in chart.bars]
     needed = [(name, dict(facts)[name]) for name in names]
     stated = corrupt(noise_rng, needed, noise) if noise else needed
-    trace = write_trace(kind, stated, answer, needed)
+    trace = write_trace(kind, stated, answer)
     return Example(image=draw(chart), question=question, answer=answer, facts=facts, needed=needed,
                    trace=trace, task=kind)
 
@@ -265,8 +259,9 @@ def load_charts(split, size=None, data_seed=0, trace_noise=0.0, tasks=("chart",)
     "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
     tasks are Curr-ReFT's (arXiv 2503.07065): "chart" (KINDS), "detection" (answer
     "left,top,right,bottom" in pixels, see bar_boxes), "classification" (the colours there).
-    trace_noise is the share of wrong facts in the Observations of the train split's traces; their
-    Reasoning stays true. Fluent, right in the end, and not about the picture: a pseudo trace.
+    trace_noise is the share of wrong facts in the train split's traces. A misread value goes on into
+    the Reasoning clause, whose result is right all the same ("7 - 4 = 2"): the trace is fluent, ends
+    well, and is not about the picture. So are traces that a model wrote who knew the answer.
     InputError for an unknown split or task, or a number out of range.
     """
     if split not in SIZES:
@@ -300,19 +295,19 @@ def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart"
     """
     A batch of the tiny model's base stage: [(Example, instruction, target text)], pure.
 
-    BASE_MIX of captions, direct answers, informal workings, arithmetic in text (image None), and
+    BASE_MIX of captions, direct answers, informal workings, the same and sums in text alone, and
     thinking prompts, which get a bare answer: the paper's weak instruction follower.
     base_format_rate: the share of thinking prompts that get the required format instead.
     """
     rng = np.random.default_rng([data_seed, SPLIT_IDS["base"], step])
-    kinds = turns(tasks)
+    kinds = [kind for task in tasks for kind in (KINDS if task == "chart" else [task])]
     batch = []
     for mode in rng.choice(list(BASE_MIX), batch_size, p=list(BASE_MIX.values())).tolist():
         kind = pick(rng, kinds)
         formatted = rng.random() < base_format_rate
-        if mode == "text":
+        if mode == "sums":
             question, answer, working = text_question(rng)
-            example = Example(image=None, question=question, answer=answer, task="text")
+            example = Example(question=question, answer=answer, task="text")
             worked = rng.random() < 0.5
             batch.append((example, EXPLAIN if worked else DIRECT, working if worked else answer))
             continue
@@ -322,6 +317,14 @@ def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart"
             example = Example(image=example.image, question=CAPTION_QUESTION, answer=caption,
                               facts=example.facts, task="caption")
             batch.append((example, CAPTION, caption))
+        elif mode == "text":
+            # the chart in words: to look a name up and copy it is learnt far sooner without a picture
+            facts = ", ".join(f"{name} {value}" for name, value in example.facts)
+            working = explain(rng, kind, example.needed, example.answer)
+            example = Example(question=f"{facts}. {example.question}", answer=example.answer, task="text")
+            batch.append((example, EXPLAIN, working))
+        elif mode == "goal":
+            batch.append((example, GOAL, f"Goal: {GOALS[kind]}."))
         elif mode == "explain":
             batch.append((example, EXPLAIN, explain(rng, kind, example.needed, example.answer)))
         elif mode == "think" and formatted:
@@ -338,7 +341,7 @@ def vocabulary(*texts):
 
     ByteLevel's regular expression splits them: a word inside a text carries its space (" red").
     """
-    texts = list(texts) + [THINK, DIRECT, CAPTION, EXPLAIN, CAPTION_QUESTION, "\nAnswer: x"]
+    texts = list(texts) + [THINK, DIRECT, CAPTION, EXPLAIN, GOAL, CAPTION_QUESTION, "\nAnswer: x"]
     texts += ["system\nuser\nassistant\n", "<answer>x</answer>"]
     # the words of curr_reft.py's judge and choice questions
     texts += ["Is the answer right or wrong? yes no", "Choose all right letters. A: B, C. D"]

@@ -1,8 +1,8 @@
 """A chat model behind a server: one question, one reply, whatever the network does.
 
-A client of the OpenAI-compatible /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, public
-APIs) on the standard library: bounded retries, a cache on disk, a thread pool; a server that stays
-dead is left alone but for a probe now and then. judge.py asks its questions through it.
+A client of the OpenAI-compatible /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, a
+public API) on the standard library: bounded retries, a cache on disk, a thread pool; a server that
+stays dead is left alone but for a probe now and then. judge.py asks its questions through it.
 
 The key comes from DYME_JUDGE_KEY, for api.openai.com also from OPENAI_API_KEY; it is read at each
 call, sent to no redirect's target, and kept nowhere. Left out: streaming, tools, images.
@@ -69,7 +69,7 @@ class Chat:
 def open_chat(url, model, *, cache=":memory:", parallel=8, **fields):
     """A Chat with its thread pool and its sqlite cache (a path; several processes may share it).
 
-    `fields` are Chat's own. Raises InputError for an address, model, key or cache that cannot work.
+    `fields` are Chat's own. Raises InputError for an address, model, key or cache that can't work.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/"):

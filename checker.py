@@ -1,8 +1,8 @@
 """Rewards of a response and the visual supervision around them, without a model in the loop.
 
-Answer and format, the visual checker, which scores how far the thinking states the chart's facts, and
-the visual refiner, which writes the text that a group memorises (DyME, arXiv 2506.23061, section 3.3);
-relaxed accuracy (ChartQA, arXiv 2203.10244, section 5.1).
+Answer and format, the visual checker, which scores how far the thinking states the chart's facts,
+and the visual refiner, which writes the text that a group memorises: DyME, arXiv 2506.23061.
+Relaxed accuracy: ChartQA, arXiv 2203.10244.
 
 Left out: the forms of checker and refiner that ask a language model (judge.py), and how claims are
 read from a text (claims.py).
@@ -15,6 +15,7 @@ import torch
 
 import charts
 from claims import claimed_facts, mentioned_facts
+from data import InputError
 from mentions import read_value, words
 
 # ---- the answer ---------------------------------------------------------------------------------
@@ -34,12 +35,21 @@ def split_response(response):
     markers = list(MARKER.finditer(response))
     if len(markers) != 1:
         return response, None
-    thinking, tail = response[:markers[0].start()], response[markers[0].end():]
+    thinking = response[:markers[0].start()]
+    return thinking.rstrip(WRAPPING + "#"), clean_answer(marked_answer(response))
+
+
+def marked_answer(response):
+    """The text behind the one answer marker as it stands, or None: a box's commas part numbers."""
+    markers = list(MARKER.finditer(response))
+    if len(markers) != 1:
+        return None
+    tail = response[markers[0].end():]
     if markers[0].group().startswith("<"):
         closing = CLOSING.search(tail)
         tail = tail[:closing.start()] if closing else ""
     lines = tail.strip(WRAPPING).splitlines()
-    return thinking.rstrip(WRAPPING + "#"), clean_answer(lines[0] if lines else "")
+    return lines[0] if lines else ""
 
 
 def clean_answer(text):
@@ -78,11 +88,11 @@ def to_number(text):
 
 
 def relaxed_accuracy(*, target, prediction, tolerance=0.05):
-    """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text: equal but for case.
+    """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
 
-    An empty or non-finite prediction is wrong. `tolerance=0` asks for the same number up to rounding
-    of floats. A bracketed list ("[3, 4]") is compared element by element, in any order. No cleaning
-    here: both sides come from clean_answer. Source: ChartQA (arXiv 2203.10244), section 5.1.
+    "%" divides by 100. An empty or non-finite prediction is wrong. `tolerance=0` asks for the same
+    number up to rounding of floats. A bracketed list ("[3, 4]") is compared element by element, in
+    any order. No cleaning here: both sides come from clean_answer.
     """
     target, prediction = target.strip(), prediction.strip()
     if target.startswith("[") and target.endswith("]"):
@@ -104,7 +114,7 @@ def is_finite(text):
 
 
 def same_elements(target, prediction, tolerance):
-    """Whether every element of the target has an equal of its own in the prediction, none left over."""
+    """Whether each element of the target has an equal in the prediction, and none is left over."""
     given = [part.strip() for part in prediction.strip("[]").split(",")]
     wanted = [part.strip() for part in target.strip("[]").split(",")]
     if len(given) != len(wanted):
@@ -118,15 +128,15 @@ def same_elements(target, prediction, tolerance):
     return True
 
 
-# ---- the visual checker and the rewards ----------------------------------------------------------
+# ---- the visual checker and the rewards ---------------------------------------------------------
 
 
 def visual_checker(thinking, facts, needed=None, question="", trace=""):
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
-    Precision over the claimed pairs, recall over the reference pairs: `needed` where known, else the
-    facts whose names the question or the reference trace mentions, else all. A true fact that isn't
-    in the reference costs precision. Nothing claimed: 0.
+    Precision over the claimed pairs, recall over the reference pairs: `needed` where known, else
+    the facts whose names the question or the reference trace mentions, else all. A true fact that
+    isn't in the reference costs precision. Nothing claimed: 0.
     """
     facts = tuple((str(name), str(value)) for name, value in facts)
     if needed:
@@ -143,10 +153,13 @@ def score(
 ):
     """The rewards of G responses to an Example, a dict of (G,) tensors.
 
-    format, accuracy, thinking: in [0, 1]. total: their sum weighted by `reward_weights` in this order,
-    and 0 where format is 0. correct: bool, accuracy > 0.5 and format 1 (what DyME's switch counts).
-    `truncated` says which responses were cut off; `accuracy`, G numbers, replaces the metric.
+    format, accuracy, thinking: in [0, 1]. total: their sum weighted by `reward_weights`, in this
+    order, and 0 where format is 0. correct: bool, accuracy > 0.5 and format 1, which is what the
+    switch counts. `truncated` says which responses were cut off; `accuracy`, G numbers, replaces
+    the metric. Raises InputError, naming the example, for an accuracy that isn't finite.
     """
+    if accuracy is not None and not all(map(math.isfinite, accuracy)):
+        raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
     truncated = truncated if truncated is not None else [False] * len(responses)
     target = clean_answer(example.answer)
     rewards = {"format": [], "accuracy": [], "thinking": []}
@@ -182,7 +195,7 @@ BESIDES = SUM | MEAN | RATIO | DIFFERENCE | words("second third median")
 
 
 def refine(example):
-    """The thinking that a group memorises, from facts, question and answer; without the answer line.
+    """The thinking that a group memorises, from facts, question and answer; no answer line.
 
     Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else
     those it mentions, else all; of too many, those that show the answer), what is done with them
@@ -197,14 +210,15 @@ def refine(example):
         facts = tuple(mentioned_facts(example.question, facts)) or facts
     answer = clean_answer(example.answer)
     goal, reasoning = derive(example.question, facts, answer)
-    observed = "; ".join(f"{name}: {value}" for name, value in facts)
+    observed = "; ".join(f"{name} = {value}" for name, value in facts)
     if len(observed) > LONGEST:
         shown = [fact for fact in facts if shows(fact, answer)]
-        observed = "; ".join(f"{name}: {value}" for name, value in shown)
+        observed = "; ".join(f"{name} = {value}" for name, value in shown)
     parts = [f"Goal: {goal}."]
     parts += [f"Observation: {observed}."] if 0 < len(observed) <= LONGEST else []
     parts += [f"Reasoning: {reasoning}."] if reasoning else []
-    return "\n".join(parts + [f"Conclusion: the result is {answer}."])
+    # A fact's name may look like the answer marker, of which the target has just the last.
+    return MARKER.sub("answer", "\n".join(parts + [f"Conclusion: the result is {answer}."]))
 
 
 def shows(fact, answer):
@@ -252,7 +266,7 @@ def find_extreme(facts, values, asked, answer):
 
 
 def find_relation(question, facts, values, asked, answer):
-    """Whether the question's first name has more (less) than the second, if that is asked; else None."""
+    """Yes or no to "has the first name more (less) than the second", as (goal, reasoning)."""
     if len(facts) != 2 or bool(asked & MORE) == bool(asked & LESS):
         return None
     places = [question.casefold().find(name.casefold()) for name, _ in facts]

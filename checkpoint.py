@@ -442,6 +442,16 @@ def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
     return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
 
 
+def gather_lists(items: list, ranks: Ranks) -> list:
+    """The items of all processes' lists, the first process's first."""
+    if ranks.world_size == 1:
+        return items
+    everyone = [None] * ranks.world_size
+    with lost_peers():
+        torch.distributed.all_gather_object(everyone, items)
+    return [item for one in everyone for item in one]
+
+
 def broadcast_object(value, ranks: Ranks):
     """The first process's value on all of them; the others' is ignored."""
     if ranks.world_size == 1:

@@ -33,9 +33,10 @@ class Memory:
 def claimed_facts(thinking, facts):
     """The pairs that a text claims, each once, in the order of the text: [(name, value)].
 
-    facts: [(name, value)] strings, the names in a table being "<row> <column>". A claim has a name of
-    the facts and the value stated for it: as the fact writes it where both are equal (3.0 = 3, 1,200
-    = 1200, 12 % = 12), so that `claim in facts` says whether it is right, else as the text has it.
+    facts: [(name, value)] strings, the names in a table being "<row> <column>". A claim has a name
+    of the facts and the value stated for it: as the fact writes it where both are equal (3.0 = 3,
+    1,200 = 1200, 12 % = 12), so that `claim in facts` says whether it is right, else as the text
+    has it.
     """
     spellings, table = read_chart(tuple((str(name), str(value)) for name, value in facts))
     tokens = tokenize(thinking)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from reading import (InputError, ZipImage, decode, leaves_folder, open_image, parse_file,
+from reading import (InputError, NoSplit, ZipImage, decode, leaves_folder, open_image, parse_file,
                      read_image, say, text, texts)
 
 __all__ = ["Example", "InputError", "ZipImage", "load_data", "open_image"]
@@ -29,6 +29,7 @@ class Example:
     task: str = ""  # "human" / "augmented" for ChartQA, else the data's own
     id: str = ""  # stable and unique, e.g. chartqa/train/human/12
     options: list | None = None
+    instruction: str | None = None  # how it is to be answered, without thinking; None: model.THINK
 
 
 def clean_trace(trace):
@@ -130,7 +131,7 @@ def load_own(path, split, data_dir, questions):
 
     file = path if split == "train" else beside(split)
     if file is None and split != "val":
-        raise InputError(f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
+        raise NoSplit(f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
                          "beside it, or evaluate another with --eval_split")
     file = file or path
     examples = parse_file(file, functools.partial(own_row, file, data_dir or path.parent))
@@ -178,12 +179,12 @@ def attach_traces(examples, path):
 
 
 def load_data(name, split, data_dir=None, *, size=None, data_seed=0, trace_noise=0.0,
-              questions="human", traces=None, cache_dir=None):
+              questions="human", traces=None, cache_dir=None, tasks=("chart",)):
     """A list-like of Example: split "train", "val" or "test" (charts also "ood") of a data set.
 
     name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl or .json. data_dir: where the
     files lie (see published.py, load_own). size: the first so many; for charts how many are drawn.
-    data_seed, trace_noise: charts only. questions: "human", "augmented" or "all", where the data
+    data_seed, trace_noise, tasks (charts.TASKS): charts only. questions: "human", "augmented" or "all", where the data
     tells them apart. traces: a .jsonl of reference traces. Raises InputError, with every bad row.
     """
     if questions not in ("human", "augmented", "all"):
@@ -195,11 +196,11 @@ def load_data(name, split, data_dir=None, *, size=None, data_seed=0, trace_noise
         raise InputError(f"--dataset {name}: not known; known are charts, chartqa, gsm8k, aokvqa "
                          "and a path ending in .jsonl or .json")
     if name in ("chartqa", "gsm8k", "aokvqa") and split not in SPLITS:
-        raise InputError(f"{name} has no split {split}: it has {', '.join(SPLITS)}")
+        raise NoSplit(f"{name} has no split {split}: it has {', '.join(SPLITS)}")
     import charts  # both import Example from here
     import published
     if name == "charts":
-        examples = charts.load_charts(split, size, data_seed, trace_noise)
+        examples = charts.load_charts(split, size, data_seed, trace_noise, tasks)
     elif name == "chartqa":
         examples = published.load_chartqa(split, data_dir, questions, cache_dir)[:size]
     elif name == "gsm8k":
@@ -209,5 +210,5 @@ def load_data(name, split, data_dir=None, *, size=None, data_seed=0, trace_noise
     else:
         examples = load_own(name, split, data_dir, questions)[:size]
     if not len(examples):
-        raise InputError(f"{name}: no examples in the split {split}")
+        raise NoSplit(f"{name}: no examples in the split {split}")
     return attach_traces(examples, traces) if traces else examples

@@ -50,10 +50,11 @@ class Group:
     advantages: torch.Tensor
 
 
-def target_ids(processor, trace: str, answer: str) -> list[int]:
-    """The memorised sequence: trace, answer line, end token."""
+def target_ids(processor, trace: str | None, answer: str) -> list[int]:
+    """The memorised sequence: trace, answer line, end token; without a trace the bare answer and the end token."""
     tokenizer = get_tokenizer(processor)
-    ids = tokenizer(f"{trace}\nAnswer: {answer}", add_special_tokens=False)["input_ids"]
+    text = answer if trace is None else f"{trace}\nAnswer: {answer}"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids + [tokenizer.eos_token_id]
 
 

@@ -29,6 +29,7 @@ def evaluate(
     tolerance: float = 0.05,
     seed: int = 0,
     on_item=None,
+    score=score,
 ) -> dict[str, float]:
     """
     One response to each example (list-like of Example), scored; batch_size examples to a rollout.
@@ -102,7 +103,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
     z = 1.96
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:

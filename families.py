@@ -135,7 +135,10 @@ def take_features(model) -> None:
 
 def checkpoint_activations(model) -> None:
     """Recompute the layers' activations in the backward pass instead of keeping them, in model.train() mode."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name up to transformers 5.17 at least
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # it also makes every embedding's output require a gradient: a frozen tower would keep its whole graph
     model.disable_input_require_grads()
 

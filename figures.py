@@ -23,7 +23,7 @@ COLOURS = [
 ]
 DASHES = ["", "7 3", "2.5 2.5", "9 3 2.5 3"]
 MODES = {"memorize": "memorise", "explore": "explore", "skip": "skip"}  # from the bottom of the picture to its top
-MODE_COLOURS = [("#f0bd55", "#c08a1f"), ("#7aa7e6", "#3d6db8"), ("#dfe3e8", "#3c434d")]
+MODE_COLOURS = [("#f0bd55", "#d9a441"), ("#7aa7e6", "#6c9fe3"), ("#dfe3e8", "#7f8894")]
 
 WIDTH, HEIGHT = 320, 190  # of a picture, in units of about a pixel
 LEFT, RIGHT, TOP, BOTTOM = 34, 10, 10, 24
@@ -42,13 +42,13 @@ class Curve:
 
 
 CURVES = [
-    Curve("accuracy", "Accuracy", "validation questions answered right, decoding greedily", of_val=True),
-    Curve("fact_precision", "True facts", "of those stated in validation thinking; 0 where none is", of_val=True),
-    Curve("reward", "Reward", "mean total of the sampled responses", share=False),
+    Curve("accuracy", "Accuracy", "of validation questions, greedy", of_val=True),
+    Curve("fact_precision", "True facts", "validation; 0 where none is stated", of_val=True),
+    Curve("reward", "Reward", "mean of the sampled responses", share=False),
     Curve("correct", "Correct samples", "right answer in the right format"),
-    Curve("share_equal", "Advantage collapse", "groups of equal rewards: nothing for GRPO to learn"),
+    Curve("share_equal", "Advantage collapse", "groups whose rewards are all equal"),
     Curve("completion_length", "Length", "tokens of a sampled response", share=False),
-    Curve("entropy", "Entropy", "nats a token, over the tokens of the update", share=False),
+    Curve("entropy", "Entropy", "nats a token, in the update", share=False),
     Curve("seconds", "Seconds a step", "rollout, rewards and update", share=False),
 ]
 
@@ -272,13 +272,13 @@ def save_png(variants: list[Variant], folder) -> list[Path]:
             save(figure, curve.key)
         shown = [(variant, lines) for variant in variants if (lines := mode_lines(variant))]
         if shown:
-            size = (2.8 * len(shown) + 0.6, 2.9)
+            size = (2.6 * len(shown) + 1.4, 2.9)
             figure, row = pyplot.subplots(1, len(shown), figsize=size, sharey=True, layout="constrained", squeeze=False)
             for ax, (variant, lines) in zip(row[0], shown):
                 colours = [light for light, _ in MODE_COLOURS]
                 ax.stackplot(lines[0].steps, *(line.mean for line in lines), colors=colours, labels=MODES.values())
                 ax.set(title=variant.label.replace("$", r"\$"), xlabel="step", ylim=(0, 1), xlim=(0, lines[0].steps[-1] or 1))
             row[0][0].set_ylabel("share of groups")
-            row[0][-1].legend(loc="lower right", frameon=True, reverse=True)
+            figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside right center", reverse=True)
             save(figure, "modes")
     return written

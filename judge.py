@@ -1,8 +1,8 @@
 """The judge: a language model that scores thinking and writes the memorised targets.
 
 "Full" DyME (arXiv 2506.23061, visual checker and visual refiner) asks a language model, through
-chat.py, where "pure" DyME asks the rules of checker.py. It reads the facts, never the image. Calls run
-beside decoding and updates; what the judge doesn't answer, the local checker and refiner do.
+chat.py, where "pure" DyME asks the rules of checker.py. It reads the facts, never the image. Calls
+run beside decoding and updates; what the judge doesn't answer, the local checker and refiner do.
 
 Left out: a judge on the training's own GPU. Targets written ahead of training, for "pure" DyME:
 
@@ -87,7 +87,7 @@ class Judge:
 
 
 def open_judge(url, model, *, output_dir=None, cache=None, min_grounding=0.5, **chat_fields):
-    """A Judge; its cache is `<output_dir>/judge_cache.sqlite` unless named. Raises as open_chat."""
+    """A Judge; its cache is `<output_dir>/judge_cache.sqlite` by default. Raises as open_chat."""
     if cache is None:
         cache = os.path.join(output_dir, "judge_cache.sqlite") if output_dir else ":memory:"
     return Judge(open_chat(url, model, cache=cache, **chat_fields), output_dir, min_grounding)
@@ -121,7 +121,7 @@ def fill(prompt, example, **parts):
 
 
 def judge_thinking(judge, thinking, example):
-    """Grounding of a thinking text: 0, 0.5, 1; None (a judge_failure): the local checker's turn."""
+    """Grounding of a thinking text: 0, 0.5, 1; None (a judge_failure): ask the local checker."""
     prompt = fill(CHECK, example, thinking=thinking)
     try:
         word = ask_word(judge.chat, prompt, list(LEVELS))
@@ -149,7 +149,7 @@ def judge_refine(judge, example):
 def written_trace(judge, example):
     """The judge's own trace, or None if it is cut off, ends in another answer or is not grounded.
 
-    The target that it becomes part of must have the format that the policy is rewarded for. Without
+    The target it becomes part of must have the format that the policy is rewarded for. Without
     facts nothing could be grounded, so nothing is asked. Raises ChatError.
     """
     if not example.facts:
@@ -205,9 +205,9 @@ def mentions(text, word):
 class Calls:
     """The calls for one prompt's responses, sent while other responses are still being decoded.
 
-    With `switch` (DyME's, by correctness alone) only what the update needs is sent: scores once the
-    group is sure to be explored, the trace once sure to be memorised, nothing if all are right.
-    Without it (GRPO, or a switch by reward) every response of format 1 is scored.
+    With `switch` (DyME's, by correctness alone) only what the update needs is sent: scores once
+    the group is sure to be explored, the trace once sure to be memorised, nothing if all are
+    right. Without it (GRPO, or a switch by reward) every response of format 1 is scored.
     """
 
     example: Example
@@ -284,7 +284,7 @@ def apply_scores(rewards, scores, reward_weights=(1, 1, 1)):
 
 
 def headings(text, example):
-    """The distinct headings of a text ("Goal: ..."), the chart's names ("Latvia: 3.0") left out."""
+    """The distinct headings of a text ("Goal: ..."), the chart's own ("Latvia: 3.0") left out."""
     names = {name.casefold() for name, _ in example.facts}
     return {h.casefold().strip() for h in HEADING.findall(text)} - names - {"answer"}
 
@@ -305,8 +305,8 @@ def request_template(judge, groups):
 def propose_template(judge, thinking, example, best):
     """The generic template of a good response if the judge prefers it to `best`, else None.
 
-    A proposal that keeps a name or value of this chart, has no structure, is cut off or overlong is
-    not compared at all.
+    A proposal that keeps a name or value of this chart, has no structure, is cut off or overlong
+    is not compared at all.
     """
     try:
         prompt = fill(GENERALISE, example, thinking=thinking)
@@ -356,8 +356,8 @@ def refine_all(judge, examples, path, parallel=8):
     """Appends {"id", "question", "answer", "trace", "source"} of every example to a .jsonl.
 
     In the order of the data; source is "llm", or "local" where the judge's trace was no good or
-    there is no judge (None). What the file has already is skipped. A failed call leaves its example out,
-    for the same command to do. Raises InputError then, and for a file of another kind.
+    there is no judge (None). What the file has already is skipped. A failed call leaves its
+    example out, for the same command to do. Raises InputError then, and for a foreign file.
     """
     done = read_done(path)
     sources, errors = collections.Counter(), []

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from data import InputError
 
-METHODS = ("dyme", "sft", "grpo", "two_stage")
+METHODS = ("dyme", "sft", "grpo", "two_stage", "curr_reft")
+STAGES = ("judge", "choice", "open", "reject")
 
 
 def knob(default, group: str, text: str, choices=None):
@@ -30,7 +31,7 @@ class Config:
     train_size: int | None = knob(None, "data", "use the first so many training examples")
     eval_size: int | None = knob(None, "data", "use the first so many examples of each evaluated split")
     eval_split: str = knob("val", "data", "split to evaluate on the way")
-    final_splits: list[str] = knob(["test", "ood"], "data", "splits to evaluate at the end, where the data has them")
+    final_splits: list[str] | None = knob(None, "data", "splits to evaluate at the end; default: test, and charts' ood")
     data_seed: int = knob(0, "data", "charts: draws fresh ones")
     trace_noise: float = knob(0.5, "data", "charts: share of wrong facts in the training traces")
     traces: str | None = knob(None, "data", "jsonl of reference traces, see judge.py refine")
@@ -43,6 +44,9 @@ class Config:
     base_steps: int = knob(1200, "model", "tiny: length of its base stage")
     base_format_rate: float = knob(0.0, "model", "tiny: how often the base stage shows the format")
     base_seed: int = knob(0, "model", "tiny: seed of its weights and base stage")
+    base_tasks: list[str] = knob(
+        ["chart"], "model", "tiny: what its base stage asks, and the forms it has met", ("chart", "detection", "classification", "judge", "choice")
+    )
     gradient_checkpointing: bool = knob(False, "model", "recompute activations: slower, smaller")
 
     method: str = knob("dyme", "method", "what decides between memorising and exploring", METHODS)
@@ -62,7 +66,17 @@ class Config:
     scale_rewards: bool = knob(True, "method", "divide advantages by the group's standard deviation")
     epsilon_low: float = knob(0.2, "method", "clipping of the ratio from below")
     epsilon_high: float = knob(0.2, "method", "clipping of the ratio from above")
-    beta: float = knob(0.0, "method", "KL to the starting model, which is then kept in memory")
+    beta: float = knob(0.0, "method", "KL to ref_model, which is then kept in memory")
+    ref_model: str | None = knob(None, "method", "what the KL compares with; default: the model that the run starts from")
+
+    stages: list[str] = knob(list(STAGES), "curr_reft", "which, in this order; the first starts from --model", STAGES)
+    reject_samples: int = knob(8, "curr_reft", "N: responses to a prompt in rejected sampling")
+    reject_size: int | None = knob(None, "curr_reft", "sample for the first so many training examples; default: for all")
+    reject_threshold: float = knob(85.0, "curr_reft", "a prompt's best response is kept above this, of 100")
+    reject_steps: int | None = knob(None, "curr_reft", "updates on what was kept; default: reject_epochs' worth")
+    reject_epochs: float = knob(2.0, "curr_reft", "passes over what was kept and mixed in")
+    mix: str | None = knob(None, "curr_reft", "jsonl of other domains mixed into these; default: the tiny model's base texts, or none")
+    mix_share: float = knob(0.3, "curr_reft", "share of mixed-in examples")
 
     max_steps: int | None = knob(None, "optimisation", "updates; default: num_train_epochs' worth")
     num_train_epochs: float | None = knob(None, "optimisation", "passes over the training data, without max_steps")
@@ -117,6 +131,19 @@ DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparame
 }
 
 
+# Curr-ReFT's own, in the place of the above. max_steps and epochs are those of all RL stages together, see stages.py
+CURR_REFT = {
+    "charts": dict(
+        base_tasks=["chart", "detection", "classification", "judge", "choice"],
+        base_format_rate=0.1,  # without memorising, a format that is never sampled is never learned
+        num_generations=4,
+        reward_weights=[0.5, 1.0, 0.0],
+        max_steps=200,
+    ),
+    "*": dict(num_generations=4, reward_weights=[1.0, 1.0, 0.0], learning_rate=1e-6, beta=0.04, num_train_epochs=4),
+}
+
+
 def parse(argv: list[str]) -> Config:
     """The command line as a Config. Unknown flags and wrong types end with argparse's own one-line message."""
     parser = argparse.ArgumentParser(
@@ -139,7 +166,11 @@ def parse(argv: list[str]) -> Config:
             if name == "resume":
                 options.update(nargs="?", const="last")
         group.add_argument(f"--{name}", **options)
-    return resolve(Config(**vars(parser.parse_args(argv))))
+    args = parser.parse_args(argv)
+    if args.method == "curr_reft":
+        parser.set_defaults(**CURR_REFT.get(args.dataset, CURR_REFT["*"]))
+        args = parser.parse_args(argv)
+    return resolve(Config(**vars(args)))
 
 
 def resolve(config: Config) -> Config:
@@ -158,6 +189,10 @@ def resolve(config: Config) -> Config:
         (config.temperature > 0, "--temperature: must be above 0 to sample different responses"),
         (config.learning_rate > 0, "--learning_rate: must be above 0"),
         (len(config.reward_weights) == 3, "--reward_weights: three numbers, for format, accuracy, thinking"),
+        (config.method != "curr_reft" or config.stages, "--stages: at least one"),
+        (config.reject_samples >= 1, "--reject_samples: at least 1"),
+        (0 <= config.reject_threshold < 100, "--reject_threshold: 0 to below 100"),
+        (0 <= config.mix_share < 1, "--mix_share: 0 to below 1"),
     ]
     for fine, message in checks:
         if not fine:

@@ -1,6 +1,6 @@
 """Which of a chart's names and which numbers a text mentions, clause by clause.
 
-The first half of reading what a text states about a chart; claims.py, the second, says which number
+The first half of reading what a text states about a chart; claims.py, the second, says which value
 is claimed for which name. Numbers that state nothing about the chart are left out here: results of
 arithmetic, thresholds, counts, years. Rules, no model: each looks at a bounded stretch of text, so
 that the time is linear in the text's length.
@@ -41,8 +41,8 @@ ENDING = words("and or but is are was were has had at in for while by with") | {
 BREAKS = words(". ! ? ; so therefore thus hence then → ⇒") | {"\n"}
 ABBREVIATIONS = words("vs approx no")
 
-# What follows "=" or "is" behind these is computed, not read off. The TRENDS can also be what a chart
-# is about ("in Chad the average age is 20"): with one name before them, they are.
+# What follows "=" or "is" behind these is computed, not read off. The TRENDS can also be what the
+# chart is about ("in Chad the average age is 20"): with one name before them, they are.
 OPERATORS = words("""+ * × ÷ / - – − plus minus times divided add adds added adding subtract
     subtracted subtracting multiply multiplied""")
 RESULTS = words("""sum total totals totaling totalling difference gap combined together altogether
@@ -127,9 +127,9 @@ def name_words(text):
 def read_chart(facts):
     """The chart's names as `spell` spells them, and its facts by the parts of their names.
 
-    facts: tuple of (name, value). Returns (spellings, table). spellings: {text: (kind, part)}, and
-    {text: None} where a name only begins with it. table: (row,), or (row, column) where the names
-    form a table, to the facts of that name, which two rows may share.
+    facts: tuple of (name, value). Returns (spellings, table). spellings: text to ((kind, part), ...),
+    both parts for a row with its column, None where a name only begins so. table: (row,), or (row,
+    column) where the names form a table, to the facts of that name, which two rows may share.
     """
     spellings, table, shorts = {}, {}, {}
     names = [name_words(name) for name, _ in facts]
@@ -139,17 +139,18 @@ def read_chart(facts):
         parts = (name[:first], name[last:]) if cuts else (name,)
         table.setdefault(parts, []).append(fact)
         for cut in range(first, last + 1):
-            add_spelling(spellings, name[:cut], (0, parts[0]))
-            add_spelling(spellings, name[cut:], (1, name[last:]))
+            add_spelling(spellings, name[:cut], ((0, parts[0]),))
+            add_spelling(spellings, name[cut:], ((1, name[last:]),))
+        add_spelling(spellings, name, tuple(enumerate(parts)))
         short = name_words(SHORTENING.split(fact[0])[0])
         if len(short) < len(parts[0]):
             shorts.setdefault(short, set()).add(parts[0])
     for short, rows in shorts.items():
         if len(rows) == 1:
-            add_spelling(spellings, short, (0, rows.pop()))
+            add_spelling(spellings, short, ((0, rows.pop()),))
     for _, value in facts:
         if read_value(value) is None:
-            add_spelling(spellings, name_words(value), (None, name_words(value)))
+            add_spelling(spellings, name_words(value), ((None, name_words(value)),))
     return spellings, table
 
 
@@ -197,8 +198,8 @@ def find_cuts(names):
 
 
 def find_name(tokens, start, spellings):
-    """(end, (kind, part)) of the longest name that begins at token `start`, or (start, None)."""
-    found, spelt, i = (start, None), "", start
+    """(end, ((kind, part), ...)) of the longest name from token `start` on, or (start, ())."""
+    found, spelt, i = (start, ()), "", start
     while i < len(tokens):
         text, word, _ = tokens[i]
         longer = spell(spelt, word) if word else spelt
@@ -212,7 +213,7 @@ def find_name(tokens, start, spellings):
             break
         i += 1
     if found[0] == start + 1 and tokens[start][1] in WEAK_NAMES and not is_marked(tokens, start):
-        return start, None
+        return start, ()
     return found
 
 
@@ -233,10 +234,10 @@ def read_clauses(tokens, spellings):
     while i < len(tokens):
         text, word, value = tokens[i]
         before = tokens[i - 1][0] if i else ""
-        end, name = find_name(tokens, i, spellings) if word in spellings else (i, None)
+        end, name = find_name(tokens, i, spellings) if word in spellings else (i, ())
         if name:
-            clause.append(Mention(*name, i, end))
-            names += name[0] is not None
+            clause += [Mention(kind, part, i, end) for kind, part in name]
+            names += name[0][0] is not None
         elif is_break(tokens, i):
             yield clause
             clause, names, computed = [], 0, False
@@ -246,7 +247,7 @@ def read_clauses(tokens, spellings):
             gap = i - clause[-1].end if clause and clause[-1].kind is not None else 99
             if computed and (before in COPULAS or before in RESULTS):
                 computed = False
-            elif is_stated(tokens, i, spellings, gap == 0 or gap == 1 and not before.isalnum()):
+            elif is_stated(tokens, i, spellings, gap == 0 or gap == 1 and not tokens[i - 1][1]):
                 clause.append(Mention(None, value, i, i + 1))
         i = max(end, i + 1)
     yield clause

@@ -18,7 +18,7 @@ from pathlib import Path
 import huggingface_hub
 
 from data import SPLITS, Example, clean_trace, hold_out, object_facts, pairs
-from reading import (BROKEN, MAX_FILE, MAX_LINE, InputError, ZipImage, hub_file, leaves_folder,
+from reading import (BROKEN, MAX_FILE, MAX_LINE, InputError, NoSplit, ZipImage, hub_file, leaves_folder,
                      open_zip, parse_file, say, text, texts)
 
 GSM8K_URL = ("https://raw.githubusercontent.com/openai/grade-school-math/"
@@ -104,7 +104,7 @@ def load_chartqa(split, data_dir, questions, cache_dir):
     if not examples:
         there = [f"{s} {k}" for s in SPLITS for k in ("human", "augmented")
                  if chartqa_rows(root, s, k)]
-        raise InputError(f"{root}: the split {split} has no {questions} questions here; there are "
+        raise NoSplit(f"{root}: the split {split} has no {questions} questions here; there are "
                          f"{', '.join(there) or 'none at all'} (another split: --eval_split)")
     bare = [example for example in examples if example.facts is None]
     for example in bare:

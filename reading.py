@@ -38,6 +38,10 @@ class InputError(ValueError):
         super().__init__("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in message))
 
 
+class NoSplit(InputError):
+    """The data has no such split, or nothing in it."""
+
+
 @dataclass(frozen=True)
 class ZipImage:
     """An image inside a zip file, opened when used."""

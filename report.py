@@ -146,7 +146,7 @@ def colour_rules() -> str:
         found = [f".c{i} {{ --c: {pair[shade]}; }}" for i, pair in enumerate(figures.COLOURS)]
         for mode, pair in zip(figures.MODES, figures.MODE_COLOURS):
             found.append(f".m-{mode} {{ --c: {pair[shade]}; fill: var(--c); background: var(--c); }}")
-        ink = ("#22262b", "#f3f4f6")[shade]
+        ink = ("#22262b", "#121519")[shade]
         found.append(f":root {{ --mode-ink: {ink}; --memorize-line: {figures.MODE_COLOURS[0][shade]}; }}")
         rules.append(media.format(" ".join(found)))
     for i in range(len(figures.COLOURS)):

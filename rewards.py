@@ -39,10 +39,11 @@ def load_reward(path: str | None):
     return module.reward
 
 
-def score_group(group: list, example, config, own_reward=None) -> dict[str, torch.Tensor]:
+def score_group(group: list, example, config, own_reward=None, score=score) -> dict[str, torch.Tensor]:
     """
     The rewards of one prompt's G responses: format, accuracy, thinking, total, each (G,) float, and correct (G,) bool.
 
+    score: checker.score, or a curriculum stage's.
     InputError, naming the example, when a reward function fails or gives something that isn't a finite number.
     """
     texts = [response.text for response in group]
@@ -62,14 +63,14 @@ def score_group(group: list, example, config, own_reward=None) -> dict[str, torc
     return scored
 
 
-def ask_judge(judge, calls: list, config):
+def ask_judge(judge, calls: list, config, score=score):
     """
     What rollout calls as soon as a response has ended: the judge is asked while the other responses are still decoded,
     and only for what the update will need.
     """
 
     def on_response(p: int, g: int, response) -> None:
-        scored = score_group([response], calls[p].example, config)
+        scored = score_group([response], calls[p].example, config, None, score)
         correct, formatted = bool(scored["correct"][0]), bool(scored["format"][0] > 0.5)
         add_response(judge, calls[p], g, response.text, formatted=formatted, correct=correct)
 

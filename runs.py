@@ -113,7 +113,7 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
         if len(own) > 3 or label in [variant.label for variant in variants]:
             label = group[0].folder.name
         taken = [variant.colour for variant in variants]
-        free = [colour for colour in range(COLOURS) if colour not in taken] or [len(variants) % COLOURS]
-        favourite = FAVOURITE.get(config.get("method"))
-        variants.append(Variant(label, favourite if favourite in free else free[-1], group))
+        wanted = [FAVOURITE.get(config.get("method"), 4), *range(4, COLOURS), *range(4)]
+        colour = next((colour for colour in wanted if colour not in taken), len(variants) % COLOURS)
+        variants.append(Variant(label, colour, group))
     return variants

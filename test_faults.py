@@ -123,7 +123,7 @@ save({str(tmp_path)!r}, 1)
 save_checkpoint({str(tmp_path)!r}, 2, *tiny_run()[:1], Killer(), tiny_run()[1], {{}})
 """
     process = child(code)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, err
     leftovers = list((tmp_path / "checkpoints").glob("step-000002.tmp-*"))
     assert leftovers and (leftovers[0] / "model.safetensors").exists()
@@ -298,7 +298,7 @@ with Interrupt() as interrupt:
         process.send_signal(kind)
         assert process.stdout.readline() == "saving\n"
         process.send_signal(kind)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 128 + kind
         assert "saving after this step" in err and "last checkpoint is whole" in err
 
@@ -321,7 +321,7 @@ def torchrun(code, count=2, helpers="test_faults"):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count))
-    start = "import checkpoint\nranks = checkpoint.setup_distributed('cpu', timeout=30)\n"
+    start = "import checkpoint\nranks = checkpoint.setup_distributed('cpu', timeout=120)\n"
     return [
         child(start + code, helpers, RANK=str(rank), LOCAL_RANK=str(rank), **environment)
         for rank in range(count)
@@ -365,7 +365,7 @@ torch.save(results, "{tmp_path}/%d.pt" % ranks.rank)
 checkpoint.cleanup(ranks)
 """
     for process in torchrun(code):
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     for name, rows in STEPS.items():
         model = two_layers()
@@ -391,7 +391,7 @@ print(interrupt.agreed(ranks))
 checkpoint.cleanup(ranks)
 """
     for process in torchrun("import json\n" + code, helpers="checkpoint"):
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         sums, shared, ending = out.splitlines()
         assert json.loads(sums) == {"a": 1.0, "b": 0.5, "only_here": 2.0}
@@ -405,8 +405,8 @@ if ranks.rank == 1:
 sum_gradients(torch.nn.Linear(2, 2), ranks)
 """
     survivor, dead = torchrun(code, helpers="checkpoint")
-    _, err = survivor.communicate(timeout=60)
-    assert dead.wait(timeout=60) == -signal.SIGKILL
+    _, err = survivor.communicate(timeout=300)
+    assert dead.wait(timeout=300) == -signal.SIGKILL
     dead.communicate()
     assert survivor.returncode == 1
     assert "another process of this job ended" in err and "Traceback" not in err

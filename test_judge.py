@@ -62,12 +62,12 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(server.delay)
         if callable(fault):
             fault = fault(body["messages"][-1]["content"])
+        with server.lock:
+            server.active -= 1  # before the reply, which lets the client send the next
         try:
             FAULTS.get(fault, lambda handler: complete(handler, fault))(self)
         except OSError:
             pass  # the client has hung up
-        with server.lock:
-            server.active -= 1
 
     def do_GET(self):
         self.server.keys.append(self.headers["Authorization"])
@@ -255,7 +255,7 @@ def test_an_unusable_cache_or_address_is_an_input_error(tmp_path, monkeypatch):
     assert "secret" not in str(error.value)
 
 
-def test_the_key_reaches_the_server_and_nothing_else(server, connect, monkeypatch, tmp_path, capfd):
+def test_the_key_reaches_nothing_but_the_server(server, connect, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("DYME_JUDGE_KEY", " secret-key-1\n")
     judge = connect(max_failures=2, probe_seconds=99)
     server.script.extend(["low", "!401", "!401"])
@@ -278,9 +278,12 @@ def test_a_key_follows_no_redirect_nor_leaves_its_host(server, connect, monkeypa
 
 
 def test_requests_run_in_parallel_up_to_the_bound(server, connect):
-    server.delay = 0.1
+    together = threading.Barrier(3, timeout=10)  # breaks unless three are under way at a time
+    server.default = lambda prompt: together.wait() >= 0 and "high"
+    server.delay = 0.05  # for a fourth to show itself
     judge = connect(parallel=3)
-    futures = [judge.chat.pool.submit(j.judge_thinking, judge, str(i), example()) for i in range(9)]
+    submit = judge.chat.pool.submit
+    futures = [submit(j.judge_thinking, judge, str(i), example()) for i in range(9)]
     assert [f.result() for f in futures] == [1.0] * 9
     assert server.peak == 3 and len(server.requests) == 9
 
@@ -400,7 +403,8 @@ def test_another_answer_or_an_ungrounded_trace_falls_back_to_the_local(server, c
     ("B", "The right one is C.", True)])
 def test_the_last_sentence_must_not_name_another_answer(answer, closing, contradicted):
     case = example(answer=answer, options=["B", "C"])
-    assert j.contradicts(f"Latvia is 7.7. Yes and B.\nPortugal: 5. {closing}", case) is contradicted
+    trace = f"Latvia is 7.7. Yes and B.\nPortugal: 5. {closing}"
+    assert j.contradicts(trace, case) is contradicted
 
 
 def test_without_facts_no_refiner_is_paid(server, connect):
@@ -435,7 +439,8 @@ def test_only_explored_groups_are_scored_and_only_memorised_ones_refined(server,
     assert set(groups[2].scores) == {0, 1, 2}  # sure to be explored before the last has ended
     add(judge, groups[2], bare)
     assert sorted(j.as_finished(judge, groups)) == [0, 1, 2]
-    assert [j.thinking_scores(c) for c in groups] == [[None] * 4, [None] * 4, [1.0, 1.0, 1.0, None]]
+    scores = [j.thinking_scores(calls) for calls in groups]
+    assert scores == [[None] * 4, [None] * 4, [1.0, 1.0, 1.0, None]]
     assert groups[1].trace.result() == GOOD and groups[0].trace is None
     assert len(server.requests) == 3  # the same thinking is asked for once
 
@@ -497,7 +502,7 @@ def test_a_proposal_that_is_not_generic_is_not_compared(server, connect, proposa
 
 def test_only_a_structured_response_judged_high_proposes(server, connect):
     judge = connect()
-    server.default = lambda prompt: "medium" if "plainly" in prompt or "so-so" in prompt else "high"
+    server.default = lambda prompt: "medium" if "so-so" in prompt else "high"
     plain, good, so_so = "plain, Latvia: 3.0", GOOD, GOOD + " so-so"
     for texts, proposes in (((plain, so_so), False), ((plain, good), True)):
         calls = j.Calls(example(), 2)

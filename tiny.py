@@ -11,6 +11,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -112,15 +113,22 @@ def tiny_vlm(seed: int = 0):
     return prepare(model), processor
 
 
-def train_base(model, processor, steps, *, seed=0, batch_size=32, learning_rate=3e-3, base_format_rate=0.0):
+def train_base(
+    model, processor, steps, *, seed=0, batch_size=32, learning_rate=3e-3, base_format_rate=0.0, base_tasks=("chart",)
+):
     """
     The base stage: plain supervised training of ALL weights on charts.base_batch. Returns the last 50 steps' mean loss.
 
+    base_tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in these forms too (curr_reft.py).
     AdamW, cosine decay with a warm-up of 5 %, token-mean loss; each batch is one packed row, so that nothing is padded.
     """
     # here, since model.py's users (charts.py) come before this file
+    from curr_reft import answer_pool, mix_forms
     from model import completion_hidden, encode_prompt, get_tokenizer
 
+    tasks = [task for task in base_tasks if task in charts.TASKS]
+    forms = [form for form in base_tasks if form not in charts.TASKS]
+    pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=tasks)) if forms else {}
     tokenizer = get_tokenizer(processor)
     model.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
@@ -129,7 +137,9 @@ def train_base(model, processor, steps, *, seed=0, batch_size=32, learning_rate=
         warmup = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
-        batch = charts.base_batch(seed, step, batch_size, base_format_rate)
+        batch = charts.base_batch(seed, step, batch_size, base_format_rate, tasks)
+        if forms:
+            batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]))
         prompts = [encode_prompt(processor, example, instruction) for example, instruction, _ in batch]
         targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for _, _, text in batch]
         hidden = completion_hidden(model, prompts, [[target] for target in targets])  # (tokens, width)
@@ -143,12 +153,16 @@ def train_base(model, processor, steps, *, seed=0, batch_size=32, learning_rate=
     return sum(losses[-50:]) / len(losses[-50:])
 
 
-def base_model(steps: int, seed: int, base_format_rate: float = 0.0, freeze_vision: bool = True, folder="out"):
+def base_model(
+    steps: int, seed: int, base_format_rate: float = 0.0, freeze_vision: bool = True, base_tasks=("chart",), folder="out"
+):
     """The tiny model after its base stage: from `folder` where it lies already, else trained and put there."""
     path = Path(folder) / f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
+    if list(base_tasks) != ["chart"]:
+        path = path.with_name("-".join([path.name, *base_tasks]))
     if not path.exists():
         model, processor = tiny_vlm(seed)
-        train_base(model, processor, steps, seed=seed, base_format_rate=base_format_rate)
+        train_base(model, processor, steps, seed=seed, base_format_rate=base_format_rate, base_tasks=base_tasks)
         # renamed when it is whole: what lies at `path` is complete, whatever ends this process
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         save_model(temporary, model, processor)

@@ -6,14 +6,16 @@ Train a small vision-language model to think: DyME, its baselines, one loop.
     torchrun --nproc_per_node 4 train.py ...          the same on several
 
 The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, one update. The other methods are
-the same loop with another switch: SFT always memorises, GRPO always explores, two-stage does one after the other.
+the same loop with another switch: SFT always memorises, GRPO always explores, two-stage does one after the other;
+Curr-ReFT (stages.py) runs it once for each of its stages, with a Task of the stage's questions and rewards.
 Left out: learned rewards, value networks, several updates per batch of rollouts, LoRA.
 """
 
 import math
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +23,8 @@ from tqdm import tqdm
 
 import checkpoint
 import dyme
-from checker import refine
-from data import InputError, load_data
+from checker import refine, score
+from data import InputError, NoSplit, load_data
 from evaluate import evaluate, evaluate_all
 from families import load_vlm, parameter_counts, save_model
 from grpo import group_advantages
@@ -44,7 +46,7 @@ def load_model(config: Config, device):
     """The model to train and its processor: from the hub, from a folder, or the tiny one after its base stage."""
     if config.model == "tiny":
         model, processor = base_model(
-            config.base_steps, config.base_seed, config.base_format_rate, config.freeze_vision
+            config.base_steps, config.base_seed, config.base_format_rate, config.freeze_vision, config.base_tasks
         )
         return model.to(device), processor
     dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
@@ -52,7 +54,7 @@ def load_model(config: Config, device):
     return load_vlm(config.model, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
 
 
-def load_split(config: Config, split: str, size: int | None):
+def load_split(config: Config, split: str, size: int | None, tasks=("chart",)):
     """One split of the configured data set; of the training split alone the noise, the choice and the traces."""
     training = split == "train"
     return load_data(
@@ -64,7 +66,37 @@ def load_split(config: Config, split: str, size: int | None):
         trace_noise=config.trace_noise,
         questions=config.questions if training else "all",
         traces=config.traces if training else None,
+        tasks=tasks,
     )
+
+
+def load_finals(config: Config, log: Log) -> dict:
+    """The splits of the last evaluation: those asked for; else test and ood as far as the data has them, or eval_split."""
+    if config.final_splits is not None:
+        return {split: load_split(config, split, config.eval_size) for split in config.final_splits}
+    finals = {}
+    for split in ("test", "ood") if config.dataset == "charts" else ("test",):
+        try:
+            finals[split] = load_split(config, split, config.eval_size)
+        except NoSplit as error:
+            log.say(f"{error}; evaluating {config.eval_split} in its place")
+    return finals or {config.eval_split: load_split(config, config.eval_split, config.eval_size)}
+
+
+@dataclass
+class Task:
+    """What a run learns from, is watched on and is measured by, lists of Examples; and how responses are scored."""
+
+    train: Sequence
+    val: Sequence
+    finals: dict[str, Sequence]
+    score: Callable = score  # checker.score, or a stage's, see curr_reft.py
+
+
+def load_task(config: Config, log: Log) -> Task:
+    """The configured data set's splits, scored by the answer metric."""
+    train_split = load_split(config, "train", config.train_size)
+    return Task(train_split, load_split(config, config.eval_split, config.eval_size), load_finals(config, log))
 
 
 def step_examples(data, config: Config, step: int) -> list:
@@ -86,7 +118,7 @@ def encode_share(model, processor, config: Config, share: list) -> tuple[list, l
     """The prompts of [(place, Example)], on the model's device: (places, examples, prompts), too long ones left out."""
     places, examples, prompts = [], [], []
     for place, example in share:
-        prompt = encode_prompt(processor, example, THINK, config.max_pixels)
+        prompt = encode_prompt(processor, example, example.instruction or THINK, config.max_pixels)
         if fits(config, prompt, example):
             prompt = prompt_to(prompt, model.device)
             if config.freeze_vision:
@@ -122,8 +154,10 @@ def choose(config: Config, correct: torch.Tensor) -> torch.Tensor:
     return torch.full((len(correct),), dyme.EXPLORE)
 
 
-def reference_trace(config: Config, example, call=None) -> str:
+def reference_trace(config: Config, example, call=None) -> str | None:
     """The thinking that is memorised: the visual refiner's, the judge's where there is one, or the data set's own."""
+    if example.instruction is not None:
+        return None  # it asks for no thinking: the answer alone is memorised
     if config.refiner == "off" and example.trace is not None:
         return example.trace
     return refine(example) if call is None else call.trace.result()
@@ -188,19 +222,19 @@ def finish_config(config: Config, model, examples: int) -> None:
         model.gradient_checkpointing_enable()
 
 
-def train(config: Config, ranks: checkpoint.Ranks) -> dict:
+def train(config: Config, ranks: checkpoint.Ranks, task: Task | None = None) -> dict:
     """One run, from loading to the last evaluation. Returns what it writes to <output_dir>/result.json."""
     log = Log(config.output_dir, ranks.rank == 0)
     found = find_run(config)
     log.open(fresh=found is None)
     model, processor = load_model(config, ranks.device)
-    data = load_split(config, "train", config.train_size)
-    val = load_split(config, config.eval_split, config.eval_size)
-    finals = {split: load_split(config, split, config.eval_size) for split in config.final_splits}
+    task = task or load_task(config, log)
+    data, val, finals = task.train, task.val, task.finals
     finish_config(config, model, len(data))
     ref_model = None
     if config.beta > 0:
-        ref_model = load_model(config, ranks.device)[0].requires_grad_(False)
+        reference = replace(config, model=config.ref_model or config.model)
+        ref_model = load_model(reference, ranks.device)[0].requires_grad_(False)
     betas = (config.adam_beta1, config.adam_beta2)
     optimizer = build_optimizer(
         model, config.optim, config.learning_rate, config.weight_decay, betas, seed=config.seed
@@ -217,6 +251,7 @@ def train(config: Config, ranks: checkpoint.Ranks) -> dict:
             restore_template(judge, state["step"])
     proposal = None  # of a better template for the refiner, under way
     reading = {name: getattr(config, name) for name in ("max_completion_length", "max_pixels", "seed")}
+    reading["score"] = task.score
     sampling = {name: getattr(config, name) for name in ("num_generations", "max_completion_length", "temperature", "seed", "compile")}
     names = ("temperature", "micro_batch_prompts", "head_chunk_tokens", "epsilon_low", "epsilon_high", "loss_type", "beta")
     updating = {name: getattr(config, name) for name in names}
@@ -256,12 +291,12 @@ def train(config: Config, ranks: checkpoint.Ranks) -> dict:
                 for call in calls:
                     request_trace(judge, call)
             else:
-                on_response = ask_judge(judge, calls, config) if judge else None
+                on_response = ask_judge(judge, calls, config, task.score) if judge else None
                 responses = rollout(
                     model, processor, prompts, step=step, prompt_indices=places, on_response=on_response, **sampling
                 )
                 clock.append(time.perf_counter())
-                scores = [score_group(group, e, config, own_reward) for group, e in zip(responses, examples)]
+                scores = [score_group(group, e, config, own_reward, task.score) for group, e in zip(responses, examples)]
                 # ---- the switch: memorise, explore or skip
                 correct = torch.stack([scored["correct"] for scored in scores]) if scores else advantages.bool()  # (P, G)
                 modes = choose(config, correct)  # (P,)
@@ -344,7 +379,12 @@ def main(argv: list[str]) -> None:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         ranks = checkpoint.setup_distributed()
-        train(config, ranks)
+        if config.method == "curr_reft":
+            from stages import run_stages  # here, since it runs this file's train
+
+            run_stages(config, ranks)
+        else:
+            train(config, ranks)
         checkpoint.cleanup(ranks)
     except InputError as error:
         sys.exit(f"error: {error}")
