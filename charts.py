@@ -67,15 +67,15 @@ SPLIT_IDS = {"train": 0, "val": 1, "test": 2, "ood": 3, "base": 4}
 HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": (9,)}
 
 CAPTION = "Describe the chart."
-EXPLAIN = "Explain in your own words."
+EXPLAIN = "Think step by step in your own words."
 GOAL = "What is the goal?"
 CAPTION_QUESTION = "What are the bars"
-BASE_MIX = {"caption": 0.15, "direct": 0.25, "explain": 0.25, "goal": 0.05, "think": 0.1, "sums": 0.05, "text": 0.15}
+BASE_MIX = {"caption": 0.1, "direct": 0.2, "explain": 0.35, "goal": 0.05, "think": 0.1, "sums": 0.05, "text": 0.15}
 # A working with fixed words is copied and not reasoned, so the base stage's words vary.
 # It has met the words of the required format, as any language model has, but never in that order.
 OPENERS = ("I see", "there is", "look,", "we have", "first", "Observation:")
 JOINERS = (", ", " and ", "; ", ", then ", ", also ")
-LINKS = (", so ", ". hence ", "; then ", ", which means ", " and thus ", ". Reasoning: ")
+LINKS = (", so ", ". hence ", "; then ", ", which means ", " and thus ", ".\nReasoning: ")
 THEREFORE = ("so", "hence", "thus", "then")
 
 
@@ -176,7 +176,7 @@ def write_trace(kind, stated, answer):
     """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning."""
     observed = ", ".join(f"{name} {value}" for name, value in stated)
     reasoning = conclude(kind, stated, answer)
-    return f"Goal: {GOALS[kind]}. Observation: {observed}. Reasoning: {reasoning}."
+    return f"Goal: {GOALS[kind]}.\nObservation: {observed}.\nReasoning: {reasoning}."
 
 
 def corrupt(rng, stated, noise):

@@ -250,11 +250,8 @@ def derive(question, facts, answer):
 def find_extreme(facts, values, asked, answer):
     """The highest or lowest value, or the name that has it, as (goal, reasoning); else None."""
     two = len(facts) == 2
-    sides = (
-        ("highest", max(values), HIGHEST | MORE if two else HIGHEST),
-        ("lowest", min(values), LOWEST | LESS if two else LOWEST),
-    )
-    for place, value, asking in sides:
+    for place, value, asking in (("highest", max(values), HIGHEST | MORE if two else HIGHEST),
+                                 ("lowest", min(values), LOWEST | LESS if two else LOWEST)):
         best = [fact for fact in facts if read_value(fact[1]) == value]
         if not asked & asking or asked & BESIDES or not shows(best[0], answer):
             continue
@@ -277,7 +274,7 @@ def find_relation(question, facts, values, asked, answer):
     holds = difference > 0 if asked & MORE else difference < 0
     if answer.casefold() != ("yes" if holds else "no"):
         return None
-    relation = "more than" if difference > 0 else "less than" if difference < 0 else "equal to"
+    relation = "more than" if difference > 0 else "less than" if difference else "equal to"
     return "compare the two", f"{facts[first][1]} is {relation} {facts[second][1]}, so {answer}"
 
 
@@ -296,9 +293,10 @@ def find_result(facts, values, asked, answer):
         ("difference", asked & DIFFERENCE or two, values[high] - values[low],
          f"{written[high]} - {written[low]}"),
     ]
-    for over, under in ((0, 1), (1, 0)) if asked & RATIO and len(values) == 2 else ():
+    for over, under in ((0, 1), (1, 0)) if len(values) == 2 else ():
         quotient = values[over] / values[under] if values[under] else math.inf
-        candidates.append(("ratio", True, quotient, f"{written[over]} / {written[under]}"))
+        how = f"{written[over]} / {written[under]}"
+        candidates.append(("ratio", asked & RATIO, quotient, how))
     for name, wanted, value, how in candidates:
         if wanted and abs(value - result) <= rounding:
             return f"find the {name}", f"{how} = {answer}"

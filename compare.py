@@ -36,6 +36,9 @@ ROWS = {
     "dyme_refined": ["--method", "dyme"],
     "dyme_one": ["--method", "dyme", "--refiner", "off", "--memorize_weight", "one"],
     "dyme_cosine": ["--method", "dyme", "--refiner", "off", "--memorize_weight", "cosine"],
+    "curr_reft": ["--method", "curr_reft"],  # on a base of its own, see stages.py
+    "curr_reft_no_curriculum": ["--method", "curr_reft", "--stages", "open", "reject"],
+    "curr_reft_no_reject": ["--method", "curr_reft", "--stages", "judge", "choice", "open"],
 }
 LONG = "sft_long"  # SFT for as many seconds as DyME took
 BESIDE = [LONG, "sft_refined", "dyme_refined"]
@@ -57,7 +60,8 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
             raise InputError(f"{row}: train.py ended with code {code}: {' '.join(last)} (all of it in {folder}/log.txt)")
     result = json.loads((folder / "result.json").read_text())
     with open(folder / "metrics.jsonl") as lines:
-        equal = [line["share_equal"] for line in map(json.loads, lines) if line.get("share_equal") is not None]
+        lines = [line for line in map(json.loads, lines) if line.get("stage") != "reject"]
+        equal = [line["share_equal"] for line in lines if line.get("share_equal") is not None]
     accuracies = [reading["accuracy"] for reading in result["val"]]
     return {
         "row": row,
@@ -65,6 +69,7 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
         "base_seed": result["config"]["base_seed"],
         "trace_noise": result["config"]["trace_noise"],
         "base_format_rate": result["config"]["base_format_rate"],
+        "base_tasks": result["config"]["base_tasks"],
         "steps": result["config"]["max_steps"],
         "seconds": result["seconds"],
         "share_equal": sum(equal) / len(equal) if equal else None,
@@ -72,6 +77,7 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
         "val": accuracies,
         "base": result["base"],
         "final": result["final"],
+        "stages": result.get("stages"),
     }
 
 
@@ -83,7 +89,8 @@ def compare(args) -> list[dict]:
     jobs = []
     for base_seed in args.base_seeds:
         common = ["--base_seed", str(base_seed), "--num_threads", "1", *args.flags]
-        load_model(parse(common), torch.device("cpu"))  # the base stage, once
+        for row in args.rows:
+            load_model(parse([*common, *ROWS.get(row, [])]), torch.device("cpu"))  # the base stage, once
         for noise in args.noises:
             for seed in args.seeds:
                 flags = [*common, "--trace_noise", str(noise), "--seed", str(seed)]
@@ -157,9 +164,13 @@ def table(records: list[dict]) -> str:
         cells += [cell(equal), cell(falls), cell(seconds, 0, 1)]
         lines.append("| " + " | ".join(cells) + " |")
 
-    bases = {r["base_seed"]: r["base"] for r in records if r["base"]}
-    if bases:
-        line("base, before any training", "", len(bases), list(bases.values()), [], [], [])
+    bases = {}  # by what the base stage taught, then by its seed
+    for r in records:
+        if r["base"]:
+            about = f"format rate {r['base_format_rate']:g}" + (", all tasks and forms" if len(r.get("base_tasks", [])) > 1 else "")
+            bases.setdefault(about, {})[r["base_seed"]] = r["base"]
+    for about, readings in bases.items():
+        line(f"base, before any training ({about})", "", len(readings), list(readings.values()), [], [], [])
     for key in sorted({(r["trace_noise"], r["row"]) for r in records}, key=lambda k: (k[0], order(k[1]))):
         runs = [r for r in records if (r["trace_noise"], r["row"]) == key]
         line(
@@ -209,6 +220,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", action="store_true", help=f"without the rows beside it ({', '.join(BESIDE)})")
     parser.add_argument("--table", nargs="+", metavar="JSON", help="print the table of kept results")
     parser.add_argument("--paired", nargs=2, metavar=("A", "B"), help="with a table: paired differences of two rows")
+    parser.add_argument("--pass_at_k", nargs="+", metavar="MODEL", help="pass@k of models or folders, in Curr-ReFT's three forms")
+    parser.add_argument("--samples", type=int, default=64, help="n of pass@k, responses to a question (%(default)s)")
+    parser.add_argument("--size", type=int, default=48, help="questions of pass@k (%(default)s)")
+    parser.add_argument("--split", default="test", help="of pass@k (%(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="fine-tuning seeds (%(default)s)")
     parser.add_argument("--base_seeds", nargs="+", type=int, default=[0], help="seeds of the base model (%(default)s)")
     parser.add_argument("--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)")
@@ -218,10 +233,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("flags", nargs="*", help="after --: further flags of train.py, for every run")
     args = parser.parse_args(argv)
     try:
+        if args.pass_at_k:
+            from knobs import parse
+            from stages import pass_at_k_table  # here, since they import evaluate.py
+
+            config = parse(["--method", "curr_reft", *args.flags])
+            print(pass_at_k_table(config, args.pass_at_k, args.split, args.size, args.samples))
+            return
         if args.table:
             records = [record for path in args.table for record in json.loads(Path(path).read_text())["records"]]
         elif args.compare:
-            args.rows = list(dict.fromkeys([*args.compare, *([] if args.only else BESIDE)]))
+            alone = args.only or all(row.startswith("curr_reft") for row in args.compare)
+            args.rows = list(dict.fromkeys([*args.compare, *([] if alone else BESIDE)]))
             unknown = [row for row in args.rows if row not in ROWS and row != LONG]
             if unknown:
                 raise InputError(f"--compare {unknown[0]}: unknown row; there are {', '.join([*ROWS, LONG])}")
@@ -230,10 +253,14 @@ def main(argv: list[str]) -> None:
             records = compare(args)
             keep(args, records)
         else:
-            parser.error("give --compare or --table")
+            parser.error("give --compare, --table or --pass_at_k")
     except (InputError, OSError, json.JSONDecodeError, KeyError) as error:
         sys.exit(f"error: {error}")
     print(table(records))
+    if any(record.get("stages") for record in records):
+        from stages import forms_table
+
+        print(f"\n{forms_table(records)}")
     if args.paired:
         print()
         print(paired(records, *args.paired))

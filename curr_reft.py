@@ -24,6 +24,7 @@ import torch
 import checker
 from checker import clean_answer, marked_answer, relaxed_accuracy
 from data import InputError
+from model import DIRECT
 
 FORMS = ("judge", "choice", "open")  # in the order of the curriculum
 LETTERS = "ABCD"
@@ -69,8 +70,9 @@ def read_labels(text: str) -> set[str] | None:
 
 
 def read_answer(text: str) -> str | None:
-    """A free answer, cleaned; None when nothing is left."""
-    return clean_answer(text) or None
+    """A free answer, cleaned; None without a letter or digit."""
+    answer = clean_answer(text)
+    return answer if any(map(str.isalnum, answer)) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -208,14 +210,17 @@ def wrong_answers(example, pool: dict, rng) -> list[str]:
         if right in [clean_answer(text).casefold() for text in kind]:
             candidates = kind
             break
-    drawn = dict.fromkeys(candidates[i] for i in rng.integers(len(candidates), size=TRIES))
-    wrong = [text for text in drawn if accuracy_reward("open", text, example, TOLERANCE) < 1]
-    if not wrong:
-        raise InputError(
-            f"{example.id}: no other answer of the kind of {example.answer!r} to ask about; "
-            f"more examples of this task, or --stages open reject"
-        )
-    return wrong
+    read = REWARDS[kind_of("open", example)][0]
+    others = [text for key, texts in pool.items() if key[1] == pool_key(example)[1] for text in texts if read(text) is not None]
+    for source in (candidates, others):  # other tasks' answers where a task has too few
+        drawn = dict.fromkeys(source[i] for i in rng.integers(len(source), size=TRIES))
+        wrong = [text for text in drawn if accuracy_reward("open", text, example, TOLERANCE) < 1]
+        if wrong:
+            return wrong
+    raise InputError(
+        f"{example.id}: no other answer of the kind of {example.answer!r} to ask about; "
+        f"more examples of this task, or --stages open reject"
+    )
 
 
 def to_judge(example, pool: dict, rng, right: bool):
@@ -258,19 +263,18 @@ def choose_labels(example, pool: dict, rng) -> tuple[list[str], list[str]]:
 
 def mix_forms(batch: list, forms: list[str], pool: dict, rng) -> list:
     """
-    A batch of charts.base_batch with its questions in random forms, for the tiny model's base stage: any pretrained
+    A batch of charts.base_batch with some of its questions in other forms, for the tiny model's base stage: any pretrained
     model has met decisions and lettered options, and without them no sample of a stage's form would ever come.
 
-    forms: of "judge", "choice"; a question stays open as often as it gets each. pool: answer_pool of like questions.
+    forms: of "judge", "choice"; a question that isn't to be answered directly stays open as often as it gets each. A
+    working in another form ends in its answer. pool: answer_pool of like questions.
     """
     mixed = []
     for example, instruction, target in batch:
-        form = str(rng.choice(["open", *forms]))
-        if form != "open" and pool_key(example) in pool:
+        form = "open" if instruction == DIRECT or pool_key(example) not in pool else str(rng.choice(["open", *forms]))
+        if form != "open":
             asked = to_judge(example, pool, rng, rng.random() < 0.5) if form == "judge" else to_choice(example, pool, rng)
-            working, marker, _ = target.rpartition("\nAnswer: ")
-            if target == example.answer or marker:  # else a working without its answer: it stays as it is
-                target = f"{working}{marker}{asked.answer}"
-            example = asked
+            working = "" if target == example.answer else target.partition(".\nAnswer: ")[0] + ".\nAnswer: "
+            example, target = asked, working + asked.answer
         mixed.append((example, instruction, target))
     return mixed

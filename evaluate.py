@@ -116,6 +116,44 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
+def pass_at_ks(
+    model,
+    processor,
+    examples,
+    *,
+    samples: int = 64,
+    temperature: float = 1.0,
+    max_completion_length: int = 64,
+    max_pixels: int | None = None,
+    tolerance: float = 0.05,
+    seed: int = 0,
+    score=score,
+    batch_rows: int = 1024,
+) -> dict:
+    """
+    pass@k for k = 1, 2, 4 .. samples from `samples` responses to each example: {"pass@k": share, ..., "right": counts}.
+
+    right: how many of an example's samples give the right marked answer; every k is computed from these counts alone.
+    batch_rows: responses decoded at a time.
+    """
+    device = next(model.parameters()).device
+    size = max(1, batch_rows // samples)
+    right = []
+    for start in range(0, len(examples), size):
+        batch = [examples[i] for i in range(start, min(start + size, len(examples)))]
+        prompts = [prompt_to(encode_prompt(processor, e, THINK, max_pixels), device) for e in batch]
+        indices = list(range(start, start + len(batch)))
+        groups = rollout(
+            model, processor, prompts, samples, max_completion_length, temperature, seed, prompt_indices=indices
+        )
+        for example, group in zip(batch, groups):
+            scored = score([response.text for response in group], example, tolerance=tolerance)
+            right.append(int((scored["accuracy"] == 1).sum()))
+    ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    result = {f"pass@{k}": mean([pass_at_k(samples, count, k) for count in right]) for k in ks}
+    return {**result, "samples": samples, "right": right}
+
+
 if __name__ == "__main__":
     import sys
 

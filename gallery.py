@@ -138,9 +138,9 @@ def group_card(line: dict, variant: int) -> str:
     parts = [
         f'<article class="group card" data-variant="{variant}" data-step="{int(line["step"])}" data-mode="{mode}">',
         '<div class="ask">' + (f'<img src="{image}" alt="the chart">' if safe else ""),
-        f'<div{"" if safe else " class=no-image"}><p class="question">{esc(line["question"])}</p>',
-        f'<p class="small">reference answer <b>{esc(line["answer"])}</b></p>',
-        f'<ul class="facts" title="the facts of the chart">{facts_list}</ul></div></div>',
+        f'<div><p class="question">{esc(line["question"])}</p>',
+        f'<p class="small">reference answer <b>{esc(line["answer"])}</b></p></div>',
+        f'<ul class="facts" title="the facts of the chart">{facts_list}</ul></div>',
         f'<div><p class="verdict"><span class="mode m-{mode}">{MODES[mode]}</span>',
         f'<span class="pips" aria-hidden="true">{pips}</span> <span>{told}</span></p>',
     ]
@@ -175,6 +175,6 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
     return (
         f'<li class="response"><header>{verdict}{times}</header>'
         f'<div class="said">{marked(str(response["text"]), facts)}</div>'
-        f'<div class="advantage{unused}">{bar}<span>{advantage:+.2f}</span> <small>{title}</small></div>'
+        f'<div class="advantage{unused}">{bar}<span>{f"{advantage:+.2f}".replace("-", "−")}</span> <small>{title}</small></div>'
         f'<dl class="rewards">{items}</dl></li>'
     )

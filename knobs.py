@@ -137,6 +137,7 @@ CURR_REFT = {
         base_tasks=["chart", "detection", "classification", "judge", "choice"],
         base_format_rate=0.1,  # without memorising, a format that is never sampled is never learned
         num_generations=4,
+        max_completion_length=64,  # to name five colours twice
         reward_weights=[0.5, 1.0, 0.0],
         max_steps=200,
     ),

@@ -27,10 +27,9 @@ SHORTENING = re.compile("[,(/;]")
 def words(text):
     return frozenset(text.split())
 
-
 ARTICLES = words("the a an its their his her our")
 SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
-QUOTES = words("\" ' ” ’")
+NAME_ENDS = words("\" ' ” ’ = : | ( *")
 # These words are names only where a quote or an answer shows it, or behind "more" nothing goes on.
 WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
 NEVER_PLAIN = words("a the i as all may not or and")
@@ -127,9 +126,9 @@ def name_words(text):
 def read_chart(facts):
     """The chart's names as `spell` spells them, and its facts by the parts of their names.
 
-    facts: tuple of (name, value). Returns (spellings, table). spellings: text to ((kind, part), ...),
-    both parts for a row with its column, None where a name only begins so. table: (row,), or (row,
-    column) where the names form a table, to the facts of that name, which two rows may share.
+    facts: tuple of (name, value). Returns (spellings, table). spellings: text to ((kind, part),
+    ...), both parts for a row with its column, None where a name only begins so. table: (row,), or
+    (row, column) where names form a table, to the facts of that name, which two rows may share.
     """
     spellings, table, shorts = {}, {}, {}
     names = [name_words(name) for name, _ in facts]
@@ -199,7 +198,7 @@ def find_cuts(names):
 
 def find_name(tokens, start, spellings):
     """(end, ((kind, part), ...)) of the longest name from token `start` on, or (start, ())."""
-    found, spelt, i = (start, ()), "", start
+    found, spelt, parted, i = (start, ()), "", False, start
     while i < len(tokens):
         text, word, _ = tokens[i]
         longer = spell(spelt, word) if word else spelt
@@ -207,10 +206,12 @@ def find_name(tokens, start, spellings):
             spelt = longer
             if spelt not in spellings:
                 break
-            if spellings[spelt]:
+            # A row and its column are one name only where no mark parts them.
+            if spellings[spelt] and not (parted and len(spellings[spelt]) > 1):
                 found = (i + 1, spellings[spelt])
         elif not word and text not in SKIPPED_IN_NAMES:
             break
+        parted = parted or text in ".,:!?"
         i += 1
     if found[0] == start + 1 and tokens[start][1] in WEAK_NAMES and not is_marked(tokens, start):
         return start, ()
@@ -261,8 +262,8 @@ def is_break(tokens, i):
     before = tokens[i - 1][0] if i else ""
     if text == "\n":
         return before != ":"
-    if text in ".?!" and i + 1 < len(tokens) and tokens[i + 1][0] in QUOTES:
-        return False  # the end of a quoted name
+    if text in ".?!" and i + 1 < len(tokens) and tokens[i + 1][0] in NAME_ENDS:
+        return False  # the end of a name ("What is vinyl?" = 4)
     # The stop behind a single letter is an abbreviation's ("U.S.").
     return text != "." or not (len(before) == 1 and before.isalpha() or before in ABBREVIATIONS)
 
@@ -298,4 +299,4 @@ def is_stated(tokens, i, spellings, adjacent):
         return False
     if before[-1] == "by" and not CHANGED.isdisjoint(before) or before[-2:] == [")", "/"]:
         return False
-    return not (1800 <= value <= 2100 and tokens[i][0].isdigit() and not percent)
+    return percent or not (1800 <= value <= 2100 and tokens[i][0].isdigit())  # a year

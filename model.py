@@ -55,6 +55,9 @@ def encode_prompt(processor, example, instruction: str = THINK, max_pixels: int 
     """
     image = open_image(example, max_pixels)
     text = f"{instruction}\n{example.question}"
+    image_token = getattr(processor, "image_token", None)
+    if image_token and image_token in text:
+        raise InputError(f"{example.id or 'example'}: take {image_token} out of the question; the image is put in for you")
     if hasattr(processor, "image_processor"):
         content = [{"type": "text", "text": text}]
         if image is not None:
@@ -168,6 +171,7 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
         "input_ids": torch.cat(ids)[None],  # (1, T)
         "position_ids": position_ids if len(position_ids) == 1 else position_ids[:, None],  # (1, T) or (3, 1, T)
         "segments": segments,
+        "masks": {},  # filled by the first layer, shared by all
     }
     features = row_features(model, prompts)
     if features is not None:
@@ -175,20 +179,20 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     return inputs, torch.tensor(predictors, device=device)
 
 
-def packed_attention(module, query, key, value, attention_mask, *, scaling, segments, **kwargs):
+def packed_attention(module, query, key, value, attention_mask, *, scaling, segments, masks, **kwargs):
     """
     Attention inside a packed row, in transformers' AttentionInterface form.
 
     query (1, H, T, D), key and value (1, K, T, D) with K <= H key heads. segments: for each prompt its length and its
     completions' lengths. A prompt sees itself, causally. A completion's keys are [prompt, itself]: its token i sees the
-    prompt and its own first i + 1. No T x T mask, and no pair of siblings, is ever computed. Returns (1, T, H, D).
+    prompt and its own first i + 1. No T x T mask, and no pair of siblings, is ever computed. masks: the row's own cache
+    of the completions' masks, (length of completion, of completion + prompt) -> mask. Returns (1, T, H, D).
     """
     heads, key_heads = query.shape[1], key.shape[1]
     repeats = heads // key_heads
     lengths = [length for group in segments for length in group]
     # one split, not many slices: its backward is one concatenation
     parts = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2))
-    masks = {}
     outputs = []
     for group in segments:
         prompt_query, prompt_key, prompt_value = next(parts)
@@ -201,8 +205,7 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, segm
             own_query, own_key, own_value = next(parts)
             size = (length, group[0] + length)
             if size not in masks:
-                mask = torch.ones(size, dtype=torch.bool, device=query.device).tril(group[0])
-                masks[size] = mask.repeat(repeats, 1)  # (repeats * C, P + C)
+                masks[size] = completion_mask(query, size, repeats)
             # the query heads of one key head become further query rows: no key is repeated
             out = F.scaled_dot_product_attention(
                 own_query.reshape(1, key_heads, repeats * length, -1),
@@ -213,6 +216,17 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, segm
             )
             outputs.append(out.reshape(1, heads, length, -1))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def completion_mask(query, size: tuple[int, int], repeats: int) -> torch.Tensor:
+    """
+    What a completion sees of [prompt, itself], added to its scores: (repeats * C, P + C), size = (C, P + C).
+
+    Given a bool mask, or on CUDA one whose rows aren't aligned, each layer would make a copy and keep it for backward.
+    """
+    aligned = -(-size[1] // 16) * 16
+    mask = torch.full((size[0], aligned), -torch.inf, dtype=query.dtype, device=query.device)
+    return mask.triu(size[1] - size[0] + 1).repeat(repeats, 1)[:, : size[1]]
 
 
 AttentionInterface.register("packed", packed_attention)

@@ -75,8 +75,9 @@ def local_quality(text: str, example, scored: dict) -> dict[str, float]:
 def sums_hold(thinking: str) -> bool:
     """Whether every "a + b = c" of a text is true, to the digits of c."""
     for a, sign, b, c in SUM.findall(thinking):
-        result = OPERATIONS[sign](float(a), float(b))
-        if result is None or abs(result - float(c)) > 0.5 * 10.0 ** -len(c.partition(".")[2]) * (1 + 1e-9) - 0.5 * ("." not in c):
+        result, digits = OPERATIONS[sign](float(a), float(b)), len(c.partition(".")[2])
+        rounding = 0.5 * 10.0**-digits if digits else 0.0
+        if result is None or abs(result - float(c)) > rounding + 1e-9:
             return False
     return True
 

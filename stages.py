@@ -22,11 +22,13 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 import checkpoint
 from charts import TASKS
-from curr_reft import FORMS, score_stage, stage_questions
-from data import InputError
-from evaluate import evaluate, evaluate_all
+from curr_reft import FORMS, kind_of, score_stage, stage_questions
+from data import Example, InputError
+from evaluate import evaluate, evaluate_all, mean, pass_at_ks
 from families import save_model
 from knobs import STAGES, Config
 from metrics import Log, summary
@@ -77,7 +79,8 @@ def run_stage(config: Config, stage: str, ranks: checkpoint.Ranks, log: Log) -> 
     finished = checkpoint.broadcast_object((folder / "result.json").exists() and config.resume is not None, ranks)
     if finished:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        for change in checkpoint.changed_flags(result["config"], asdict(config), FREE_TO_CHANGE):
+        unset = {name for name, value in asdict(config).items() if value is None}  # the run has filled them in
+        for change in checkpoint.changed_flags(result["config"], asdict(config), FREE_TO_CHANGE | unset):
             log.say(f"warning: {stage} is finished, with another {change}; --overwrite starts all stages over")
         return result
     if config.resume and not checkpoint.step_folders(folder / "checkpoints"):
@@ -154,7 +157,8 @@ def read_model(config: Config, name: str, path: Path, ranks: checkpoint.Ranks, l
             score = functools.partial(score_stage, form)
             questions = stage_questions(form, mixed, config.data_seed)
             readings[split][form] = evaluate(model, processor, questions, score=score, **settings)
-        log.say(f"  as questions: " + ", ".join(f"{form} {readings[split][form]['accuracy']:.3f}" for form in FORMS))
+        forms = ", ".join(f"{form} {readings[split][form]['accuracy']:.3f}" for form in FORMS)
+        log.say(f"  all tasks, accuracy by form of question: {forms}")
     if ranks.rank == 0:
         path.write_text(json.dumps(readings, indent=1), encoding="utf-8")
     return readings
@@ -177,7 +181,8 @@ def join(config: Config, base: dict, results: dict, ranks: checkpoint.Ranks, log
     settings = {**asdict(config), "max_steps": steps}
     joined = {"config": settings, "step": steps, "seconds": seconds, "val": val, "base": base}
     joined["final"] = results[last].get("final", {})
-    joined["stages"] = {stage: {**result, "config": None} for stage, result in results.items()}
+    kept = ("seconds", "seconds_sampling", "val", "final", "kept")
+    joined["stages"] = {stage: {name: result[name] for name in kept if name in result} for stage, result in results.items()}
     if ranks.rank == 0:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (Path(config.output_dir) / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -185,3 +190,59 @@ def join(config: Config, base: dict, results: dict, ranks: checkpoint.Ranks, log
         save_model(config.output_dir, *load_model(replace(config, model=str(Path(config.output_dir) / last)), ranks.device))
         log.say(f"{', '.join(results)}: models, metrics and results are in {config.output_dir}")
     return joined
+
+
+def forms_table(records: list[dict]) -> str:
+    """Markdown for compare.py: accuracy in each form and task, greedy, in percent, before and after; means over the runs."""
+    rows = {}  # (row, after which stage): its readings by split, one for each run
+    for record in records:
+        if record.get("stages"):
+            rows.setdefault(("base", ""), []).append(record["base"])
+            for stage, result in record["stages"].items():
+                if result.get("final"):
+                    rows.setdefault((record["row"], f"after {stage}"), []).append(result["final"])
+    splits = list(next(iter(rows.values()))[0])
+    names = [f"{form}, {task}" for form in FORMS for task in ("math", "detection", "classification")]
+    lines = [f"| row | split | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    for (row, stage), readings in rows.items():
+        for split in splits:
+            cells = []
+            for name in names:
+                form, task = name.split(", ")
+                cells.append(mean([task_accuracy(reading[split][form], task) for reading in readings if reading]))
+            lines.append(f"| {row} {stage} | {split} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def task_accuracy(reading: dict, task: str) -> float:
+    """The mean accuracy of evaluate's "accuracy/<task>" that belong to one of the paper's three tasks; 0 without one."""
+    found = {name.removeprefix("accuracy/"): value for name, value in reading.items() if name.startswith("accuracy/")}
+    return mean([value for name, value in found.items() if kind_of("open", Example(task=name)) == task])
+
+
+def pass_at_k_table(config: Config, models: list[str], split: str, size: int, samples: int) -> str:
+    """
+    Markdown: pass@k of each model's samples at temperature 1 in each form, all tasks together.
+
+    The counts behind it go to results/pass_at_k.json.
+    """
+    from train import load_model, load_split
+
+    records = []
+    ranks = checkpoint.Ranks(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for name in models:
+        model, processor = load_model(replace(config, model=name), ranks.device)
+        settings = {field: getattr(config, field) for field in ("max_completion_length", "max_pixels", "seed", "temperature")}
+        for form in FORMS:
+            questions = stage_questions(form, load_split(config, split, size, TASKS), config.data_seed)
+            score = functools.partial(score_stage, form)
+            found = pass_at_ks(model, processor, questions, samples=samples, score=score, **settings)
+            records.append({"model": name, "form": form, "split": split, **found})
+    Path("results").mkdir(exist_ok=True)
+    Path("results/pass_at_k.json").write_text(json.dumps(records, indent=1))
+    ks = [name for name in records[0] if name.startswith("pass@")]
+    lines = [f"| {split}, {size} questions, {samples} samples each | form | " + " | ".join(ks) + " |", "| --- " * (len(ks) + 2) + "|"]
+    for record in records:
+        cells = " | ".join(f"{100 * record[k]:.1f}" for k in ks)
+        lines.append(f"| {record['model']} | {record['form']} | {cells} |")
+    return "\n".join(lines)

@@ -164,7 +164,7 @@ def test_a_fact_that_is_wrong_at_a_low_noise_is_wrong_alike_at_a_higher_one():
 
 
 def test_no_text_has_a_token_outside_the_vocabulary():
-    texts = [THINK, DIRECT, charts.CAPTION, charts.EXPLAIN]
+    texts = [THINK, DIRECT, charts.CAPTION, charts.EXPLAIN, charts.GOAL]
     for split in SIZES:
         for example in load_charts(split, 500, trace_noise=0.5, tasks=TASKS):
             texts += [example.question, example.answer]
@@ -179,7 +179,7 @@ def test_no_text_has_a_token_outside_the_vocabulary():
 
 
 def test_base_stage_follows_the_format_as_often_as_told():
-    assert not any("Answer:" in target for _, _, target in base_batch(0, 0, 1000))
+    assert not any("Answer:" in target for _, instruction, target in base_batch(0, 0, 1000) if instruction == THINK)
     batch = base_batch(0, 0, 3000, base_format_rate=0.5)
     thinking = [(e, target) for e, instruction, target in batch if instruction == THINK]
     formatted = [target.endswith(f".\nAnswer: {example.answer}") for example, target in thinking]

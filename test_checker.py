@@ -159,7 +159,7 @@ def test_claims_of_a_sentence(thinking, claims):
     "In 2015, 68% wanted to limit its role and 23% to play a role; 62% and 29% in 2016.",
     "| | Limit its role | Play a role |\n|---|---|---|\n| 2015 | 68 | 23 |\n| 2016 | 62 | 29 |",
     "| | 2015 | 2016 |\n|---|---|---|\n| Limit its role | 68 | 62 |\n| Play a role | 23 | 29 |",
-    "**2015**\n- Limit its role: 68\n- Play a role: 23\n**2016**\n- Limit its role: 62\n- Play a role: 29",
+    "**2015**\n- Limit its role: 68\n- Play a role: 23\n**2016**\n- Limit its role: 62",
 ])
 def test_a_table_is_claimed_by_row_and_column(thinking):
     found = claimed_facts(thinking, SURVEY)
@@ -205,7 +205,7 @@ def test_stating_more_than_the_reference_costs_precision():
     assert visual_checker(every, BARS, needed=BARS[:2]) == pytest.approx(2 * 2 / (4 + 2))
     assert visual_checker(every, BARS) == 1.0
     assert visual_checker("black 6", BARS, question="What is the value of black") == 1.0
-    assert visual_checker("black 6", BARS, question="Which is highest", trace="black 6, red 3") < 1.0
+    assert visual_checker("black 6", BARS, question="Which", trace="black 6, red 3") < 1.0
 
 
 def test_the_facts_that_a_question_mentions():
@@ -217,7 +217,8 @@ def test_the_facts_that_a_question_mentions():
 
 def test_values_in_words_are_claimed_too():
     facts = [("bag", "red"), ("bag", "left"), ("umbrella", "black")]
-    assert set(claimed_facts("The bag is red and on the left. A black umbrella.", facts)) == set(facts)
+    text = "The bag is red and on the left. A black umbrella."
+    assert set(claimed_facts(text, facts)) == set(facts)
     assert claimed_facts("The umbrella is red.", facts) == [("umbrella", "red")]
 
 
@@ -369,7 +370,7 @@ def refined(question, answer, facts, **changes):
 def test_the_refiner_says_what_the_numbers_show(question, answer, reasoning):
     text = refined(question, answer, COUNTRIES)
     assert text.startswith("Goal: ") and text.endswith(f"Conclusion: the result is {answer}.")
-    assert (f"{reasoning}.\n" in text) if reasoning else ("Reasoning" not in text)
+    assert f"{reasoning}.\n" in text if reasoning else "Reasoning" not in text
 
 
 def test_refined_text_is_grounded_and_has_no_answer_of_its_own():
@@ -400,7 +401,8 @@ def test_the_refiner_invents_no_arithmetic():
 
 
 def test_the_charts_refined_traces_are_their_true_traces():
-    for noisy, clean in zip(load_charts("train", size=24, trace_noise=1.0), load_charts("train", size=24)):
+    clean_charts = load_charts("train", size=24)
+    for noisy, clean in zip(load_charts("train", size=24, trace_noise=1.0), clean_charts):
         assert refine(noisy) == clean.trace
         assert noisy.task in KINDS
         assert score([f"{refine(noisy)}\nAnswer: {noisy.answer}"], noisy)["total"].item() == 3.0

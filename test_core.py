@@ -394,6 +394,13 @@ def test_any_text_goes_through_the_tiny_tokenizer_unchanged(vlm):
     assert len(tokenizer(words)["input_ids"]) < len(words) / 2
 
 
+def test_the_base_stage_has_met_every_word_of_the_format(vlm):
+    tokenizer = get_tokenizer(vlm[1])
+    met = {t for step in range(40) for *_, text in charts.base_batch(0, step, 32) for t in tokenizer(text)["input_ids"]}
+    traces = [f"{e.trace}\nAnswer: {e.answer}" for e in charts.load_charts("train")[:200]]
+    assert {t for trace in traces for t in tokenizer(trace)["input_ids"]} <= met
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [

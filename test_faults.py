@@ -189,7 +189,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys,
     def full(*_, **__):
         if writer == "model":  # as safetensors says it
             raise RuntimeError("I/O error: No space left on device (os error 28)")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        number = errno.EDQUOT if writer == "state" else errno.ENOSPC
+        raise OSError(number, os.strerror(number))
 
     owner, name = {
         "model": (model, "save_pretrained"),

@@ -566,3 +566,9 @@ def test_a_text_only_model_refuses_an_image(folders):
     _, processor = load_vlm(str(folders("llama")))
     with pytest.raises(InputError, match="text only"):
         encode_prompt(processor, Example(picture(8, 8, 0), "Q?", "3"))
+
+
+def test_a_question_that_contains_the_image_token_is_refused(folders):
+    _, processor = load_vlm(str(folders("llava_onevision")))
+    with pytest.raises(InputError, match="<image>"):
+        encode_prompt(processor, Example(picture(8, 8, 0), "<image> Q?", "3"))
