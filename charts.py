@@ -13,7 +13,7 @@ Left out: axes with numbers, legends, any text inside the picture (no room in 32
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -317,11 +317,11 @@ def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart"
             example = Example(image=example.image, question=CAPTION_QUESTION, answer=caption,
                               facts=example.facts, task="caption")
             batch.append((example, CAPTION, caption))
-        elif mode == "text":
+        elif mode == "text" and kind != "detection":  # no box can be told from words
             # the chart in words: to look a name up and copy it is learnt far sooner without a picture
             facts = ", ".join(f"{name} {value}" for name, value in example.facts)
             working = explain(rng, kind, example.needed, example.answer)
-            example = Example(question=f"{facts}. {example.question}", answer=example.answer, task="text")
+            example = replace(example, image=None, question=f"{facts}. {example.question}")
             batch.append((example, EXPLAIN, working))
         elif mode == "goal":
             batch.append((example, GOAL, f"Goal: {GOALS[kind]}."))

@@ -116,16 +116,13 @@ def is_finite(text):
 def same_elements(target, prediction, tolerance):
     """Whether each element of the target has an equal in the prediction, and none is left over."""
     given = [part.strip() for part in prediction.strip("[]").split(",")]
-    wanted = [part.strip() for part in target.strip("[]").split(",")]
-    if len(given) != len(wanted):
-        return False
-    for element in wanted:
+    for element in target.strip("[]").split(","):
         equal = [i for i, part in enumerate(given)
                  if relaxed_accuracy(target=element, prediction=part, tolerance=tolerance)]
         if not equal:
             return False
         given.pop(equal[0])
-    return True
+    return not given
 
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
@@ -285,13 +282,12 @@ def find_result(facts, values, asked, answer):
         return None
     rounding = 0.5 * 10.0 ** -min(len(answer.rstrip("%").partition(".")[2]), 9) * (1 + 1e-9)
     two = len(values) == 2 and result not in values
-    low, high = values.index(min(values)), values.index(max(values))
+    low, high = written[values.index(min(values))], written[values.index(max(values))]
     total = " + ".join(written)
     candidates = [
         ("average", asked & MEAN, sum(values) / len(values), f"({total}) / {len(values)}"),
         ("sum", asked & SUM or two, sum(values), total),
-        ("difference", asked & DIFFERENCE or two, values[high] - values[low],
-         f"{written[high]} - {written[low]}"),
+        ("difference", asked & DIFFERENCE or two, max(values) - min(values), f"{high} - {low}"),
     ]
     for over, under in ((0, 1), (1, 0)) if len(values) == 2 else ():
         quotient = values[over] / values[under] if values[under] else math.inf

@@ -96,6 +96,10 @@ def compare(args) -> list[dict]:
                 flags = [*common, "--trace_noise", str(noise), "--seed", str(seed)]
                 name = f"base{base_seed}-noise{noise:g}-seed{seed}"
                 jobs += [(row, [*flags, *ROWS[row]], Path(args.output_dir) / f"{name}-{row}") for row in args.rows if row != LONG]
+    with_base = {flags[1]: folder for _, flags, folder in reversed(jobs)}  # each base is read once, by its first run
+    jobs = [
+        (row, flags if with_base[flags[1]] == folder else [*flags, "--no-eval_base"], folder) for row, flags, folder in jobs
+    ]
     records = run_all(jobs, args.jobs)
     if LONG in args.rows:
         steps = long_steps(records)

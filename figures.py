@@ -2,8 +2,8 @@
 Figures: what runs logged, as curves. report.py puts them into its page as SVG, `report.py --png` into files.
 
 A variant (runs that differ only by seed) is a line, the mean over its seeds, and a band from the lowest to the highest.
-Metrics of single steps are noisy, P prompts each, so they are shown as moving means; of a variant with one run the
-steps themselves lie behind, faint. Validation readings are shown as they were measured.
+Metrics of single steps are noisy, P prompts each, so they are shown as moving means over a twentieth of the run; of a
+variant with one run the steps themselves lie behind, faint. Validation readings are shown as they were measured.
 
 Left out: a plotting library for the page (two kinds of picture don't need one), time as the horizontal axis.
 """
@@ -85,9 +85,9 @@ def is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def reach_of(variants: list[Variant]) -> int:
-    """How many neighbours on either side a moving mean takes: a fortieth of the longest run."""
-    return max(len(run.steps) for variant in variants for run in variant.runs) // 40
+def reach_of(variant: Variant) -> int:
+    """How many neighbours on either side a moving mean takes: a fortieth of the run."""
+    return max(len(run.steps) for run in variant.runs) // 40
 
 
 def smooth(numbers: list[float], reach: int) -> list[float]:
@@ -99,8 +99,8 @@ def smooth(numbers: list[float], reach: int) -> list[float]:
 def lines_of(variants: list[Variant], curve: Curve) -> list[Line]:
     """A curve's line for each variant that has values, over the steps that all of its seeds have."""
     lines = []
-    reach = 0 if curve.of_val else reach_of(variants)
     for variant in variants:
+        reach = 0 if curve.of_val else reach_of(variant)
         by_run = [values(run, curve) for run in variant.runs]
         steps = sorted(set.intersection(*map(set, by_run)))
         every = max(1, math.ceil(len(steps) / MOST_POINTS))
@@ -127,6 +127,8 @@ def limits(curve: Curve, lines: list[Line]) -> tuple[float, float, float]:
         return last, 0.0, 1.0
     low = min([0.0, *(value for line in lines for value in line.low)])
     high = max((value for line in lines for value in line.high), default=1.0)
+    for line in lines:  # the odd step may leave the picture
+        high = max([high, *sorted(line.raw)[: int(0.98 * len(line.raw))]])
     return last, low, low + (high - low) * 1.08 if high > low else low + 1.0
 
 

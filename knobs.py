@@ -41,7 +41,7 @@ class Config:
 
     model: str | None = knob(None, "model", "hub name, folder, or 'tiny'")
     freeze_vision: bool = knob(True, "model", "no gradient for the vision tower")
-    base_steps: int = knob(1200, "model", "tiny: length of its base stage")
+    base_steps: int = knob(1600, "model", "tiny: length of its base stage")
     base_format_rate: float = knob(0.0, "model", "tiny: how often the base stage shows the format")
     base_seed: int = knob(0, "model", "tiny: seed of its weights and base stage")
     base_tasks: list[str] = knob(
@@ -111,7 +111,7 @@ DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparame
         model="tiny",
         max_completion_length=48,
         reward_weights=[0.5, 1.0, 0.5],  # ours: a tiny model's right answer must outweigh fluent wrong thinking
-        max_steps=200,
+        max_steps=300,
         prompts_per_step=16,
         learning_rate=1e-3,
         adam_beta2=0.99,  # 200 updates are too few for 0.999 to forget the first, large gradients

@@ -44,8 +44,7 @@ ABBREVIATIONS = words("vs approx no")
 # chart is about ("in Chad the average age is 20"): with one name before them, they are.
 OPERATORS = words("""+ * × ÷ / - – − plus minus times divided add adds added adding subtract
     subtracted subtracting multiply multiplied""")
-RESULTS = words("""sum total totals totaling totalling difference gap combined together altogether
-    margin product""")
+RESULTS = words("sum total totals difference gap combined together altogether margin product")
 TRENDS = words("average mean median ratio range increase decrease rise drop decline change")
 BRACKETS = words("( ) % $")
 COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about approximately roughly
@@ -57,8 +56,7 @@ NO_UNITS = words("st nd rd th s x +")
 NOT_BEFORE = words("""above over past below under per exceeds exceeding not than step top first
     last least most question figure""")
 DISTANCES = words("points percentage pp times x")
-COUNTED = words("""countries bars categories values groups colors colours years lines entries
-    options items slices segments""")
+COUNTED = words("countries bars categories values groups colors colours years lines options items")
 ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
 COMPARED = words("more less fewer higher lower greater larger smaller bigger")
 CHANGED = COMPARED | words("""fell fall falls rose rise rises rising grew grow grows increased

@@ -157,9 +157,9 @@ def colour_rules() -> str:
 def page(variants: list[Variant], title: str = "What the runs learned") -> str:
     """The whole page."""
     runs = [run for variant in variants for run in variant.runs]
-    sets, models = ({str(run.config.get(name, "?")) for run in runs} for name in ("dataset", "model"))
-    span = 2 * figures.reach_of(variants) + 1
-    smoothing = f"Moving means over {span} steps." if span > 1 else ""
+    sets, models = ({str(run.config[name]) for run in runs if name in run.config} for name in ("dataset", "model"))
+    about = f"{len(runs)} runs" + (f" on {', '.join(sorted(sets))}, starting from {', '.join(sorted(models))}" if sets else "")
+    smoothing = "Moving means over a twentieth of a run." if any(map(figures.reach_of, variants)) else ""
     spread = "Bands reach from the lowest to the highest seed. " if any(len(v.runs) > 1 for v in variants) else ""
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
@@ -167,7 +167,7 @@ def page(variants: list[Variant], title: str = "What the runs learned") -> str:
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "title": esc(title),
         "colours": colour_rules(),
-        "summary": esc(f"{len(runs)} runs on {', '.join(sorted(sets))}, starting from {', '.join(sorted(models))}."),
+        "summary": esc(about + "."),
         "results_note": "Shares of the questions of a split. Small: the 95 % interval of one run, or the standard deviation "
         "over seeds.",
         "table": results_table(variants),

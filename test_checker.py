@@ -128,8 +128,8 @@ def test_tolerance_zero_is_equality_up_to_rounding():
 
 
 def test_the_project_pages_two_traces_score_0_and_1():
-    vague = ("the values represented by the three bars can be directly observed. Taking their mean "
-             "yields an overall average of approximately 8.3")
+    vague = ("the values represented by the three bars can be directly observed. Taking their "
+             "mean yields an overall average of approximately 8.3")
     grounded = ("step 1 is to extract the values for Latvia, Portugal, and Romania: 3.0, 8.9, and "
                 "13.0, respectively. Step 2 is to calculate the average of these values: "
                 "(3.0 + 8.9 + 13.0) / 3 = 8.3")
@@ -308,9 +308,9 @@ def test_hacks_of_the_thinking_gain_nothing():
 # ---- any text -----------------------------------------------------------------------------------
 
 
-PIECES = ("black orange 65+ yes 2012 Favor Oppose 6 4 12% 1,200 -3 1e999 nan inf ٣ ² ½ １２ = + - * / "
-          "( ) . , : ; | answer Answer: <answer> </answer> or and both between by of U.S. ’s "
-          "ﬁ İ ß _ ** ` \u200b \x00 \ud800 \U0001f600").split(" ") + ["\n", " "]
+PIECES = ("black orange 65+ yes 2015 Limit its role 6 4 12% 1,200 -3 1e999 nan inf ٣ ² ½ １２ "
+          "= + - * / ( ) . , : ; | answer Answer: <answer> </answer> or and both between by of "
+          "U.S. ’s ﬁ İ ß _ ** ` \u200b \x00 \ud800 \U0001f600").split(" ") + ["\n", " "]
 
 
 def random_text(rng, length):

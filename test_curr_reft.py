@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import charts
+import quality
 import reject
 from charts import TASKS, load_charts
 from checkpoint import Ranks
@@ -17,7 +18,6 @@ from data import Example, InputError
 from evaluate import pass_at_k, pass_at_ks
 from knobs import parse
 from model import DIRECT
-from rollout import Response
 from stages import run_stages
 from tiny import tiny_vlm
 
@@ -179,10 +179,11 @@ def item():
 
 def graded(texts, item):
     scored = score_stage("open", texts, item)
-    return [
-        reject.total(reject.local_quality(text, item, {name: float(scored[name][g]) for name in ("accuracy", "format")}))
-        for g, text in enumerate(texts)
-    ]
+    scores = []
+    for g, text in enumerate(texts):
+        rewards = {name: float(scored[name][g]) for name in ("accuracy", "format")}
+        scores.append(quality.total(quality.local_quality(text, item, rewards), quality.WEIGHTS))
+    return scores
 
 
 def test_only_a_right_grounded_answer_is_above_the_threshold(item):
@@ -209,8 +210,7 @@ def test_the_best_sample_is_kept_and_why_the_others_fell_is_counted(item):
     groups = [["nothing", good], ["nothing", "no"], [f"It is seen.\nAnswer: {item.answer}", "no"]]
     rows = []
     for texts in groups:
-        responses = [Response([1], text, False) for text in texts]
-        rows.append(reject.best_row(item, responses, score_stage("open", texts, item)))
+        rows.append(reject.best_row(item, texts, score_stage("open", texts, item)))
     kept, learned = reject.keep_best(rows, [item] * 3, 85)
     assert [row["trace"] for row in kept] == [learned[0].trace] == [good.partition("\nAnswer")[0]]
     assert learned[0].answer == item.answer and learned[0].image is item.image
@@ -227,16 +227,16 @@ def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):
 
     asked, judge = [], type("Judge", (), {"chat": type("Chat", (), {"pool": Pool()})()})()
     texts = ["So.\nAnswer: 0", f"So.\nAnswer: {item.answer}", item.answer]
-    row = reject.best_row(item, [Response([1], t, False) for t in texts], score_stage("open", texts, item), judge)
+    row = reject.best_row(item, texts, score_stage("open", texts, item), judge)
     assert asked == texts[1:2]
     assert (row["score"], row["by"], row["response"]) == (90, "judge", texts[1])
 
 
 @pytest.mark.parametrize("reply, parts", [("20 25 25 10", [0.8, 1, 1, 0.4]), ("100 25 25 25", None), ("very good", None)])
 def test_a_judges_reply_is_four_numbers_or_nothing(item, monkeypatch, reply, parts):
-    monkeypatch.setattr(reject, "ask", lambda chat, messages: (reply, True))
+    monkeypatch.setattr(quality, "ask", lambda chat, messages: (reply, True))
     judge = type("Judge", (), {"chat": None})()
-    found = reject.judge_quality(judge, "So.\nAnswer: 5", item)
+    found = quality.judge_quality(judge, "So.\nAnswer: 5", item)
     assert (found and list(found.values())) == parts
 
 
