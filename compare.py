@@ -24,6 +24,8 @@ import transformers
 from tqdm import tqdm
 
 from data import InputError
+from knobs import parse
+from prepare import load_model
 
 # Every row: train.py's flags. Without "refined", all methods memorise the data's own (noisy) traces.
 ROWS = {
@@ -83,9 +85,6 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
 
 def compare(args) -> list[dict]:
     """All rows x base seeds x noises x seeds, `jobs` at a time; SFT at DyME's wall-clock time last, since it needs it."""
-    from train import load_model  # here, since train.py imports evaluate.py
-    from knobs import parse
-
     jobs = []
     for base_seed in args.base_seeds:
         common = ["--base_seed", str(base_seed), "--num_threads", "1", *args.flags]

@@ -75,9 +75,10 @@ def values(run: Run, curve: Curve) -> dict[float, float]:
     if curve.of_val:
         start = run.base.get(run.config.get("eval_split"), {}).get("greedy")
         lines = ([{**start, "step": 0}] if start else []) + run.val
+    lines = [line for line in lines if is_number(line.get("step"))]
     if curve.key == "entropy":  # 0 stands for an update without tokens
         lines = [line for line in lines if line.get("entropy") != 0]
-    return {line["step"]: line[curve.key] for line in lines if is_number(line.get(curve.key)) and "step" in line}
+    return {line["step"]: line[curve.key] for line in lines if is_number(line.get(curve.key))}
 
 
 def is_number(value) -> bool:
@@ -207,7 +208,7 @@ def svg_modes(lines: list[Line], label: str) -> str:
         edge = [*zip(places, map(y, below)), *reversed([*zip(places, map(y, above))])]
         parts.append(f'<path class="m-{mode}" d="{path(edge)}Z"><title>{MODES[mode]}</title></path>')
         inside = [i for i, place in enumerate(places) if LEFT + 40 < place < WIDTH - RIGHT - 40]
-        widest = max(inside, key=lambda i: line.mean[i], default=0)
+        widest = max(inside, key=lambda i: line.mean[i] - abs(places[i] / WIDTH - 0.5) / 5, default=0)
         if line.mean[widest] > 0.13:
             middle = y((below[widest] + above[widest]) / 2) + 4
             names.append(f'<text class="name" x="{places[widest]}" y="{middle}">{MODES[mode]}</text>')
@@ -279,7 +280,8 @@ def save_png(variants: list[Variant], folder) -> list[Path]:
             for ax, (variant, lines) in zip(row[0], shown):
                 colours = [light for light, _ in MODE_COLOURS]
                 ax.stackplot(lines[0].steps, *(line.mean for line in lines), colors=colours, labels=MODES.values())
-                ax.set(title=variant.label.replace("$", r"\$"), xlabel="step", ylim=(0, 1), xlim=(0, lines[0].steps[-1] or 1))
+                ax.set(title=variant.label.replace("$", r"\$"), xlabel="step")
+                ax.set(ylim=(0, 1), xlim=(0, lines[0].steps[-1] or 1))
             row[0][0].set_ylabel("share of groups")
             figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside right center", reverse=True)
             save(figure, "modes")

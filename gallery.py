@@ -86,7 +86,8 @@ def marked(text: str, facts: list) -> str:
     found = {claim for _, _, claim in spans}
     for claim in claimed_facts(thinking, facts):  # values in words have no number to mark
         if claim not in found:
-            parts.append(f'<br><mark class="is-{str(claim in facts).lower()}">{esc(" ".join(claim))}{sign(claim in facts)}</mark>')
+            said = "true" if claim in facts else "false"
+            parts.append(f'<br><mark class="is-{said}">{esc(" ".join(claim))}{sign(said == "true")}</mark>')
     return "".join(parts) or "<small>(nothing)</small>"
 
 
@@ -113,8 +114,8 @@ def gallery(variants: list[Variant]) -> str:
                 try:
                     parts.append(group_card(line, index))
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    problem = f"{type(error).__name__} {error}"
-                    raise InputError(f"{path}, step {line.get('step')}: not a group that train.py logs ({problem})") from None
+                    place, problem = f"{path}, step {line.get('step')}", f"{type(error).__name__} {error}"
+                    raise InputError(f"{place}: not a group that train.py logs ({problem})") from None
     return "".join(parts)
 
 
@@ -136,7 +137,7 @@ def group_card(line: dict, variant: int) -> str:
     image = str(line.get("image") or "")
     safe = re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", image)
     parts = [
-        f'<article class="group card" data-variant="{variant}" data-step="{int(line["step"])}" data-mode="{mode}">',
+        f'<article hidden class="group card" data-variant="{variant}" data-step="{int(line["step"])}" data-mode="{mode}">',
         '<div class="ask">' + (f'<img src="{image}" alt="the chart">' if safe else ""),
         f'<div><p class="question">{esc(line["question"])}</p>',
         f'<p class="small">reference answer <b>{esc(line["answer"])}</b></p></div>',
@@ -167,6 +168,7 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
     half = 50 * min(abs(advantage) / 2.5, 1)
     side = f"left:50%;width:{half:.0f}%" if advantage >= 0 else f"right:50%;width:{half:.0f}%"
     bar = f'<span class="bar"><i class="{"up" if advantage >= 0 else "down"}" style="{side}"></i></span>'
+    signed = f"{advantage:+.2f}".replace("-", "−")
     unused, title = ("", "advantage") if used else (" unused", "advantage, not used")
     rewards = [("format", "format"), ("accuracy", "accuracy"), ("thinking", "thinking"), ("total", "reward")]
     items = "".join(f"<div><dt>{label}</dt><dd>{number(response[name], 2)}</dd></div>" for name, label in rewards)
@@ -175,6 +177,6 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
     return (
         f'<li class="response"><header>{verdict}{times}</header>'
         f'<div class="said">{marked(str(response["text"]), facts)}</div>'
-        f'<div class="advantage{unused}">{bar}<span>{f"{advantage:+.2f}".replace("-", "−")}</span> <small>{title}</small></div>'
+        f'<div class="advantage{unused}">{bar}<span>{signed}</span> <small>{title}</small></div>'
         f'<dl class="rewards">{items}</dl></li>'
     )

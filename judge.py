@@ -152,7 +152,7 @@ def judge_refine(judge, example):
 def written_trace(judge, example):
     """The judge's own trace, or None if it is cut off, ends in another answer or is not grounded.
 
-    The target it becomes part of must have the format that the policy is rewarded for. Without
+    Not one of its claims may be wrong: what is memorised is believed. The target it becomes part of must have the format that the policy is rewarded for. Without
     facts nothing could be grounded, so nothing is asked. Raises ChatError.
     """
     if not example.facts:
@@ -172,7 +172,8 @@ def written_trace(judge, example):
     trace = "\n".join(lines).strip()
     if not finished or not checker.format_reward(f"{trace}\nAnswer: {example.answer}"):
         return None
-    if contradicts(trace, example):
+    claimed = checker.claimed_facts(trace, example.facts)
+    if contradicts(trace, example) or not set(claimed) <= set(map(tuple, example.facts)):
         return None
     grounding = checker.visual_checker(
         trace, example.facts, example.needed, example.question, example.trace or "")

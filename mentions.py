@@ -18,7 +18,7 @@ TOKEN = re.compile(
     r"(?P<number>(?:(?<![\w)%.])[-−])?\d+(?:[,\u00a0\u202f]\d\d\d(?!\d))*(?:\.\d+)?"
     r"(?:[eE][-+]?\d+)?)"
     r"(?P<tail>[^\W\d_]*(?:\+(?![\w(]))?)"
-    r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
+    r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+|\.\d+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
 )
 # "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
 SHORTENING = re.compile("[,(/;]")

@@ -23,7 +23,9 @@ from rollout import Response, rollout
 TOLERANCE = 0.05  # relaxed accuracy, as in evaluation
 
 
-def predict(model, processor, examples, config: Config, path: Path, *, temperature: float, seed: int, batch_size: int, how: dict):
+def predict(
+    model, processor, examples, config: Config, path: Path, *, how: dict, temperature: float, seed: int, batch_size: int
+) -> list[dict]:
     """
     One response to each example, appended to the jsonl file at `path`; what stands there already is not asked again.
 

@@ -23,12 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 import charts
-import checkpoint
 from checker import marked_answer, split_response
 from data import Example, InputError, own_row
 from judge import close_judge, open_judge
 from model import DIRECT, THINK, encode_prompt, prompt_to
 from quality import WEIGHTS, judge_quality, local_quality, total
+from ranks import Interrupt, broadcast_object, gather_lists, shard
 from reading import parse_file
 from rollout import rollout
 
@@ -84,7 +84,7 @@ def sample_rows(model, processor, examples: list, config, score, ranks, path: Pa
         if not config.resume:
             path.unlink(missing_ok=True)
         rows = read_sampled(path, examples, config.reject_samples)
-    rows = checkpoint.broadcast_object(rows, ranks)
+    rows = broadcast_object(rows, ranks)
     judge = None
     if config.judge_url:
         judge = open_judge(config.judge_url, config.judge_model, output_dir=str(path.parent))
@@ -92,12 +92,12 @@ def sample_rows(model, processor, examples: list, config, score, ranks, path: Pa
     starts = range(len(rows) // size * size, len(examples), size)
     silent = None if ranks.rank == 0 else True
     progress = tqdm(starts, desc="rejected sampling", unit="batch", disable=silent)
-    with checkpoint.Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         for start in progress:
-            share = checkpoint.shard(examples[start : start + size], ranks)
+            share = shard(examples[start : start + size], ranks)
             share = [(start + place, example) for place, example in share]
             found = sample_share(model, processor, share, config, score, judge)
-            found = sorted(checkpoint.gather_lists(found, ranks), key=lambda item: item[0])
+            found = sorted(gather_lists(found, ranks), key=lambda item: item[0])
             new = [row for place, row in found if place >= len(rows)]
             rows += new
             if ranks.rank == 0:

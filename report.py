@@ -90,7 +90,8 @@ def about_runs(runs: list[Run]) -> str:
     seeds = f"{len(runs)} seeds, " if len(runs) > 1 else ""
     steps, seconds = max(len(run.steps) for run in runs), statistics.mean(run.seconds for run in runs)
     unfinished = sum(not run.final for run in runs)
-    return f"{seeds}{steps} steps, {seconds:.0f} s" + (f", {unfinished} unfinished" if unfinished else "")
+    time = f"{seconds:.0f}\u00a0s" if seconds < 600 else f"{seconds / 60:.0f}\u00a0min"
+    return f"{seeds}{steps} steps, {time}" + (f", {unfinished} unfinished" if unfinished else "")
 
 
 def figure(svg: str, title: str, caption: str, readings: list[dict]) -> str:
@@ -158,7 +159,9 @@ def page(variants: list[Variant], title: str = "What the runs learned") -> str:
     """The whole page."""
     runs = [run for variant in variants for run in variant.runs]
     sets, models = ({str(run.config[name]) for run in runs if name in run.config} for name in ("dataset", "model"))
-    about = f"{len(runs)} runs" + (f" on {', '.join(sorted(sets))}, starting from {', '.join(sorted(models))}" if sets else "")
+    about = f"{len(runs)} runs"
+    if sets:
+        about += f" on {', '.join(sorted(sets))}, starting from {', '.join(sorted(models))}"
     smoothing = "Moving means over a twentieth of a run." if any(map(figures.reach_of, variants)) else ""
     spread = "Bands reach from the lowest to the highest seed. " if any(len(v.runs) > 1 for v in variants) else ""
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
@@ -176,8 +179,8 @@ def page(variants: list[Variant], title: str = "What the runs learned") -> str:
         "curves_note": f"{spread}{smoothing} Point at a picture for its numbers, press a name to hide its line.",
         "legend": legend(variants),
         "curves": curve_figures(variants),
-        "gallery_note": "What the method saw: the samples of a group, best reward first, equal ones together. Stated facts are "
-        f"marked {sign(True)} or {sign(False)}.",
+        "gallery_note": "What the method saw: the samples of a group, best reward first, equal ones together. Stated facts "
+        f"are marked {sign(True)} or {sign(False)}.",
         "variant_options": "".join(f'<option value="{i}">{esc(v.label)}</option>' for i, v in enumerate(variants)),
         "gallery": gallery(variants),
         "footer": esc("Made by report.py from " + ", ".join(str(run.folder) for run in runs)),
@@ -189,7 +192,7 @@ def page(variants: list[Variant], title: str = "What the runs learned") -> str:
 def main(argv: list[str]) -> None:
     """The command line; bad input ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="report.py", description="One HTML page about any number of runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py wrote; seeds of a run are put together")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py wrote; seeds are put together")
     parser.add_argument("--out", default="report.html", help="the page (default: report.html)")
     parser.add_argument("--title", default="What the runs learned", help="its title")
     parser.add_argument("--png", metavar="FOLDER", help="write the curves as PNG files too; needs matplotlib")

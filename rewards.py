@@ -17,7 +17,8 @@ import torch
 
 from checker import score
 from data import InputError
-from judge import add_response, adopt_template, as_finished
+from judge import Calls, add_response, adopt_template, apply_scores, as_finished, request_template, thinking_scores
+from ranks import broadcast_object
 
 
 def load_reward(path: str | None):
@@ -77,13 +78,34 @@ def ask_judge(judge, calls: list, config, score=score):
     return on_response
 
 
-def adopt_proposal(judge, proposal, step: int):
-    """Make a template that was proposed at an earlier step, and preferred, the current one. Returns what is still open."""
-    if proposal is None or not proposal.done():
-        return proposal
-    if proposal.result() is not None:
-        adopt_template(judge, proposal.result(), step)
-    return None
+def open_calls(judge, examples: list, config) -> list:
+    """One collection of judge calls for each prompt; none without a judge."""
+    return [Calls(example, config.num_generations, config.method == "dyme") for example in examples] if judge else []
+
+
+def apply_judge(judge, calls: list, p: int, scores: list, config) -> None:
+    """Put the judge's scores of prompt p's thinking in the place of the local checker's, where there are any."""
+    if judge:
+        apply_scores(scores[p], thinking_scores(calls[p]), config.reward_weights)
+
+
+def evolve_template(judge, calls: list, proposal, step: int, ranks):
+    """
+    The refiner's template learns from the model's own good responses (paper, section 3.3): the first process asks for
+    one proposal at a time, takes it over at a later step if the judge preferred it, and hands it to the others.
+    Returns the proposal that is under way.
+    """
+    if judge is None:
+        return None
+    if ranks.rank == 0:
+        if proposal is None:
+            proposal = request_template(judge, calls)
+        elif proposal.done():
+            if proposal.result() is not None:
+                adopt_template(judge, proposal.result(), step + 1)
+            proposal = None
+    judge.template = broadcast_object(judge.template, ranks)
+    return proposal
 
 
 def as_ready(judge, calls: list, prompts: int):

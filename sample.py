@@ -28,7 +28,7 @@ from model import encode_prompt, get_tokenizer, language_attention, prompt_to
 from predict import accuracies, predict, score_one
 from rollout import Response, decode_step, prefill, random_numbers, sample
 from runs import read_state
-from train import load_model, load_split
+from prepare import load_model, load_split
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -34,12 +34,14 @@ from evaluate import evaluate, evaluate_all, mean, pass_at_ks
 from families import save_model
 from knobs import STAGES, Config
 from metrics import Log, summary
+from prepare import FREE_TO_CHANGE, Task, load_finals, load_model, load_split
+from ranks import Ranks, broadcast_object
 from reject import account, account_lines, keep_best, mix_examples, sample_rows
 
 EPOCHS = {"judge": 1, "choice": 1, "open": 2}  # published
 
 
-def run_stages(config: Config, ranks: checkpoint.Ranks) -> dict:
+def run_stages(config: Config, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     if config.resume not in (None, "last"):
         raise InputError("--resume: give no folder, curr_reft finds its stage itself")
@@ -57,7 +59,7 @@ def run_stages(config: Config, ranks: checkpoint.Ranks) -> dict:
         own = stage_config(config, stage, model)
         results[stage] = run_stage(own, stage, ranks, log)
         model = own.output_dir
-        checkpoint.broadcast_object(None, ranks)  # nobody reads the model before it is written
+        broadcast_object(None, ranks)  # nobody reads the model before it is written
         if stage in ("open", "reject"):
             path = Path(model) / "readings.json"
             results[stage]["final"] = read_model(config, model, path, ranks, log)
@@ -82,13 +84,13 @@ def stage_config(config: Config, stage: str, model: str) -> Config:
     return own
 
 
-def run_stage(config: Config, stage: str, ranks: checkpoint.Ranks, log: Log) -> dict:
+def run_stage(config: Config, stage: str, ranks: Ranks, log: Log) -> dict:
     """One stage's run, or with --resume its result where it is finished, or the rest of it."""
-    from train import FREE_TO_CHANGE, train  # here, since train.py runs this file
+    from train import train  # here, since train.py runs this file
 
     folder = Path(config.output_dir)
     finished = config.resume is not None and (folder / "result.json").exists()
-    if checkpoint.broadcast_object(finished, ranks):
+    if broadcast_object(finished, ranks):
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         # what is None here was filled in there
         unset = {name for name, value in asdict(config).items() if value is None}
@@ -112,7 +114,6 @@ def run_stage(config: Config, stage: str, ranks: checkpoint.Ranks, log: Log) -> 
 
 def stage_task(config: Config, stage: str):
     """The Task of an RL stage: the data set's examples in its form, scored by its rewards."""
-    from train import Task, load_split
 
     def ask(split, size):
         return stage_questions(stage, load_split(config, split, size, TASKS), config.data_seed)
@@ -122,9 +123,8 @@ def stage_task(config: Config, stage: str):
     return Task(ask("train", config.train_size), val, {}, score)
 
 
-def reject_task(config: Config, ranks: checkpoint.Ranks, log: Log):
+def reject_task(config: Config, ranks: Ranks, log: Log):
     """The Task of the SFT on what rejected sampling keeps and on other domains; what was kept."""
-    from train import load_model
 
     folder = Path(config.output_dir)
     sampled = folder / "sampled.jsonl"
@@ -147,16 +147,15 @@ def reject_task(config: Config, ranks: checkpoint.Ranks, log: Log):
     return replace(task, train=learned + mixed), tasks
 
 
-def read_model(config: Config, name: str, path: Path, ranks: checkpoint.Ranks, log: Log) -> dict:
+def read_model(config: Config, name: str, path: Path, ranks: Ranks, log: Log) -> dict:
     """
     A model's readings by split, also in the file `path`, from which a resumed run takes them.
 
     evaluate_all's, on the data set's own questions, as for every method; and greedy on each form's
     questions, of all tasks.
     """
-    from train import load_finals, load_model, load_split
 
-    if checkpoint.broadcast_object(config.resume is not None and path.exists(), ranks):
+    if broadcast_object(config.resume is not None and path.exists(), ranks):
         return json.loads(path.read_text(encoding="utf-8"))
     model, processor = load_model(replace(config, model=name), ranks.device)
     names = ("max_completion_length", "max_pixels", "seed")
@@ -178,9 +177,8 @@ def read_model(config: Config, name: str, path: Path, ranks: checkpoint.Ranks, l
     return readings
 
 
-def join(config: Config, base: dict, results: dict, ranks: checkpoint.Ranks, log: Log) -> dict:
+def join(config: Config, base: dict, results: dict, ranks: Ranks, log: Log) -> dict:
     """The stages as one run: metrics.jsonl with steps counted on, result.json, the last model."""
-    from train import load_model
 
     last = list(results)[-1]
     lines, val, steps, seconds = [], [], 0, 0.0
@@ -247,7 +245,6 @@ def pass_at_k_table(config: Config, models: list[str], split: str, size: int, sa
     Markdown: pass@k of each model's samples in each form, of all tasks; the counts behind it go to
     results/pass_at_k.json.
     """
-    from train import load_model, load_split
 
     records = []
     names = ("max_completion_length", "max_pixels", "seed", "temperature")

@@ -17,7 +17,7 @@ from data import Example
 from dyme import EXPLORE, MEMORIZE, SKIP, Group, build_groups, packed_update, switch, target_ids
 from grpo import group_advantages, grpo_loss
 from knobs import parse
-from model import completion_logprobs, encode_prompt, get_tokenizer, image_features, pad_rows
+from model import completion_logprobs, encode_prompt, get_tokenizer, image_features
 from rollout import Response, prefill, rollout
 from sft import sft_loss
 from tiny import tiny_vlm

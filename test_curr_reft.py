@@ -12,7 +12,7 @@ import charts
 import quality
 import reject
 from charts import TASKS, load_charts
-from checkpoint import Ranks
+from ranks import Ranks
 from curr_reft import FORMS, accuracy_reward, read_box, read_letters, score_stage, stage_questions
 from data import Example, InputError
 from evaluate import pass_at_k, pass_at_ks

@@ -16,12 +16,14 @@ import pytest
 import torch
 
 import checkpoint
+import ranks as several
 from checkpoint import (
-    Interrupt, Ranks, best_checkpoint, changed_flags, clean_checkpoints, cut_metrics,
-    find_checkpoint, load_checkpoint, save_checkpoint, shard, sum_gradients,
+    best_checkpoint, changed_flags, clean_checkpoints, cut_metrics,
+    find_checkpoint, load_checkpoint, save_checkpoint,
 )
 from data import InputError
 from optim import build_optimizer
+from ranks import Interrupt, Ranks, shard, sum_gradients
 
 HERE = Path(__file__).parent
 
@@ -293,7 +295,7 @@ with Interrupt() as interrupt:
     time.sleep(60)
 """
     kinds = (signal.SIGINT, signal.SIGTERM)
-    processes = [child(code, "checkpoint") for _ in kinds]
+    processes = [child(code, "ranks") for _ in kinds]
     for process, kind in zip(processes, kinds):
         assert process.stdout.readline() == "ready\n"
         process.send_signal(kind)
@@ -322,7 +324,7 @@ def torchrun(code, count=2, helpers="test_faults"):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count))
-    start = "import checkpoint\nranks = checkpoint.setup_distributed('cpu', timeout=120)\n"
+    start = "import ranks as several\nranks = several.setup_distributed('cpu', timeout=120)\n"
     return [
         child(start + code, helpers, RANK=str(rank), LOCAL_RANK=str(rank), **environment)
         for rank in range(count)
@@ -353,7 +355,7 @@ STEPS = {  # prompt by prompt; [] is one that is skipped
 
 def test_two_processes_have_the_gradient_of_one(tmp_path):
     code = f"""
-checkpoint.BUCKET = 100  # several buckets, and weights that are cut in two
+several.BUCKET = 100  # several buckets, and weights that are cut in two
 results = {{}}
 for name, rows in STEPS.items():
     model = two_layers()
@@ -363,7 +365,7 @@ for name, rows in STEPS.items():
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     results[name] = (grads, [param.data for param in model.parameters()])
 torch.save(results, "{tmp_path}/%d.pt" % ranks.rank)
-checkpoint.cleanup(ranks)
+several.cleanup(ranks)
 """
     for process in torchrun(code):
         _, err = process.communicate(timeout=300)
@@ -384,14 +386,14 @@ checkpoint.cleanup(ranks)
 def test_processes_agree_on_sums_objects_and_the_end():
     code = """
 values = [dict(b=0.25, a=1.0), dict(b=0.25, only_here=2.0)][ranks.rank]
-print(json.dumps(checkpoint.reduce_sums(values, ranks)))
-print(checkpoint.broadcast_object(["of", ranks.rank], ranks))
+print(json.dumps(several.reduce_sums(values, ranks)))
+print(several.broadcast_object(["of", ranks.rank], ranks))
 interrupt = Interrupt()
 interrupt.signal = 15 * ranks.rank
 print(interrupt.agreed(ranks))
-checkpoint.cleanup(ranks)
+several.cleanup(ranks)
 """
-    for process in torchrun("import json\n" + code, helpers="checkpoint"):
+    for process in torchrun("import json\n" + code, helpers="ranks"):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         sums, shared, ending = out.splitlines()
@@ -405,7 +407,7 @@ if ranks.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 sum_gradients(torch.nn.Linear(2, 2), ranks)
 """
-    survivor, dead = torchrun(code, helpers="checkpoint")
+    survivor, dead = torchrun(code, helpers="ranks")
     _, err = survivor.communicate(timeout=300)
     assert dead.wait(timeout=300) == -signal.SIGKILL
     dead.communicate()
@@ -414,7 +416,7 @@ sum_gradients(torch.nn.Linear(2, 2), ranks)
 
 
 def test_one_process_needs_no_torchrun_and_keeps_its_order():
-    ranks = checkpoint.setup_distributed("cpu")
+    ranks = several.setup_distributed("cpu")
     assert ranks == Ranks() and shard(["a", "b"], ranks) == [(0, "a"), (1, "b")]
     assert shard(list("abcde"), Ranks(1, 2)) == [(1, "b"), (3, "d")]
-    assert checkpoint.reduce_sums({"a": 1.0}, ranks) == {"a": 1.0}
+    assert several.reduce_sums({"a": 1.0}, ranks) == {"a": 1.0}

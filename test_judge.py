@@ -384,7 +384,8 @@ def test_a_grounded_trace_is_used_without_its_answer_line(server, connect):
     GOOD + "\nAnswer: 8.3\nAnswer: 12",                    # one of two
     GOOD.replace("it is 8.3", "it is 12.4"),               # in the last sentence
     "Goal: the average.\nConclusion: it is 8.3.",          # nothing stated
-    GOOD.replace("Latvia 3.0, Portugal 8.9", "Latvia 4.0, Portugal 9.8"),
+    GOOD.replace("Latvia 3.0, Portugal 8.9", "Portugal 8.9"),  # too little
+    GOOD.replace("Romania 13.0.", "Romania 13.0, Latvia 12."),  # one invented
     "Answer: 8.3", "", "!cut", "!500"])
 def test_another_answer_or_an_ungrounded_trace_falls_back_to_the_local(server, connect, reply):
     server.default = reply

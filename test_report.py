@@ -53,8 +53,8 @@ def write_run(folder, method="dyme", seed=0, reward=1.0, texts=("black 3, red 5\
     steps = [{"step": s, **shares, "reward": reward * s / 39, "seconds": 1.0, "entropy": None} for s in range(40)]
     group = {"question": "Which?", "answer": "red", "facts": FACTS, "image": picture()}
     groups = [
-        {"step": 0, **group, "mode": "memorize", "target": "black 4\nAnswer: red", "responses": [response(t) for t in texts]},
-        {"step": 25, **group, "mode": "explore", "target": None, "responses": [response(texts[0], 2, 1, 1.0), response("no")]},
+        {"step": 0, **group, "mode": "memorize", "target": "black 4\nAnswer: red", "responses": [*map(response, texts)]},
+        {"step": 25, **group, "mode": "explore", "responses": [response(texts[0], 2, 1, 1.0), response("no")]},
     ]
     result = {"config": config, "val": [{"step": 40, **reading}], "base": {"val": readings}, "final": {"val": readings}}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
