@@ -26,6 +26,7 @@ from tqdm import tqdm
 import checker
 import data
 from chat import Chat, ChatError, ask, ask_word, close_chat, count, is_dead, open_chat
+from claims import claimed_facts
 from data import Example, InputError
 
 TEMPLATE = """Goal: what the question asks for.
@@ -152,8 +153,9 @@ def judge_refine(judge, example):
 def written_trace(judge, example):
     """The judge's own trace, or None if it is cut off, ends in another answer or is not grounded.
 
-    Not one of its claims may be wrong: what is memorised is believed. The target it becomes part of must have the format that the policy is rewarded for. Without
-    facts nothing could be grounded, so nothing is asked. Raises ChatError.
+    Not one of its claims may be wrong: what is memorised is believed. And the target it becomes part
+    of must have the format that the policy is rewarded for. Without facts nothing could be grounded,
+    so nothing is asked. Raises ChatError.
     """
     if not example.facts:
         return None
@@ -172,8 +174,8 @@ def written_trace(judge, example):
     trace = "\n".join(lines).strip()
     if not finished or not checker.format_reward(f"{trace}\nAnswer: {example.answer}"):
         return None
-    claimed = checker.claimed_facts(trace, example.facts)
-    if contradicts(trace, example) or not set(claimed) <= set(map(tuple, example.facts)):
+    facts = [tuple(fact) for fact in example.facts]
+    if contradicts(trace, example) or not set(claimed_facts(trace, facts)) <= set(facts):
         return None
     grounding = checker.visual_checker(
         trace, example.facts, example.needed, example.question, example.trace or "")
@@ -381,7 +383,8 @@ def refine_all(judge, examples, path, parallel=8):
     every = (examples[i] for i in range(len(examples)))
     todo = (pool.submit(work, example) for example in every if example.id not in done)
     window = collections.deque(itertools.islice(todo, 4 * parallel))
-    with open(path, "a", encoding="utf-8") as file, tqdm(desc="refine", unit=" traces") as bar:
+    progress = tqdm(desc="refine", total=len(examples), initial=len(done))
+    with open(path, "a", encoding="utf-8") as file, progress as bar:
         while window and not (errors and is_dead(judge.chat)):
             row = window.popleft().result()
             window.extend(itertools.islice(todo, 1))
@@ -395,7 +398,7 @@ def refine_all(judge, examples, path, parallel=8):
     print(f"{path}: {sources['llm']} traces by the judge, {sources['local']} local, "
           f"{len(done)} were there")
     if errors:
-        raise InputError(f"{path}: not complete, {len(errors)} calls failed, last: {errors[-1]}; "
+        raise InputError(f"{path}: not complete, calls failed, the last with: {errors[-1]}; "
                          "run the same command again for the rest")
 
 

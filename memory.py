@@ -73,13 +73,12 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     frozen_tower = not any(p.requires_grad for name, p in model.named_parameters() if "patch_embed" in name)
     # the projector's graph: its input, and what stands before and after its activation function
     features = shape.patches * size * (vision_width + 2 * width) + shape.image_tokens * width * size
-    tower = shape.patches * size * vision_kept  # kept for the backward pass of a tower that trains
 
     # ---- sampling
     cached_token = 2 * layers * key_width * size
     prompt_cache = shape.prompts_per_step * prompt * cached_token
     prefill_row = max(prompt, min(shape.prompts_per_step * prompt, PREFILL_TOKENS))
-    prefill = 2 * prompt_cache + prefill_row * size * (3 * mlp + 4 * width)
+    prefill = prompt_cache + max(prompt_cache, prefill_row * size * (3 * mlp + 4 * width))
     scores = rows * heads * (prompt + completion) * (3 * size + 4)
     suffix_cache = rows * completion * cached_token
     logits = rows * text.vocab_size * (size + 16)  # cumulative probabilities are float64, from another float64
@@ -94,11 +93,17 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     attention = size * (learnt * query_width + 2 * seen * key_width)
     masks = size * seen * completion * heads // key_heads  # shared by the layers
     layer = norms + linears + attention
-    kept = layer + layers * size * tokens * width if shape.gradient_checkpointing else layers * layer
-    backward = size * tokens * (3 * mlp + 2 * width)
-    activations = kept + masks + backward + size * width * (2 * tokens + 3 * learnt)
-    chunk = max(shape.head_chunk_tokens, completion)  # at least one whole response
-    head = chunk * text.vocab_size * 20 + text.vocab_size * width * size  # and one more gradient of its matrix
+    backward = size * tokens * (3 * mlp + 2 * width)  # gradients on their way through one layer
+    kept = masks + size * width * (2 * tokens + 3 * learnt)
+    if shape.gradient_checkpointing:
+        kept += layers * size * tokens * width
+        backward += layer
+    else:
+        kept += layers * layer
+    if not frozen_tower:
+        kept += shape.micro_batch_prompts * shape.patches * size * vision_kept
+    chunk = min(learnt, max(shape.head_chunk_tokens, completion))  # at least one whole response
+    head = chunk * text.vocab_size * 16 + text.vocab_size * width * size  # and one more gradient of its matrix
 
     parts = {
         "weights": weights * (2 if shape.beta > 0 else 1),
@@ -106,11 +111,11 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
         "features": features * (shape.prompts_per_step if frozen_tower else shape.micro_batch_prompts),
         "caches": int(caches),
         "gradients": trainable,
-        "activations": activations + (0 if frozen_tower else shape.micro_batch_prompts * tower),
+        "activations": kept + backward,
         "head": head,
     }
     always = parts["weights"] + parts["optimizer"] + parts["features"]
-    parts["peak"] = always + max(parts["caches"], parts["gradients"] + parts["activations"] + parts["head"])
+    parts["peak"] = always + max(parts["caches"], trainable + kept + max(head, backward))
     return parts
 
 

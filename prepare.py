@@ -17,7 +17,9 @@ from evaluate import evaluate_all
 from families import checkpoint_activations, load_vlm, parameter_counts
 from judge import open_judge, restore_template
 from knobs import Config
+from memory import memory_estimate, report_memory, shape_of
 from metrics import Log, summary
+from model import encode_prompt
 from optim import build_optimizer
 from ranks import Ranks, broadcast_object
 from rewards import load_reward
@@ -85,11 +87,26 @@ def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
         run.state.update(resume(config, found, model, optimizer, log))
         if judge:
             restore_template(judge, run.state["step"])
+    for line in estimate_memory(run):
+        log.say(line)
     if log.active:
         checkpoint.clean_checkpoints(config.output_dir, run.state["step"])
     if config.eval_base and not run.state["base"]:
         run.state["base"] = read_finals(run, "base")
     return run
+
+
+def estimate_memory(run: Run) -> list[str]:
+    """memory.py's estimate for the longest of the first prompts, as lines; on CUDA with a warning if it won't fit."""
+    config = run.config
+    first = [run.task.train[i] for i in range(min(8, len(run.task.train)))]
+    prompts = [encode_prompt(run.processor, example, max_pixels=config.max_pixels) for example in first]
+    longest = max(prompts, key=lambda prompt: prompt.input_ids.shape[1])
+    knobs = run.settings("num_generations", "max_completion_length", "micro_batch_prompts", "head_chunk_tokens")
+    knobs |= run.settings("gradient_checkpointing", "beta")
+    share = -(-config.prompts_per_step // run.ranks.world_size)
+    shape = shape_of(run.model, longest, prompts_per_step=share, **knobs)
+    return report_memory(memory_estimate(run.model, shape), run.ranks.device)
 
 
 def read_finals(run: Run, title: str) -> dict[str, dict]:

@@ -272,9 +272,11 @@ def wrong_image(monkeypatch):
 
 
 def sibling_visible(monkeypatch):
+    original = model_file.packed_attention
+
     def leaky(module, query, key, value, mask, *, scaling, segments, **kwargs):
         joined = [[group[0], sum(group[1:])] for group in segments]
-        return model_file.packed_attention(module, query, key, value, mask, scaling=scaling, segments=joined)
+        return original(module, query, key, value, mask, scaling=scaling, segments=joined, masks={})
 
     monkeypatch.setitem(model_file.AttentionInterface._global_mapping, "packed", leaky)
 
