@@ -63,7 +63,7 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
     result = json.loads((folder / "result.json").read_text())
     with open(folder / "metrics.jsonl") as lines:
         lines = [line for line in map(json.loads, lines) if line.get("stage") != "reject"]
-        equal = [line["share_equal"] for line in lines if line.get("share_equal") is not None]
+        equal = [line["share_equal"] for line in lines if "reward" in line]  # of steps with rollouts
     accuracies = [reading["accuracy"] for reading in result["val"]]
     return {
         "row": row,

@@ -14,6 +14,7 @@ marked answer of the stage's form. The fourth stage, rejected sampling, is in re
 of the stages and their folders in stages.py. Left out: answers with several boxes.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -230,10 +231,7 @@ def wrong_answers(example, pool: dict, rng) -> list[str]:
     values, names = [value for _, value in example.facts], [name for name, _ in example.facts]
     sources = [example.options or [], DECISIONS, values, names]
     sources = [s for s in sources if right in [clean_answer(text).casefold() for text in s]][:1]
-    same_task = [] if sources else [pool[pool_key(example)]]
-    read, (_, number) = reader_of("open", example), pool_key(example)
-    others = [text for key, texts in pool.items() if key[1] == number for text in texts]
-    for source in [*sources, *same_task, [text for text in others if read(text) is not None]]:
+    for source in itertools.chain(sources or [pool[pool_key(example)]], other_tasks(example, pool)):
         drawn = dict.fromkeys(source[i] for i in rng.integers(len(source), size=TRIES))
         wrong = [text for text in drawn if accuracy_reward("open", text, example, TOLERANCE) < 1]
         if wrong:
@@ -242,6 +240,13 @@ def wrong_answers(example, pool: dict, rng) -> list[str]:
         f"{example.id}: there is no wrong answer of the kind of {example.answer!r} to offer; "
         f"it takes more examples of this task, or --stages open reject"
     )
+
+
+def other_tasks(example, pool: dict):
+    """One list of all tasks' answers that could be an answer here; made only when it is needed."""
+    read, (_, number) = reader_of("open", example), pool_key(example)
+    answers = [text for key, texts in pool.items() if key[1] == number for text in texts]
+    yield [text for text in answers if read(text) is not None]
 
 
 def to_judge(example, pool: dict, rng, right: bool):

@@ -170,8 +170,9 @@ def path(points) -> str:
 def picture(content: str, name: str, last: float) -> str:
     """The svg element around a picture; data-last lets the page's script find the step under a pointer."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(name)}" data-last="{last:g}"'
-        f' data-left="{LEFT}" data-right="{RIGHT}">{content}<path class="guide" d="M0 {TOP}V{HEIGHT - BOTTOM}"/></svg>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(name)}"'
+        f' data-last="{last:g}" data-left="{LEFT}" data-right="{RIGHT}">'
+        f'{content}<path class="guide" d="M0 {TOP}V{HEIGHT - BOTTOM}"/></svg>'
     )
 
 
@@ -267,7 +268,8 @@ def save_png(variants: list[Variant], folder) -> list[Path]:
                 marker = "o" if curve.of_val else None
                 linestyle = (0, tuple(dash)) if dash else "-"
                 label = line.variant.label.replace("$", r"\$")
-                ax.plot(line.steps, line.mean, color=colour, linestyle=linestyle, marker=marker, markersize=4, label=label)
+                look = dict(color=colour, linestyle=linestyle, marker=marker, markersize=4)
+                ax.plot(line.steps, line.mean, label=label, **look)
             ax.set(title=curve.title, xlabel="step", ylabel=curve.caption)
             ax.set_ylim(*limits(curve, lines)[1:])
             if lines:

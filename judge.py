@@ -153,9 +153,9 @@ def judge_refine(judge, example):
 def written_trace(judge, example):
     """The judge's own trace, or None if it is cut off, ends in another answer or is not grounded.
 
-    Not one of its claims may be wrong: what is memorised is believed. And the target it becomes part
-    of must have the format that the policy is rewarded for. Without facts nothing could be grounded,
-    so nothing is asked. Raises ChatError.
+    Not one of its claims may be wrong: what is memorised is believed. And the target it becomes
+    part of must have the format that the policy is rewarded for. Without facts nothing could be
+    grounded, so nothing is asked. Raises ChatError.
     """
     if not example.facts:
         return None

@@ -103,7 +103,8 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     if not frozen_tower:
         kept += shape.micro_batch_prompts * shape.patches * size * vision_kept
     chunk = min(learnt, max(shape.head_chunk_tokens, completion))  # at least one whole response
-    head = chunk * text.vocab_size * 16 + text.vocab_size * width * size  # and one more gradient of its matrix
+    # four fp32 copies of the logits, or three and one more gradient of the head's matrix
+    head = text.vocab_size * max(16 * chunk, 12 * chunk + width * size)
 
     parts = {
         "weights": weights * (2 if shape.beta > 0 else 1),

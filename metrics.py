@@ -82,7 +82,9 @@ class Log:
         if self.active:
             clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
             with open(Path(self.output_dir) / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+                text = json.dumps(clean, ensure_ascii=False)
+                # of control characters JSON escapes only some: the others would act on a terminal
+                file.write("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text) + "\n")
 
     def write(self, name: str, content: dict) -> None:
         """A whole JSON file of the run."""

@@ -45,15 +45,16 @@ def predict(
         for start in range(0, len(todo), batch_size):
             places = todo[start : start + batch_size]
             batch = [examples[i] for i in places]
-            prompts = [prompt_to(encode_prompt(processor, e, max_pixels=config.max_pixels), model.device) for e in batch]
+            prompts = [encode_prompt(processor, example, max_pixels=config.max_pixels) for example in batch]
+            prompts = [prompt_to(prompt, model.device) for prompt in prompts]
             # a response's random numbers go by its place in the split: stopping changes none
             groups = rollout(
                 model, processor, prompts, 1, config.max_completion_length, temperature, seed, prompt_indices=places
             )
             for i, example, (response,) in zip(places, batch, groups):
                 line = {"id": ids[i], "task": example.task, "question": example.question, "answer": example.answer}
-                line.update(response=response.text, prediction=extract_answer(response.text), truncated=response.truncated)
-                line.update(rewards=score_one(response, example, config), how=how)
+                line.update(response=response.text, truncated=response.truncated)
+                line.update(prediction=extract_answer(response.text), rewards=score_one(response, example, config), how=how)
                 file.write(json.dumps(line) + "\n")
                 done[ids[i]] = line
             file.flush()
@@ -64,9 +65,8 @@ def predict(
 
 def score_one(response: Response, example, config: Config) -> dict[str, float]:
     """format, accuracy (relaxed), thinking, total and correct of one response."""
-    scored = score(
-        [response.text], example, truncated=[response.truncated], reward_weights=config.reward_weights, tolerance=TOLERANCE
-    )
+    settings = dict(reward_weights=config.reward_weights, tolerance=TOLERANCE)
+    scored = score([response.text], example, truncated=[response.truncated], **settings)
     return {name: float(value[0]) for name, value in scored.items()}
 
 
@@ -94,7 +94,8 @@ def read_predictions(path: Path) -> list[dict]:
             lines.append(json.loads(line))
             lines[-1]["id"], lines[-1]["rewards"]["accuracy"], lines[-1]["task"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise InputError(f"{path}, line {number}: not a prediction; remove the line, or give another --output") from None
+            problem = "not a prediction; remove the line, or give another --output"
+            raise InputError(f"{path}, line {number}: {problem}") from None
     return lines
 
 

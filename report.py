@@ -86,8 +86,8 @@ def row(label: str, css: str, about: str, readings: list[dict]) -> str:
 
 
 def about_runs(runs: list[Run]) -> str:
-    """How many seeds, steps and seconds a variant is made of, and whether it is still going on."""
-    seeds = f"{len(runs)} seeds, " if len(runs) > 1 else ""
+    """How many runs (seeds), steps and seconds a variant is made of, and whether it is still going on."""
+    seeds = f"{len(runs)} runs, " if len(runs) > 1 else ""
     steps, seconds = max(len(run.steps) for run in runs), statistics.mean(run.seconds for run in runs)
     unfinished = sum(not run.final for run in runs)
     time = f"{seconds:.0f}\u00a0s" if seconds < 600 else f"{seconds / 60:.0f}\u00a0min"

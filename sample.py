@@ -40,7 +40,7 @@ def find_model(ckpt: str) -> tuple[str, dict]:
     folder = Path(ckpt)
     if not folder.is_dir():
         if len(folder.parts) != 2 or folder.parts[0] in ("out", ".", "..", "/"):
-            raise InputError(f"--ckpt {ckpt}: no such folder; give a run's folder, a checkpoint or a hub name like org/name")
+            raise InputError(f"--ckpt {ckpt}: no such folder; give a run's folder, a checkpoint or a hub name (org/name)")
         return ckpt, {}
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     if run != folder or not (folder / "config.json").is_file():
@@ -180,14 +180,14 @@ def parse(argv: list[str]):
     group.add_argument("--max_completion_length", type=int, help="most tokens of a response (as trained)")
     group.add_argument("--max_pixels", type=int, help="an image with more is scaled down first (as trained)")
     group.add_argument("--temperature", type=float, default=0.0, help="0: greedy (%(default)s)")
-    group.add_argument("--seed", type=int, help="of the choice of the question and of sampling (a random one; --eval: 0)")
+    group.add_argument("--seed", type=int, help="of the question and of sampling (a random one; with --eval 0)")
     group = parser.add_argument_group("one question")
     group.add_argument("--image", help="a picture")
     group.add_argument("--question", help="what to ask; without it a random question of the data set")
     group.add_argument("--num_generations", type=int, default=1, help="responses to it (%(default)s)")
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", help="charts, chartqa, gsm8k, aokvqa, a .jsonl file (the run's; of a hub model chartqa)")
-    group.add_argument("--data_dir", help="folder or zip of the data set (the run's)")
+    group.add_argument("--dataset", help="charts, chartqa, gsm8k, aokvqa, a .jsonl file (as trained; else chartqa)")
+    group.add_argument("--data_dir", help="folder or zip of the data set (as trained)")
     group.add_argument("--split", default="test", help="that a random question is from (%(default)s)")
     group = parser.add_argument_group("a whole split")
     group.add_argument("--eval", metavar="SPLIT", help="answer every question of a split")

@@ -139,6 +139,8 @@ def test_the_project_pages_two_traces_score_0_and_1():
 
 @pytest.mark.parametrize("thinking, claims", [
     ("black 6 ; orange 4 ;", ["black 6", "orange 4"]),
+    ("black 6 orange 4 red 3", ["black 6", "orange 4", "red 3"]),
+    ("6 black 4 orange 3 red", ["black 6", "orange 4", "red 3"]),
     ("Reasoning: min is 4 so orange", []),
     ("black 6 plus red 3 is 9 .", ["black 6", "red 3"]),
     ("black 6, black = 6.0, and black (6)", ["black 6"]),

@@ -356,6 +356,7 @@ def test_end_token_is_part_of_a_response_and_truncation_is_said(vlm, prompts):
     for response in responses:
         assert (response.token_ids[-1] == end) == (not response.truncated)
         assert end not in response.token_ids[:-1]
+        assert get_tokenizer(processor).eos_token not in response.text
         assert len(response.token_ids) == 30 or not response.truncated
 
 

@@ -420,3 +420,11 @@ def test_one_process_needs_no_torchrun_and_keeps_its_order():
     assert ranks == Ranks() and shard(["a", "b"], ranks) == [(0, "a"), (1, "b")]
     assert shard(list("abcde"), Ranks(1, 2)) == [(1, "b"), (3, "d")]
     assert several.reduce_sums({"a": 1.0}, ranks) == {"a": 1.0}
+
+
+if __name__ == "__main__":
+    import test_resume  # the runs of the real train.py
+
+    # The runs' processes would import this file anew as their main module.
+    del sys.modules["__main__"].__file__
+    test_resume.kills(sys.argv[1:])

@@ -106,7 +106,7 @@ def drip(handler):
 
 
 FAULTS = {
-    "!stall": lambda handler: time.sleep(0.8),
+    "!stall": lambda handler: time.sleep(2.0),
     "!drip": drip,
     "!reset": reset,
     "!429": lambda handler: send(handler, 429, "slow down", Retry_After="0.2"),
@@ -153,7 +153,7 @@ def connect(server, tmp_path, monkeypatch):
                                    "!empty", "!null", "!list"])
 def test_a_fault_is_retried_and_nothing_is_lost(server, connect, fault):
     server.script.extend([fault, fault])
-    judge = connect(timeout=0.4 if fault in ("!stall", "!drip") else 5.0)
+    judge = connect(timeout=0.7 if fault in ("!stall", "!drip") else 5.0)
     assert j.judge_thinking(judge, "Latvia 3.0", example()) == 1.0
     counts = j.take_counts(judge)
     assert counts["judge_calls"] == 3 and counts["judge_failures"] == 0
@@ -319,35 +319,47 @@ def test_a_reasoning_models_own_thoughts_are_not_its_reply(server, connect):
 # ---- a dead server -----------------------------------------------------------------------------
 
 
+def ask_many(judge, name):
+    return [j.judge_thinking(judge, f"{name} {i}", example()) for i in range(30)]
+
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
 def test_a_dead_server_is_left_alone_but_for_probes_until_it_answers(server, connect, capfd):
     server.default = "!500"
-    judge = connect(max_retries=0, max_failures=3, probe_seconds=0.2)
-    scores = [j.judge_thinking(judge, str(i), example()) for i in range(30)]
-    assert scores == [None] * 30 and len(server.requests) == 3
+    judge = connect(max_retries=0, max_failures=3, probe_seconds=999)
+    assert ask_many(judge, "dead") == [None] * 30 and len(server.requests) == 3
     assert capfd.readouterr().err.count("the local checker takes over") == 1
-    time.sleep(0.25)
-    scores = [j.judge_thinking(judge, f"b{i}", example()) for i in range(30)]
-    assert scores == [None] * 30 and j.take_counts(judge)["judge_failures"] == 60
-    deadline = time.monotonic() + 5
-    while judge.chat.next_probe > time.monotonic() + 1 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    judge.chat.next_probe = 0.0  # the time has come
+    assert ask_many(judge, "still dead") == [None] * 30
+    until(lambda: 0.0 < judge.chat.next_probe < float("inf"))
     assert len(server.requests) == 4  # one probe
+    assert j.take_counts(judge)["judge_failures"] == 60
     server.default = "high"
-    while j.judge_thinking(judge, "c", example()) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert [j.judge_thinking(judge, f"d{i}", example()) for i in range(3)] == [1.0] * 3
+    judge.chat.next_probe = 0.0
+    assert j.judge_thinking(judge, "probe", example()) is None  # nobody waits for it
+    until(lambda: not chat.is_dead(judge.chat))
+    assert ask_many(judge, "alive") == [1.0] * 30
+    assert j.judge_thinking(judge, "probe", example()) == 1.0 and len(server.requests) == 35
     assert capfd.readouterr().err.count("answers again") == 1
 
 
 def test_nobody_waits_for_the_probe_of_a_stalling_server(server, connect):
-    judge = connect(max_retries=0, max_failures=1, probe_seconds=0.0)
+    answer = threading.Event()
+    judge = connect(max_retries=0, max_failures=1, probe_seconds=0.0, timeout=60)
     server.script.append("!500")
-    server.default = "!stall"
+    server.default = lambda prompt: answer.wait(60) and "high"
     j.judge_thinking(judge, "one", example())
-    server.requests.clear()
-    for _ in range(50):
-        assert j.judge_thinking(judge, "two", example()) is None
-    assert judge.chat.next_probe == float("inf") and len(server.requests) <= 1  # still under way
+    assert ask_many(judge, "dead") == [None] * 30
+    assert judge.chat.next_probe == float("inf")  # the probe is under way, and no second one
+    until(lambda: len(server.requests) == 2)
+    answer.set()
+    until(lambda: not chat.is_dead(judge.chat))
 
 
 def test_one_reply_between_failures_keeps_a_server_alive(server, connect):
@@ -389,7 +401,7 @@ def test_a_grounded_trace_is_used_without_its_answer_line(server, connect):
     "Answer: 8.3", "", "!cut", "!500"])
 def test_another_answer_or_an_ungrounded_trace_falls_back_to_the_local(server, connect, reply):
     server.default = reply
-    judge = connect(min_grounding=0.8)
+    judge = connect(min_grounding=0.9)
     assert j.judge_refine(judge, example()) == checker.refine(example())
     counts = j.take_counts(judge)
     assert counts["refiner_calls"] == counts["refiner_fallbacks"] == 1
@@ -455,13 +467,17 @@ def test_without_the_switch_every_formatted_response_is_scored(server, connect):
 
 
 def test_groups_come_in_the_order_their_calls_end(server, connect):
-    server.default = lambda prompt: time.sleep(0.2 if "slow" in prompt else 0) or "low"
-    judge = connect(timeout=5)
+    answer = threading.Event()
+    server.default = lambda prompt: "low" if "fast" in prompt or answer.wait(60) else ""
+    judge = connect(timeout=60)
     groups = [j.Calls(example(question=q), 2) for q in ("slow?", "fast?", "none?")]
     for calls in groups[:2]:
         add(judge, calls, ("a\nAnswer: 8.3", True), ("b\nAnswer: 9", False))
     wait(groups[1].scores.values())
-    assert list(j.as_finished(judge, groups)) == [1, 2, 0]
+    order = j.as_finished(judge, groups)
+    assert [next(order), next(order)] == [1, 2]
+    threading.Timer(0.05, answer.set).start()
+    assert list(order) == [0] and j.thinking_scores(groups[0]) == [0.0, 0.0]
     assert j.take_counts(judge)["judge_wait_s"] > 0
 
 

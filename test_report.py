@@ -1,4 +1,4 @@
-"""report.py, runs.py, figures.py, gallery.py, sample.py, predict.py: what a person sees is right, and nobody is trusted."""
+"""What a person sees (report.py and the files behind it, sample.py, predict.py) is right, and trusts nobody."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ from tiny import tiny_vlm
 
 torch.set_num_threads(1)
 FACTS = [["black", "3"], ["yellow", "5"], ["red", "6"]]
-HOSTILE = "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)>\x1b[2J\u202e{{title}} \" ' &"
+HOSTILE = "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)>\x1b[2J\u202e{{footer}} \" ' &"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -43,8 +43,11 @@ def response(text, total=0.0, advantage=0.0, correct=0.0):
     return {"text": text, "advantage": advantage, **rewards}
 
 
-def write_run(folder, method="dyme", seed=0, reward=1.0, texts=("black 3, red 5\nAnswer: red", "yellow 5"), **config) -> str:
-    """A run's folder as train.py writes it: 40 steps, reward rising to `reward`, a memorised and an explored group."""
+TEXTS = ("black 3, red 5\nAnswer: red", "yellow 5")
+
+
+def write_run(folder, method="dyme", seed=0, reward=1.0, texts=TEXTS, **config) -> str:
+    """A run's folder as train.py writes it: reward rising to `reward`, a memorised and an explored group."""
     folder.mkdir(parents=True)
     config = {"method": method, "seed": seed, "dataset": "charts", "model": "tiny", "eval_split": "val", **config}
     reading = {"accuracy": 0.5, "format": 1.0, "fact_precision": 0.9, "grounded": 0.4, "count": 100}
@@ -83,23 +86,27 @@ def test_nothing_a_model_or_a_file_says_becomes_part_of_the_page(tmp_path):
     folder = write_run(tmp_path / "wild", texts=(HOSTILE, HOSTILE + "1"), lr_schedule=HOSTILE)
     lines = [json.loads(line) for line in (tmp_path / "wild" / "groups.jsonl").read_text().splitlines()]
     for line in lines:
-        line.update(question=HOSTILE, answer=HOSTILE, image='data:image/png;base64,"onerror=alert(1)', facts=[[HOSTILE, HOSTILE]])
+        line.update(question=HOSTILE, answer=HOSTILE, facts=[[HOSTILE, HOSTILE]])
+        line["image"] = 'data:image/png;base64,"onerror=alert(1)'
     (tmp_path / "wild" / "groups.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    wild = Elements(report.page(group_seeds([read_run(folder), read_run(write_run(tmp_path / "b"))]), HOSTILE))
+    other = write_run(tmp_path / "other", lr_schedule="linear")  # so that the setting is part of the other's label
+    wild = Elements(report.page(group_seeds([read_run(other), read_run(folder)]), HOSTILE))
     scripts = [attributes for tag, attributes in wild.found if tag == "script"]
     assert [a for a in scripts if a != {"type": "application/json"}] == [{}]  # the page's own, and data
+    assert "lr_schedule \\u003c/script>" in wild.text
     assert {tag for tag, _ in wild.found} <= {tag for tag, _ in Elements(tame).found}
     assert not [name for _, attributes in wild.found for name in attributes if name.startswith("on")]
     assert all(a["src"] == picture() for tag, a in wild.found if tag == "img")
-    assert "\\x1b[2J\\u202e{{title}}" in wild.text and not {"\x1b", "\u202e"} & set(wild.text)
+    assert "\\x1b[2J\\u202e{{footer}}" in wild.text and not {"\x1b", "\u202e"} & set(wild.text)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
 def test_a_browser_opens_the_page_without_an_error(tmp_path):
     runs = [write_run(tmp_path / "tame"), write_run(tmp_path / "wild", method="grpo", texts=(HOSTILE, HOSTILE))]
     report.main([*runs, "--out", str(tmp_path / "page.html")])
-    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}"]
+    quiet = ["disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync"]
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *(f"--{flag}" for flag in quiet)]
+    command.append(f"--user-data-dir={tmp_path / 'profile'}")
     command += ["--enable-logging=stderr", "--dump-dom", (tmp_path / "page.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "CONSOLE" not in done.stderr
@@ -113,7 +120,7 @@ def test_stated_facts_are_marked_where_they_stand_right_or_wrong():
     html = gallery.marked("so: black 3, yellow 6 and red 5.\nAnswer: 3 & 3", FACTS)
     assert html.startswith('so: black <mark class="is-true" title="black is 3">3<i>✓</i></mark>, yellow <mark class="is-false"')
     assert 'title="yellow is 5, not 6">6<i>✗</i></mark> and red <mark class="is-false"' in html
-    assert html.endswith('<span class="answer">.\nAnswer: 3 &amp; 3</span>') or html.endswith("Answer: 3 &amp; 3</span>")
+    assert html.endswith("\nAnswer: 3 &amp; 3</span>")
     assert html.count("<mark") == 3
 
 
@@ -243,9 +250,9 @@ def test_no_escape_code_reaches_the_terminal(capsys):
     assert capsys.readouterr().out == "\\x1b]0;title\\x07 fine\n"
 
 
-@pytest.mark.parametrize("argv", [["--ckpt", "out/nothing"], ["--ckpt", "{tmp}"], ["--num_generations", "4"], ["--batch_size", "0"]])
+@pytest.mark.parametrize("argv", ["--ckpt out/nothing", "--ckpt {tmp}", "--num_generations 4", "--batch_size 0"])
 def test_what_cannot_be_asked_is_one_line_and_code_2(argv, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        sample.main([part.format(tmp=tmp_path) for part in argv])
+        sample.main(argv.format(tmp=tmp_path).split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1

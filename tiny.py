@@ -9,6 +9,7 @@ leaves it weak at the format, the paper's weak instruction follower.
 
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -166,5 +167,10 @@ def base_model(
         # renamed when it is whole: what lies at `path` is complete, whatever ends this process
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         save_model(temporary, model, processor)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:  # another process of the job was first: the same weights
+            if not path.exists():
+                raise
+            shutil.rmtree(temporary)
     return load_vlm(str(path), freeze_vision=freeze_vision)

@@ -239,7 +239,8 @@ def look_and_save(run: Run, step: int) -> None:
         state["val"].append({"step": step, **reading})
         run.log.say("step {}, {}: accuracy {accuracy:.3f}, format {format:.3f}".format(step, config.eval_split, **reading))
     stuck = state["bad_steps"] >= config.max_bad_steps
-    saved = save(run, best) if best or stuck or step % config.save_steps == 0 else ""
+    due = step % config.save_steps == 0 or step == config.max_steps
+    saved = save(run, best) if best or stuck or due else ""
     if stuck:
         raise InputError(
             f"--max_bad_steps: the gradient was not finite for {state['bad_steps']} steps in a row; {saved} with the last "
