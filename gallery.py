@@ -4,19 +4,18 @@ The gallery: rollouts as a person can judge them, in HTML; report.py shows them.
 A group is one question: its chart, the facts, the G samples side by side with rewards and advantages, what the switch
 made of it, and the reference that was memorised. Numbers that state a fact of the chart are marked right or wrong.
 
-A model may write anything: `visible` spells out what could act on a terminal, `esc` what could act on a page.
+A model may write anything: nothing gets into the page but through `esc`.
 """
 
 import html
 import re
-import unicodedata
 
 from checker import split_response
 from claims import claimed_facts
 from data import InputError
 from figures import MODES, is_number
 from mentions import TOKEN, read_value
-from runs import Variant, read_lines
+from runs import Variant, read_lines, visible
 
 SHOWN_STEPS = 16  # logged steps of a variant
 SHOWN_CHARACTERS = 4000  # of a response
@@ -25,18 +24,6 @@ PROBE = "7777777"  # a value that no chart has
 
 # ---------------------------------------------------------------------------------------------------------------
 # text that a model wrote
-
-
-def visible(text: str) -> str:
-    """Text with everything that could act on a terminal or hide in a page spelt out: \\x1b, \\u202e; not \\n and \\t."""
-    fine = ("\n", "\t")
-    kept = (c if c.isprintable() or c in fine or unicodedata.category(c) == "Zs" else escape(c) for c in text)
-    return "".join(kept)
-
-
-def escape(character: str) -> str:
-    """How Python writes a character that can't be shown."""
-    return character.encode("unicode_escape").decode()
 
 
 def esc(text) -> str:

@@ -89,6 +89,8 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     tokens = shape.micro_batch_prompts * prompt + learnt
     seen = shape.micro_batch_prompts * generations * (prompt + completion)  # the keys that completions look at
     norms = 2 * (4 + size) * width * tokens  # a norm keeps its input as fp32
+    if any("q_norm" in name for name, _ in model.named_parameters()):
+        norms += (4 + size) * (query_width + key_width) * tokens
     linears = size * tokens * (4 * mlp + 2 * width + 3 * query_width + 3 * key_width)
     attention = size * (learnt * query_width + 2 * seen * key_width)
     masks = size * seen * completion * heads // key_heads  # shared by the layers

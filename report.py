@@ -23,7 +23,7 @@ from pathlib import Path
 import figures
 from data import InputError
 from evaluate import interval
-from gallery import esc, gallery, sign, visible
+from gallery import esc, gallery, sign
 from runs import Run, Variant, group_seeds, read_run
 
 COLUMNS = [  # reading, metric, heading, what it says
@@ -107,7 +107,7 @@ def curve_figures(variants: list[Variant]) -> str:
     for curve in figures.CURVES:
         lines = figures.lines_of(variants, curve)
         if lines:
-            labels = [visible(line.variant.label) for line in lines]
+            labels = [line.variant.label for line in lines]
             readings = figures.readings(lines, labels, [f"c{line.variant.colour}" for line in lines])
             parts.append(figure(figures.svg_curve(curve, lines), curve.title, curve.caption, readings))
     return "".join(parts)
@@ -120,7 +120,7 @@ def mode_figures(variants: list[Variant]) -> str:
         lines = figures.mode_lines(variant)
         if lines:
             readings = figures.readings(lines, list(figures.MODES.values()), [f"m-{mode}" for mode in figures.MODES])
-            svg = figures.svg_modes(lines, visible(variant.label))
+            svg = figures.svg_modes(lines, variant.label)
             parts.append(figure(svg, variant.label, about_runs(variant.runs), readings))
     return "".join(parts)
 

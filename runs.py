@@ -3,10 +3,11 @@ Runs: what train.py wrote into output folders, read back; and which of them are 
 
 A run may still be going on: its result then comes from its last checkpoint, and a line that is only half written is
 left out. Anything else that can't be read is an InputError with the file's name, so that no picture lacks a piece
-unnoticed. For report.py and figures.py.
+unnoticed. For report.py, figures.py, gallery.py and sample.py.
 """
 
 import json
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,18 @@ def read_state(folder: Path) -> dict:
     return state
 
 
+def visible(text: str) -> str:
+    """Text with what could act on a terminal or hide in a page spelt out: \\x1b, \\u202e; line ends and tabs stay."""
+    fine = ("\n", "\t")
+    kept = (c if c.isprintable() or c in fine or unicodedata.category(c) == "Zs" else escape(c) for c in text)
+    return "".join(kept)
+
+
+def escape(character: str) -> str:
+    """How Python writes a character that can't be shown."""
+    return character.encode("unicode_escape").decode()
+
+
 def group_seeds(runs: list[Run]) -> list[Variant]:
     """Runs that differ only by seed together, each variant named by what tells it from the others."""
     together = {}
@@ -109,9 +122,9 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
     for group in together.values():
         config = group[0].config
         own = [f"{name} {config[name]}" for name in usual if name in config and json.dumps(config[name]) != usual[name]]
-        label = ", ".join([NAMES.get(config.get("method"), group[0].folder.name), *own])
+        label = visible(", ".join([NAMES.get(config.get("method"), group[0].folder.name), *own]))
         if len(own) > 3 or label in [variant.label for variant in variants]:
-            label = group[0].folder.name
+            label = visible(group[0].folder.name)
         taken = [variant.colour for variant in variants]
         wanted = [FAVOURITE.get(config.get("method"), 4), *range(4, COLOURS), *range(4)]
         colour = next((colour for colour in wanted if colour not in taken), len(variants) % COLOURS)

@@ -22,12 +22,11 @@ from checkpoint import find_checkpoint
 from checker import split_response
 from claims import claimed_facts
 from data import Example, InputError, open_image
-from gallery import visible
 from knobs import Config, resolve
 from model import encode_prompt, get_tokenizer, language_attention, prompt_to
 from predict import accuracies, predict, score_one
 from rollout import Response, decode_step, prefill, random_numbers, sample
-from runs import read_state
+from runs import read_state, visible
 from prepare import load_model, load_split
 
 

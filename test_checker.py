@@ -150,6 +150,7 @@ def test_the_project_pages_two_traces_score_0_and_1():
     ("both red and orange are 4", ["red 4", "orange 4"]),
     ("black is above 5, orange fell by 2, red isn't 7", []),
     ("The sum of black and red is 9", []),
+    ("black + red = 9", []),
     ("blackbird 6, infrared 3", []),
     ("Black: 6\n- **orange**: 4%\n| red | 3 |", ["black 6", "orange 4", "red 3"]),
 ])

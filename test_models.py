@@ -5,22 +5,26 @@ Each is a tiny model of the real class with random weights, and a real tokenizer
 Large initial weights keep the logits apart, so that a greedy choice doesn't hang on the last bit of a float.
 """
 
-import copy
+import importlib.util
 import json
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 import transformers
-from PIL import Image, ImageDraw
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import dyme
 from data import Example, InputError, open_image
-from families import FAMILIES, TEXT_FAMILIES, checkpoint_activations, load_vlm, parameter_counts, save_model
+from families import FAMILIES, TEXT_FAMILIES, checkpoint_activations, load_vlm, one_line, parameter_counts, prepare
+from families import save_model
+from memory import memory_estimate, report_memory, shape_of
 from model import completion_hidden, completion_logprobs, encode_prompt, get_tokenizer, image_features, token_logprobs
-from rollout import Response, rollout
+from optim import build_optimizer
+from rollout import rollout
 
 torch.set_num_threads(1)
 
@@ -539,11 +543,16 @@ def test_a_folder_without_config_or_without_weights_is_told(tmp_path):
 
 
 def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path):
-    folder = write_checkpoint(tmp_path, "llama")
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer.model").write_bytes(b"not a sentencepiece model")
-    edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
-    assert "pip install" in message_of(folder)
+    told = one_line(ImportError("\nIdefics3 requires the Torchvision library but it was not found in\nyour environment."))
+    assert told.endswith("pip install torchvision") and "\n" not in told
+    assert one_line(ModuleNotFoundError("No module named 'num2words'")).endswith("pip install num2words")
+    assert "pip install" not in one_line(OSError("no such file"))
+    if importlib.util.find_spec("tiktoken") is None:  # a folder that needs what isn't here
+        folder = write_checkpoint(tmp_path, "llama")
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer.model").write_bytes(b"a tokenizer of another library")
+        edit_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+        assert message_of(folder).endswith("pip install tiktoken")
 
 
 def test_sliding_windows_are_refused(tmp_path):
@@ -572,3 +581,87 @@ def test_a_question_that_contains_the_image_token_is_refused(folders):
     _, processor = load_vlm(str(folders("llava_onevision")))
     with pytest.raises(InputError, match="<image>"):
         encode_prompt(processor, Example(picture(8, 8, 0), "<image> Q?", "3"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(function):
+    """The most that `function` holds beyond what is there before it, from the allocator's own events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+MEMORY_SHAPES = {  # the language model's sizes, and the knobs: where learning takes the most, and where sampling does
+    "learning": (dict(num_hidden_layers=4, num_key_value_heads=2), dict(prompts_per_step=2, num_generations=8)),
+    "sampling": (dict(num_hidden_layers=4, num_key_value_heads=4), dict(prompts_per_step=24, num_generations=2)),
+    "checkpointed": (
+        dict(num_hidden_layers=6, num_key_value_heads=2),
+        dict(prompts_per_step=2, num_generations=8, gradient_checkpointing=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY_SHAPES)
+def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, name):
+    sizes, knobs = MEMORY_SHAPES[name]
+    folder = str(folders("llava_onevision"))
+    _, processor = load_vlm(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    for key, value in dict(sizes, hidden_size=128, intermediate_size=384, head_dim=32).items():
+        setattr(config.text_config, key, value)
+    config.text_config.layer_types = ["full_attention"] * sizes["num_hidden_layers"]
+    model = prepare(AutoModelForImageTextToText.from_config(config, dtype=torch.float32))
+    generations, length = knobs["num_generations"], 12
+    model.forbidden_ids.append(get_tokenizer(processor).eos_token_id)  # all responses reach their full length
+    if knobs.get("gradient_checkpointing"):
+        checkpoint_activations(model)
+    example = Example(picture(64, 64, 0), "how much " * 8, "3")
+    prompts = [encode_prompt(processor, example) for _ in range(knobs["prompts_per_step"])]
+    estimate = memory_estimate(model, shape_of(model, prompts[0], max_completion_length=length, **knobs))
+    optimizer = build_optimizer(model, "adamw", 1e-3)
+
+    def step():
+        for prompt in prompts:
+            prompt.features = None
+            prompt.features = image_features(model, prompt)
+        responses = rollout(model, processor, prompts, generations, length)
+        advantages = torch.linspace(-1, 1, generations)
+        # as in real groups, no two lengths are alike
+        groups = [
+            dyme.Group(p, dyme.EXPLORE, [r.token_ids[: length - g // 2] for g, r in enumerate(row)], advantages)
+            for p, row in enumerate(responses)
+        ]
+        model.train(knobs.get("gradient_checkpointing", False))
+        dyme.packed_update(model, prompts[:2], groups[:2], normalizer=generations)
+        model.eval()
+        optimizer.step()
+        optimizer.zero_grad()
+        for prompt in prompts:
+            prompt.features = None
+
+    step()
+    measured = peak_bytes(step) + estimate["weights"] + estimate["optimizer"]
+    print(name, estimate["peak"] / measured, {k: round(v/2**20, 1) for k, v in estimate.items()})
+    assert 0.85 < estimate["peak"] / measured < 1.15
+    caches = estimate["caches"] > estimate["gradients"] + estimate["activations"]
+    assert caches is (name == "sampling")
+
+
+def test_the_memory_estimate_needs_no_weights_and_is_one_line(folders):
+    folder = str(folders("qwen2_5_vl"))
+    model, processor, prompts = loaded(folders, "qwen2_5_vl")
+    knobs = dict(prompts_per_step=4, num_generations=8, max_completion_length=300)
+    shape = shape_of(model, prompts[0], **knobs)
+    assert shape.patches == 4 * shape.image_tokens > 0
+    with torch.device("meta"):
+        bare = prepare(AutoModelForImageTextToText.from_config(transformers.AutoConfig.from_pretrained(folder)))
+    assert memory_estimate(bare, shape) == memory_estimate(model, shape)
+    (line,) = report_memory(memory_estimate(bare, shape))
+    assert all(part in line for part in ("weights", "optimizer", "activations", "caches", "head", "peak"))

@@ -23,7 +23,7 @@ from data import InputError
 from knobs import parse
 from model import encode_prompt
 from rollout import prefill, random_numbers, rollout
-from runs import group_seeds, read_run
+from runs import group_seeds, read_run, visible
 from tiny import tiny_vlm
 
 torch.set_num_threads(1)
@@ -130,8 +130,8 @@ def test_the_same_number_of_two_names_is_marked_for_each_alone():
 
 
 def test_visible_spells_out_what_acts_and_keeps_what_reads():
-    assert gallery.visible("a\x1b[31m\r\x00\u202e\ud800") == "a\\x1b[31m\\r\\x00\\u202e\\ud800"
-    assert gallery.visible("Grüße\t1\u00a0000 ✓\n→ 图") == "Grüße\t1\u00a0000 ✓\n→ 图"
+    assert visible("a\x1b[31m\r\x00\u202e\ud800") == "a\\x1b[31m\\r\\x00\\u202e\\ud800"
+    assert visible("Grüße\t1\u00a0000 ✓\n→ 图") == "Grüße\t1\u00a0000 ✓\n→ 图"
 
 
 def test_seeds_are_one_line_with_their_range(tmp_path):
