@@ -18,6 +18,7 @@ import argparse
 import copy
 import importlib.util
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -419,7 +420,9 @@ def peak(name: str, args) -> int:
 def peak_elsewhere(name: str, argv: list[str]) -> int | None:
     """`peak` in a process of its own; None where it failed."""
     command = [sys.executable, __file__, *argv, "--measure", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    # glibc else keeps freed blocks of up to 32 MB, by chance more or less of them
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])["bytes"] if done.returncode == 0 else None
 
 

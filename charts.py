@@ -300,7 +300,7 @@ def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart"
     base_format_rate: the share of thinking prompts that get the required format instead.
     """
     rng = np.random.default_rng([data_seed, SPLIT_IDS["base"], step])
-    kinds = [kind for task in tasks for kind in (KINDS if task == "chart" else [task])]
+    kinds = turns(tasks)
     batch = []
     for mode in rng.choice(list(BASE_MIX), batch_size, p=list(BASE_MIX.values())).tolist():
         kind = pick(rng, kinds)

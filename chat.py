@@ -92,7 +92,8 @@ def open_chat(url, model, *, cache=":memory:", parallel=8, **fields):
 
 
 def close_chat(chat):
-    """Drops the calls that have not begun, waits for the others, closes the cache."""
+    """Drops the calls that have not begun, waits for the attempts under way, closes the cache."""
+    chat.max_retries = 0
     chat.pool.shutdown(cancel_futures=True)
     with chat.lock:
         chat.cache.close()

@@ -292,12 +292,12 @@ def mix_forms(batch: list, forms: list[str], pool: dict, rng) -> list:
     stage: a pretrained model has met decisions and lettered options, and without them no sample
     of a stage's form would ever come.
 
-    forms: of "judge", "choice". A question to be thought about or explained stays open as often
-    as it gets each; a working then ends in the form's answer. pool: answer_pool of like questions.
+    forms: of "judge", "choice". Half of the questions to be thought about or explained get one of
+    them; a working then ends in the form's answer. pool: answer_pool of like questions.
     """
     mixed = []
     for example, instruction, target in batch:
-        form = str(rng.choice(["open", *forms]))
+        form = str(rng.choice([*["open"] * len(forms), *forms]))
         asks = instruction in (THINK, charts.EXPLAIN) and pool_key(example) in pool
         if asks and form != "open":
             asked = in_form(form, example, pool, rng, rng.random() < 0.5)

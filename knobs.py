@@ -60,6 +60,8 @@ class Config:
     reward_mode: str = knob("replace", "method", "what it does to the accuracy reward", ("replace", "join"))
     judge_url: str | None = knob(None, "method", "LLM behind checker and refiner, http://host:port/v1; key in DYME_JUDGE_KEY")
     judge_model: str | None = knob(None, "method", "its model name")
+    judge_parallel: int = knob(8, "method", "requests to it at a time")
+    judge_timeout: float = knob(60.0, "method", "seconds that one request may take")
     compile: bool = knob(False, "method", "torch.compile the decode step")
     train_tolerance: float = knob(0.0, "method", "relative error that counts as a right answer in training")
     loss_type: str = knob("grpo", "method", "what a token weighs", ("grpo", "bnpo", "dr_grpo", "dapo"))

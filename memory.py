@@ -129,7 +129,8 @@ def vision_sizes(model) -> tuple[int, int]:
         return 0, 0
     width = getattr(config, "embed_dim", None) or config.hidden_size
     mlp = getattr(config, "intermediate_size", None) or config.mlp_ratio * width
-    return width, config.num_hidden_layers * (8 * width + 3 * mlp)
+    layers = getattr(config, "depth", None) or config.num_hidden_layers
+    return width, layers * (8 * width + 3 * mlp)
 
 
 def report_memory(parts: dict[str, int], device=None) -> list[str]:

@@ -15,7 +15,7 @@ from checker import score
 from data import InputError, NoSplit, load_data
 from evaluate import evaluate_all
 from families import checkpoint_activations, load_vlm, parameter_counts
-from judge import open_judge, restore_template
+from judge import open_judge, restore_template, save_template
 from knobs import Config
 from memory import memory_estimate, report_memory, shape_of
 from metrics import Log, summary
@@ -77,7 +77,10 @@ def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
         ref_model = load_model(reference, ranks.device)[0].requires_grad_(False)
     betas = (config.adam_beta1, config.adam_beta2)
     optimizer = build_optimizer(model, config.optim, config.learning_rate, config.weight_decay, betas, seed=config.seed)
-    judge = open_judge(config.judge_url, config.judge_model, output_dir=config.output_dir) if config.judge_url else None
+    judge = None
+    if config.judge_url:
+        knobs = {"parallel": config.judge_parallel, "timeout": config.judge_timeout}
+        judge = open_judge(config.judge_url, config.judge_model, output_dir=config.output_dir, **knobs)
     log.say("{}: {:,} parameters train, {:,} are frozen".format(config.model, *parameter_counts(model)))
     log.say(f"{len(task.train)} training examples, {config.max_steps} steps of {config.prompts_per_step} prompts")
 
@@ -87,6 +90,8 @@ def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
         run.state.update(resume(config, found, model, optimizer, log))
         if judge:
             restore_template(judge, run.state["step"])
+    if judge and log.active:
+        save_template(judge)
     for line in estimate_memory(run):
         log.say(line)
     if log.active:

@@ -11,13 +11,15 @@ the thinking in the checker's place is judge.py.
 """
 
 import importlib.util
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from checker import score
 from data import InputError
-from judge import Calls, add_response, adopt_template, apply_scores, as_finished, request_template, thinking_scores
+from judge import Calls, add_response, adopt_template, apply_scores, as_finished, close_judge, request_template, thinking_scores
 from ranks import broadcast_object
 
 
@@ -64,14 +66,14 @@ def score_group(group: list, example, config, own_reward=None, score=score) -> d
     return scored
 
 
-def ask_judge(judge, calls: list, config, score=score):
+def ask_judge(judge, calls: list, config, own_reward=None, score=score):
     """
     What rollout calls as soon as a response has ended: the judge is asked while the other responses are still decoded,
     and only for what the update will need.
     """
 
     def on_response(p: int, g: int, response) -> None:
-        scored = score_group([response], calls[p].example, config, None, score)
+        scored = score_group([response], calls[p].example, config, own_reward, score)
         correct, formatted = bool(scored["correct"][0]), bool(scored["format"][0] > 0.5)
         add_response(judge, calls[p], g, response.text, formatted=formatted, correct=correct)
 
@@ -79,8 +81,23 @@ def ask_judge(judge, calls: list, config, score=score):
 
 
 def open_calls(judge, examples: list, config) -> list:
-    """One collection of judge calls for each prompt; none without a judge."""
-    return [Calls(example, config.num_generations, config.method == "dyme") for example in examples] if judge else []
+    """One collection of judge calls for each prompt; none without a judge. What isn't refined is never asked for."""
+    calls = [Calls(example, config.num_generations, config.method == "dyme") for example in examples] if judge else []
+    for call in calls:
+        if config.refiner == "off" or call.example.instruction is not None:
+            call.trace = Future()
+            call.trace.set_result(call.example.trace)
+    return calls
+
+
+@contextmanager
+def closing_judge(judge):
+    """Whatever ends the loop, calls that have not begun are dropped."""
+    try:
+        yield
+    finally:
+        if judge:
+            close_judge(judge)
 
 
 def apply_judge(judge, calls: list, p: int, scores: list, config) -> None:

@@ -353,7 +353,7 @@ def test_nobody_waits_for_the_probe_of_a_stalling_server(server, connect):
     answer = threading.Event()
     judge = connect(max_retries=0, max_failures=1, probe_seconds=0.0, timeout=60)
     server.script.append("!500")
-    server.default = lambda prompt: answer.wait(60) and "high"
+    server.default = lambda prompt: answer.wait(20) and "high"
     j.judge_thinking(judge, "one", example())
     assert ask_many(judge, "dead") == [None] * 30
     assert judge.chat.next_probe == float("inf")  # the probe is under way, and no second one
@@ -468,7 +468,7 @@ def test_without_the_switch_every_formatted_response_is_scored(server, connect):
 
 def test_groups_come_in_the_order_their_calls_end(server, connect):
     answer = threading.Event()
-    server.default = lambda prompt: "low" if "fast" in prompt or answer.wait(60) else ""
+    server.default = lambda prompt: "low" if "fast" in prompt or answer.wait(20) else ""
     judge = connect(timeout=60)
     groups = [j.Calls(example(question=q), 2) for q in ("slow?", "fast?", "none?")]
     for calls in groups[:2]:

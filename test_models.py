@@ -648,7 +648,6 @@ def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, 
 
     step()
     measured = peak_bytes(step) + estimate["weights"] + estimate["optimizer"]
-    print(name, estimate["peak"] / measured, {k: round(v/2**20, 1) for k, v in estimate.items()})
     assert 0.85 < estimate["peak"] / measured < 1.15
     caches = estimate["caches"] > estimate["gradients"] + estimate["activations"]
     assert caches is (name == "sampling")

@@ -27,14 +27,14 @@ from data import InputError
 from evaluate import evaluate
 from families import save_model
 from grpo import group_advantages
-from judge import close_judge, request_trace, take_counts
+from judge import request_trace, take_counts
 from knobs import Config, parse
 from metrics import group_lines, means, rollout_sums, seconds
 from model import THINK, encode_prompt, image_features, prompt_to
 from optim import lr_at
 from prepare import Run, Task, prepare_run, read_finals
 from ranks import Interrupt, Ranks, cleanup, reduce_sums, setup_distributed, shard, sum_gradients
-from rewards import apply_judge, as_ready, ask_judge, evolve_template, open_calls, score_group
+from rewards import apply_judge, as_ready, ask_judge, closing_judge, evolve_template, open_calls, score_group
 from rollout import rollout
 
 
@@ -99,7 +99,8 @@ def reference_trace(config: Config, example, call=None) -> str | None:
         return None  # it asks for no thinking: the answer alone is memorised
     if config.refiner == "off" and example.trace is not None:
         return example.trace
-    return refine(example) if call is None else call.trace.result()
+    written = call.trace.result() if call is not None else None
+    return written or refine(example)
 
 
 def normalizer(config: Config, responses: list, ranks: Ranks) -> float:
@@ -140,7 +141,7 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
     steps = tqdm(range(run.state["step"], config.max_steps), desc=config.method, unit="step", disable=None if run.log.active else True)
     proposal = None  # of a better template for the judge's refiner, under way
 
-    with Interrupt() as interrupt, out_of_memory(run):
+    with Interrupt() as interrupt, out_of_memory(run), closing_judge(judge):
         for step in steps:
             clock = [time.perf_counter()]
             # ---- P prompts, of which this process takes its share
@@ -156,7 +157,7 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
                 for call in calls:
                     request_trace(judge, call)
             else:
-                on_response = ask_judge(judge, calls, config, run.task.score) if judge else None
+                on_response = ask_judge(judge, calls, config, run.own_reward, run.task.score) if judge else None
                 responses = rollout(
                     model, processor, prompts, step=step, prompt_indices=places, on_response=on_response, **sampling
                 )
@@ -181,6 +182,8 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
                         apply_judge(judge, calls, p, scores, config)
                         advantages[p] = group_advantages(scores[p]["total"][None], config.scale_rewards)[0]
                     if modes[p] == dyme.MEMORIZE:
+                        if judge:
+                            request_trace(judge, calls[p])  # unless it is under way
                         trace = reference_trace(config, examples[p], calls[p] if judge else None)
                         targets[p] = dyme.target_ids(processor, trace, examples[p].answer)
                 groups = dyme.build_groups(ready, modes, responses, advantages, targets, memorize_advantage(config, step))
@@ -211,8 +214,6 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
                 run.log.say(f"interrupted: {save(run)}; go on with --resume")
                 raise SystemExit(128 + signal)
 
-    if judge:
-        close_judge(judge)
     result = {"config": asdict(config), **run.state, "final": read_finals(run, config.method)}
     if run.log.active:
         save_model(config.output_dir, model, processor)
@@ -298,6 +299,9 @@ def main(argv: list[str]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before the loop or after it; in it ranks.Interrupt saves first
+        print("interrupted; what was saved goes on with --resume", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
