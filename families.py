@@ -187,6 +187,9 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
     """Model and processor with save_pretrained, so that plain AutoModelForImageTextToText loads them again."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    if hasattr(processor, "image_processor"):
+        # where torchvision is installed, AutoProcessor wants a video processor too and makes it from this file
+        processor.image_processor.save_pretrained(folder)
 
 
 def parameter_counts(model) -> tuple[int, int]:

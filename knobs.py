@@ -47,6 +47,7 @@ class Config:
     base_tasks: list[str] = knob(
         ["chart"], "model", "tiny: what its base stage asks, and the forms it has met", ("chart", "detection", "classification", "judge", "choice")
     )
+    base_task_steps: int = knob(1200, "model", "tiny: length of a second base stage, where base_tasks are more than chart")
     gradient_checkpointing: bool = knob(False, "model", "recompute activations: slower, smaller")
 
     method: str = knob("dyme", "method", "what decides between memorising and exploring", METHODS)
@@ -54,7 +55,7 @@ class Config:
     max_completion_length: int | None = knob(None, "method", "most tokens of a response")
     temperature: float = knob(1.0, "method", "of sampling")
     memorize_weight: str = knob("group", "method", "weight of a memorised group", ("group", "one", "cosine"))
-    refiner: str = knob("local", "method", "who writes the memorised trace; off: the data's own", ("local", "off"))
+    refiner: str | None = knob(None, "method", "rewrite the memorised trace from the facts (local), or keep the data's (off)", ("local", "off"))
     reward_weights: list[float] | None = knob(None, "method", "of format, accuracy, thinking")
     reward: str | None = knob(None, "method", "a .py file with your own `def reward(response, example) -> float`")
     reward_mode: str = knob("replace", "method", "what it does to the accuracy reward", ("replace", "join"))
@@ -119,9 +120,10 @@ DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparame
         adam_beta2=0.99,  # 200 updates are too few for 0.999 to forget the first, large gradients
         micro_batch_prompts=16,
     ),
-    "gsm8k": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", num_train_epochs=1),
+    "gsm8k": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", num_train_epochs=1, refiner="off"),
     "*": dict(
         model="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        refiner="local",
         max_completion_length=300,
         reward_weights=[1.0, 1.0, 1.0],
         prompts_per_step=32,
@@ -141,6 +143,8 @@ CURR_REFT = {
         num_generations=4,
         max_completion_length=64,  # to name five colours twice
         reward_weights=[0.5, 1.0, 0.0],
+        learning_rate=3e-4,  # a form that the model only guesses at gives noisy advantages: at 1e-3 they ruin it
+        beta=0.04,
         max_steps=200,
     ),
     "*": dict(num_generations=4, reward_weights=[1.0, 1.0, 0.0], learning_rate=1e-6, beta=0.04, num_train_epochs=4),

@@ -127,9 +127,8 @@ def read_finals(run: Run, title: str) -> dict[str, dict]:
 def load_model(config: Config, device):
     """The model to train and its processor: from the hub, from a folder, or the tiny one after its base stage."""
     if config.model == "tiny":
-        model, processor = base_model(
-            config.base_steps, config.base_seed, config.base_format_rate, config.freeze_vision, config.base_tasks
-        )
+        taught = (config.base_format_rate, config.freeze_vision, config.base_tasks, config.base_task_steps)
+        model, processor = base_model(config.base_steps, config.base_seed, *taught)
         return model.to(device), processor
     dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]

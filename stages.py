@@ -12,10 +12,10 @@ checkpoints of their own; <output_dir> gets the joined metrics, result.json and 
 model. --resume goes on where it was. --max_steps, or the epochs, are those of the RL stages
 together, shared as published, 1 : 1 : 2: a run without some of them makes as many updates.
 
-The tiny model's base stage is not DyME's (knobs.CURR_REFT): it has met the three tasks and the
-forms of question, and answered one thinking prompt in ten in the format. GRPO chooses among what
-is sampled; a base that never follows the format, which DyME memorises its way out of, would teach
-it nothing (advantage collapse).
+The tiny model's base goes on from DyME's (knobs.CURR_REFT): a second base stage has shown it the
+three tasks and the forms of question, and answered one thinking prompt in ten in the format. GRPO
+chooses among what is sampled; a base that never follows the format, which DyME memorises its way
+out of, would teach it nothing (advantage collapse).
 """
 
 import functools
@@ -98,15 +98,16 @@ def run_stage(config: Config, stage: str, ranks: Ranks, log: Log) -> dict:
         for change in checkpoint.changed_flags(result["config"], asdict(config), ignored):
             log.say(f"warning: {stage} is finished, with another {change}")
         return result
-    if config.resume and not checkpoint.step_folders(folder / "checkpoints"):
-        config = replace(config, resume=None, overwrite=True)
     log.say(f"---- {stage}, from {config.model}")
+    loop = config  # the loop starts anew where it has saved nothing, the sampling goes on
+    if config.resume and not checkpoint.step_folders(folder / "checkpoints"):
+        loop = replace(config, resume=None, overwrite=True)
     if stage != "reject":
-        return train(config, ranks, stage_task(config, stage))
+        return train(loop, ranks, stage_task(config, stage))
     start = time.perf_counter()
     task, kept = reject_task(config, ranks, log)
     seconds = time.perf_counter() - start
-    result = train(config, ranks, task)
+    result = train(loop, ranks, task)
     result.update(kept=kept, seconds_sampling=seconds)
     log.write("reject/result.json", result)
     return result

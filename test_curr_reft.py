@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -317,9 +318,13 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
     with pytest.raises(InputError, match="--resume"):
         run_stages(parse(flags), Ranks())
     (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints")  # as if it had been stopped while it sampled
     (folder / "sampled.jsonl").write_text(whole[: len(whole) * 2 // 3])
+    sampled, best_row = [], reject.best_row
+    monkeypatch.setattr(reject, "best_row", lambda e, *rest: sampled.append(e.id) or best_row(e, *rest))
     run_stages(parse([*flags, "--resume"]), Ranks())
     assert (folder / "sampled.jsonl").read_text() == whole
+    assert 0 < len(sampled) < 5
     with pytest.raises(InputError, match="--overwrite"):
         (folder / "result.json").unlink()
         run_stages(parse([*flags, "--resume", "--reject_samples", "3"]), Ranks())

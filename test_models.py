@@ -427,6 +427,8 @@ def test_the_models_own_generation_config_changes_nothing(folders, name, tmp_pat
     auto_class = AutoModelForImageTextToText if name in FAMILIES else AutoModelForCausalLM
     assert auto_class.from_pretrained(hostile).generation_config.top_k == 1
     other, _ = load_vlm(str(hostile))
+    assert other.generation_config.top_k != 1
+    assert other.generation_config.eos_token_id == get_tokenizer(processor).eos_token_id
     for temperature in (0.0, 1.0):
         responses = [rollout(m, processor, prompts, 3, 8, temperature=temperature) for m in (model, other)]
         assert responses[0] == responses[1]

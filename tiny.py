@@ -155,15 +155,27 @@ def train_base(
 
 
 def base_model(
-    steps: int, seed: int, base_format_rate: float = 0.0, freeze_vision: bool = True, base_tasks=("chart",), folder="out"
+    steps: int,
+    seed: int,
+    base_format_rate: float = 0.0,
+    freeze_vision: bool = True,
+    base_tasks=("chart",),
+    task_steps: int = 0,
+    folder="out",
 ):
-    """The tiny model after its base stage: from `folder` where it lies already, else trained and put there."""
-    path = Path(folder) / f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
-    if list(base_tasks) != ["chart"]:
-        path = path.with_name("-".join([path.name, *base_tasks]))
+    """
+    The tiny model after its base stage: from `folder` where it lies already, else trained and put there.
+
+    With other base_tasks than charts alone, the base that never follows the format is taught these for `task_steps` more.
+    """
+    name = f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
+    more = list(base_tasks) != ["chart"]
+    path = Path(folder) / ("-".join([name, *base_tasks, f"steps{task_steps}"]) if more else name)
     if not path.exists():
-        model, processor = tiny_vlm(seed)
-        train_base(model, processor, steps, seed=seed, base_format_rate=base_format_rate, base_tasks=base_tasks)
+        model, processor = base_model(steps, seed, folder=folder) if more else tiny_vlm(seed)
+        settings = {"base_tasks": base_tasks, "learning_rate": 2e-3} if more else {}
+        steps = task_steps if more else steps
+        train_base(model, processor, steps, seed=seed, base_format_rate=base_format_rate, **settings)
         # renamed when it is whole: what lies at `path` is complete, whatever ends this process
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         save_model(temporary, model, processor)
