@@ -1,12 +1,13 @@
 """
 Model families: what differs between them, in one table, and the one way to load any of them.
 
-A vision-language model is, to this project: `model.model` (vision tower + language model, one forward), `lm_head`, a chat
-template, an image processor and a tokenizer. Everything else is a row of FAMILIES. To add a family: add its row, then
-its rows to test_models.py, which takes it through encoding, rollout, packed log-probs, a DyME step, saving and reloading.
+A vision-language model is, to this project: `model.model` (vision tower + language model, one forward), `lm_head`,
+a chat template, an image processor and a tokenizer. Everything else is a row of FAMILIES. To add a family: add its row,
+then its rows to test_models.py, which takes it through encoding, rollout, packed log-probs, a DyME step, saving and
+reloading.
 
-Torchvision is not needed: the processor is put together from the Pillow image processor and the tokenizer, without the
-video half. Left out: video, several images, quantised weights, models larger than one device.
+Torchvision is not needed: the processor is put together from the Pillow image processor and the tokenizer, without
+the video half. Left out: video, several images, quantised weights, models larger than one device.
 """
 
 import functools
@@ -44,7 +45,9 @@ FAMILIES = {  # by the config's model_type
     "smolvlm": Family("Idefics3Processor", "SmolVLMImageProcessorPil", "vision_model", image_tokens=IDEFICS3_TOKENS),
     "qwen2_vl": Family("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS),
     "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS),
-    "qwen3_vl": Family("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger", "deepstack_merger_list"), QWEN_TOKENS),
+    "qwen3_vl": Family(
+        "Qwen3VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger", "deepstack_merger_list"), QWEN_TOKENS
+    ),
     "internvl": Family("InternVLProcessor", "GotOcr2ImageProcessorPil", "vision_tower", image_tokens=INTERNVL_TOKENS),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
@@ -66,7 +69,8 @@ def load_vlm(
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except Exception as error:  # transformers raises OSError, ValueError, hub errors: all mean "can't read it"
-        raise InputError(f"--model {name_or_path}: {one_line(error)}; give a hub name or a folder with config.json") from None
+        told = f"--model {name_or_path}: {one_line(error)}; give a hub name or a folder with config.json"
+        raise InputError(told) from None
     family = FAMILIES.get(config.model_type)
     if family is None and config.model_type not in TEXT_FAMILIES:
         known = ", ".join([*FAMILIES, *TEXT_FAMILIES])
@@ -76,7 +80,7 @@ def load_vlm(
         )
     kinds = getattr(config.get_text_config(), "layer_types", None) or []
     if set(kinds) - {"full_attention"}:
-        raise InputError(f"--model {name_or_path}: has layers of {sorted(set(kinds))}; only full_attention is supported")
+        raise InputError(f"--model {name_or_path}: has {sorted(set(kinds))} layers; full_attention alone is supported")
     try:
         processor = load_processor(name_or_path, family)
         auto_class = AutoModelForCausalLM if family is None else AutoModelForImageTextToText
@@ -121,7 +125,7 @@ def take_features(model) -> None:
     """
     Let model.model(pixel_values=) be given the tower's output in place of pixels, so that the tower runs only once.
 
-    transformers 5.23 has an argument of its own for that (mm_encoder_outputs); 5.17 would swallow it and see no image.
+    transformers 5.23 has an argument for that (mm_encoder_outputs); 5.17 would swallow it and see no image.
     """
     compute = type(model.model).get_image_features
 
@@ -174,7 +178,8 @@ def end_of_turn(processor, tokenizer) -> str | None:
     content = said if processor is tokenizer else [{"type": "text", "text": said}]
     messages = [{"role": role, "content": content} for role in ("user", "assistant")]
     after = processor.apply_chat_template(messages, tokenize=False).rpartition(said)[2].lstrip()
-    return max((token for token in tokenizer.get_added_vocab() if after.startswith(token)), key=len, default=None)
+    candidates = [token for token in tokenizer.get_added_vocab() if after.startswith(token)]
+    return max(candidates, key=len, default=None)
 
 
 def without_video(processor_class):

@@ -17,16 +17,16 @@ import torch
 from rollout import PREFILL_TOKENS
 
 FLAGS = (
-    "--gradient_checkpointing, a smaller --max_pixels, --prompts_per_step, --num_generations, --max_completion_length "
-    "or --head_chunk_tokens, --micro_batch_prompts 1, or a smaller --model"
+    "--gradient_checkpointing, --micro_batch_prompts 1, a smaller --max_pixels, --prompts_per_step, --num_generations, "
+    "--max_completion_length, --head_chunk_tokens or --model"
 )
 
 
 @dataclass
 class Shape:
-    """What of the knobs and of the data decides over memory. prompt_length, image_tokens: tokens of the longest prompt."""
+    """What of the data and of the knobs decides over memory."""
 
-    prompt_length: int
+    prompt_length: int  # tokens of the longest prompt
     image_tokens: int  # how many of them stand for the image
     patches: int  # how many patches of it the vision tower sees
     prompts_per_step: int  # of this process
@@ -53,7 +53,7 @@ def shape_of(model, prompt, **knobs) -> Shape:
 
 def memory_estimate(model, shape: Shape) -> dict[str, int]:
     """
-    Bytes by part: weights, optimizer, features, caches (while sampling), gradients, activations, head (while learning),
+    Bytes by part: weights, optimizer, features; caches, while sampling; gradients, activations, head, while learning;
     and "peak": what the step needs at most. The model may be on the meta device: only its sizes are looked at.
     """
     text = model.config.get_text_config()
@@ -123,7 +123,7 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
 
 
 def vision_sizes(model) -> tuple[int, int]:
-    """Width of the vision tower, and how many numbers its layers keep of each patch when it trains; 0, 0 without one."""
+    """Width of the vision tower, and how many numbers its layers keep of a patch when it trains; without one, 0, 0."""
     config = getattr(model.config, "vision_config", None)
     if config is None:
         return 0, 0
@@ -135,7 +135,8 @@ def vision_sizes(model) -> tuple[int, int]:
 
 def report_memory(parts: dict[str, int], device=None) -> list[str]:
     """The estimate in lines of text; on CUDA a warning with the flags that help, where it is more than is free."""
-    lines = ["memory of a step, estimated: " + ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items()) + " GiB"]
+    listed = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
+    lines = [f"memory of a step, estimated, in GiB: {listed}"]
     if device is not None and torch.device(device).type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
         if parts["peak"] > 0.9 * free:

@@ -95,7 +95,7 @@ KINDS = {
         ["<IMG_CONTEXT>", "<img>", "</img>", "<video>"],
         "<IMG_CONTEXT>\n",
         "GotOcr2ImageProcessorFast",
-        dict(size={"height": 32, "width": 32}, crop_to_patches=False, max_patches=4),  # the processor turns it on
+        dict(size={"height": 32, "width": 32}, crop_to_patches=False, max_patches=4),  # which the processor turns on
         dict(image_seq_length=4),
         dict(
             start_image_token="<img>",
@@ -148,7 +148,8 @@ def family_config(name, kind, tokenizer):
     )
     if name in TEXT_FAMILIES:
         return transformers.AutoConfig.for_model(**{**text, "model_type": name})
-    small = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.1)
+    small = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    small["initializer_range"] = 0.1
     tiles = dict(small, image_size=32, patch_size=8)
     blocks = dict(
         depth=2, num_heads=4, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, initializer_range=0.1
@@ -176,7 +177,12 @@ def family_config(name, kind, tokenizer):
         "qwen2_vl": dict(vision_config=dict(blocks, embed_dim=32, hidden_size=32), **ids),
         "qwen2_5_vl": dict(
             vision_config=dict(
-                blocks, hidden_size=32, out_hidden_size=32, intermediate_size=48, window_size=16, fullatt_block_indexes=[1]
+                blocks,
+                hidden_size=32,
+                out_hidden_size=32,
+                intermediate_size=48,
+                window_size=16,
+                fullatt_block_indexes=[1],
             ),
             **ids,
         ),
@@ -192,7 +198,10 @@ def family_config(name, kind, tokenizer):
             **ids,
         ),
         "internvl": dict(
-            vision_config=dict(tiles, image_size=[32, 32], patch_size=[8, 8]), downsample_ratio=0.5, image_seq_length=4, **image_id
+            vision_config=dict(tiles, image_size=[32, 32], patch_size=[8, 8]),
+            downsample_ratio=0.5,
+            image_seq_length=4,
+            **image_id,
         ),
     }[name]
     return transformers.AutoConfig.for_model(name, text_config=text, tie_word_embeddings=False, **more)
@@ -560,7 +569,11 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path):
 def test_sliding_windows_are_refused(tmp_path):
     folder = write_checkpoint(tmp_path, "qwen2")
     edit_json(
-        folder / "config.json", use_sliding_window=True, sliding_window=16, max_window_layers=0, layer_types=["sliding_attention"] * 3
+        folder / "config.json",
+        use_sliding_window=True,
+        sliding_window=16,
+        max_window_layers=0,
+        layer_types=["sliding_attention"] * 3,
     )
     assert "sliding_attention" in message_of(folder)
 
