@@ -8,6 +8,8 @@ facts), are right answers reached by grounded thinking, and is the ability to an
 
 import math
 
+from tqdm import tqdm
+
 from checker import clean_answer, relaxed_accuracy, score, split_response
 from claims import claimed_facts
 from model import DIRECT, THINK, encode_prompt, prompt_to
@@ -139,7 +141,7 @@ def pass_at_ks(
     device = next(model.parameters()).device
     size = max(1, batch_rows // samples)
     right = []
-    for start in range(0, len(examples), size):
+    for start in tqdm(range(0, len(examples), size), desc="pass@k", unit="batch", disable=None):
         batch = [examples[i] for i in range(start, min(start + size, len(examples)))]
         prompts = [prompt_to(encode_prompt(processor, e, THINK, max_pixels), device) for e in batch]
         indices = list(range(start, start + len(batch)))

@@ -2,9 +2,9 @@
 Model families: what differs between them, in one table, and the one way to load any of them.
 
 A vision-language model is, to this project: `model.model` (vision tower + language model, one forward), `lm_head`,
-a chat template, an image processor and a tokenizer. Everything else is a row of FAMILIES. To add a family: add its row,
-then its rows to test_models.py, which takes it through encoding, rollout, packed log-probs, a DyME step, saving and
-reloading.
+a chat template, an image processor and a tokenizer. Everything else is a row of FAMILIES. To add a family: add its
+row, then its rows to test_models.py, which takes it through encoding, rollout, packed log-probs, a DyME step, saving
+and reloading.
 
 Torchvision is not needed: the processor is put together from the Pillow image processor and the tokenizer, without
 the video half. Left out: video, several images, quantised weights, models larger than one device.
@@ -14,7 +14,6 @@ import functools
 import os
 import re
 from dataclasses import dataclass
-from types import MethodType
 
 import torch
 import transformers
@@ -116,25 +115,28 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
         added = {} if tokenizer is None else tokenizer.get_added_vocab()
         ids |= {i for token, i in added.items() if re.fullmatch(family.image_tokens, token)}
         model.forbidden_ids = sorted(ids)
-        take_features(model)
+        take_features(type(model.model))
     # no dropout anywhere in the method: sampling and scoring must see the same policy
     return model.eval()
 
 
-def take_features(model) -> None:
+def take_features(model_class) -> None:
     """
-    Let model.model(pixel_values=) be given the tower's output in place of pixels, so that the tower runs only once.
+    Let the class of model.model take the tower's output in place of pixel_values, so that the tower runs only once.
 
     transformers 5.23 has an argument for that (mm_encoder_outputs); 5.17 would swallow it and see no image.
     """
-    compute = type(model.model).get_image_features
+    compute = model_class.get_image_features
+    if hasattr(compute, "takes_features"):
+        return
 
     @functools.wraps(compute)  # generate looks at the signature
     def get_image_features(self, pixel_values, *args, **kwargs):
         given = hasattr(pixel_values, "pooler_output")
         return pixel_values if given else compute(self, pixel_values, *args, **kwargs)
 
-    model.model.get_image_features = MethodType(get_image_features, model.model)
+    get_image_features.takes_features = True
+    model_class.get_image_features = get_image_features
 
 
 def checkpoint_activations(model) -> None:
@@ -165,7 +167,7 @@ def load_processor(name_or_path: str, family: Family | None):
             f"--model {name_or_path}: has no chat template, so no prompt can be written; "
             f"use an instruction-tuned model, or put a chat_template.jinja beside its config.json"
         )
-    # a response ends as the template ends a turn, which isn't always the tokenizer's end token (Idefics3, base models)
+    # a response ends as the template ends a turn, which isn't always with the tokenizer's own end token
     tokenizer.eos_token = end_of_turn(processor, tokenizer) or tokenizer.eos_token
     if tokenizer.eos_token is None:
         raise InputError(f"--model {name_or_path}: neither its chat template nor its tokenizer has an end token")

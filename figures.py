@@ -43,7 +43,7 @@ class Curve:
 
 CURVES = [
     Curve("accuracy", "Accuracy", "of validation questions, greedy", of_val=True),
-    Curve("fact_precision", "True facts", "validation; 0 where none is stated", of_val=True),
+    Curve("fact_precision", "True facts", "validation, greedy; 0: none stated", of_val=True),
     Curve("reward", "Reward", "mean of the sampled responses", share=False),
     Curve("correct", "Correct samples", "right answer in the right format"),
     Curve("share_equal", "Advantage collapse", "groups whose rewards are all equal"),

@@ -6,8 +6,9 @@ once (twice for a moment, as prefill pads them), those of every response, and th
 learns there are the gradients, what the layers keep for the backward pass, and the head's logits, a chunk at a time.
 Weights, optimizer states and the image features of the step's prompts are there throughout.
 
-The formulas count the tensors that this code's forward keeps, with the packed row of model.py; test_models.py compares
-them with measured peaks. Left out: what CUDA itself takes (about 0.5 GB) and the allocator's fragments: keep 10 % free.
+The formulas count the tensors that this code's forward keeps, with the packed row of model.py; test_models.py
+compares them with measured peaks. Left out: what CUDA takes for itself, about 0.5 GB, and the allocator's fragments:
+keep 10 % free.
 """
 
 from dataclasses import dataclass

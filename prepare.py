@@ -135,6 +135,14 @@ def load_model(config: Config, device):
     return load_vlm(config.model, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
 
 
+def make_base(config: Config, ranks: Ranks) -> None:
+    """The tiny model's base stage, by the first process alone: transformers saves a whole model on no other."""
+    if config.model == "tiny" and ranks.world_size > 1:
+        if ranks.rank == 0:
+            load_model(config, ranks.device)
+        broadcast_object(None, ranks)  # the others wait here, and then find it made
+
+
 def load_split(config: Config, split: str, size: int | None, tasks=("chart",)):
     """One split of the configured data set; of the training split alone the noise, the choice and the traces."""
     training = split == "train"

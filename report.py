@@ -7,7 +7,7 @@ Results, the picture of the switch, learning curves with the spread over seeds, 
 looked like to the method, its rewards, its advantages, the facts that each response states, right or wrong.
 
 The page is one file, needs no network and trusts nobody: whatever a model wrote is escaped, its control characters are
-spelt out, and the page's policy runs no script but its own. Its look and its script are in report.html, its curves in
+spelt out, and the page's policy runs no script but its own. Its look and its script are in page.html, its curves in
 figures.py, its gallery in gallery.py.
 """
 
@@ -164,7 +164,7 @@ def page(variants: list[Variant], title: str = "What the runs learned") -> str:
         about += f" on {', '.join(sorted(sets))}, starting from {', '.join(sorted(models))}"
     smoothing = "Moving means over a twentieth of a run." if any(map(figures.reach_of, variants)) else ""
     spread = "Bands reach from the lowest to the highest seed. " if any(len(v.runs) > 1 for v in variants) else ""
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
     parts = {
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -283,7 +283,7 @@ def test_pass_at_ks_comes_from_counts_that_no_batch_changes():
 def quick(tmp_path, monkeypatch):
     """Flags of a run of seconds; its random model is taught nothing, so that what is kept is kept at any score."""
     monkeypatch.chdir(tmp_path)
-    flags = "--method curr_reft --base_steps 1 --max_steps 4 --train_size 18 --eval_size 18 --prompts_per_step 2 --reject_size 5"
+    flags = "--method curr_reft --base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18 --eval_size 18 --prompts_per_step 2 --reject_size 5"
     flags += " --max_completion_length 8 --reject_samples 2 --reject_steps 2 --final_splits test --log_groups_every 0 --no-eval_base"
     monkeypatch.setattr("stages.keep_best", functools.partial(keep_all))
     return flags.split()

@@ -5,6 +5,7 @@ Each is a tiny model of the real class with random weights, and a real tokenizer
 Large initial weights keep the logits apart, so that a greedy choice doesn't hang on the last bit of a float.
 """
 
+import gc
 import importlib.util
 import json
 from dataclasses import dataclass, field, replace
@@ -603,6 +604,7 @@ def test_a_question_that_contains_the_image_token_is_refused(folders):
 
 def peak_bytes(function):
     """The most that `function` holds beyond what is there before it, from the allocator's own events."""
+    gc.collect()  # else what other tests left might be freed, and counted, in here
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

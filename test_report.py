@@ -103,11 +103,11 @@ def test_nothing_a_model_or_a_file_says_becomes_part_of_the_page(tmp_path):
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
 def test_a_browser_opens_the_page_without_an_error(tmp_path):
     runs = [write_run(tmp_path / "tame"), write_run(tmp_path / "wild", method="grpo", texts=(HOSTILE, HOSTILE))]
-    report.main([*runs, "--out", str(tmp_path / "page.html")])
+    report.main([*runs, "--out", str(tmp_path / "out.html")])
     quiet = ["disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync"]
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *(f"--{flag}" for flag in quiet)]
     command.append(f"--user-data-dir={tmp_path / 'profile'}")
-    command += ["--enable-logging=stderr", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    command += ["--enable-logging=stderr", "--dump-dom", (tmp_path / "out.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "CONSOLE" not in done.stderr
     found = Elements(done.stdout).found

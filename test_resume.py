@@ -258,7 +258,7 @@ def test_two_processes_of_train_are_one(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     together = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
-    both = [  # with no base stage to find: both make it
+    both = [  # with no base stage to find
         start(tmp_path, "two", *flags, faults=(lively, planned), RANK=str(rank),
               LOCAL_RANK=str(rank), **together)
         for rank in range(2)

@@ -181,7 +181,7 @@ def base_model(
         save_model(temporary, model, processor)
         try:
             os.replace(temporary, path)
-        except OSError:  # another process of the job was first: the same weights
+        except OSError:  # another run was first: the same weights
             if not path.exists():
                 raise
             shutil.rmtree(temporary)

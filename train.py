@@ -32,7 +32,7 @@ from knobs import Config, parse
 from metrics import group_lines, means, rollout_sums, seconds
 from model import THINK, encode_prompt, image_features, prompt_to
 from optim import lr_at
-from prepare import Run, Task, prepare_run, read_finals
+from prepare import Run, Task, make_base, prepare_run, read_finals
 from ranks import Interrupt, Ranks, cleanup, reduce_sums, setup_distributed, shard, sum_gradients
 from rewards import apply_judge, as_ready, ask_judge, closing_judge, evolve_template, open_calls, score_group
 from rollout import rollout
@@ -289,6 +289,7 @@ def main(argv: list[str]) -> None:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         ranks = setup_distributed()
+        make_base(config, ranks)
         if config.method == "curr_reft":
             from stages import run_stages  # here, since it runs this file's train
 
