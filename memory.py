@@ -139,7 +139,7 @@ def report_memory(parts: dict[str, int], device=None) -> list[str]:
     listed = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
     lines = [f"memory of a step, estimated, in GiB: {listed}"]
     if device is not None and torch.device(device).type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         if parts["peak"] > 0.9 * free:
             lines.append(f"warning: {free / 2**30:.1f} GiB are there for it, likely too little; what helps: {FLAGS}")
     return lines

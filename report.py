@@ -204,7 +204,7 @@ def main(argv: list[str]) -> None:
             Path(args.out).write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise InputError(f"--out {args.out}: {error.strerror or error}; give another file") from None
-        print(f"{args.out}: {len(args.runs)} runs, {len(text) / 2**20:.1f} MB")
+        print(f"{args.out}: {len(text) / 2**20:.1f} MB")
         if args.png:
             print("\n".join(str(path) for path in figures.save_png(variants, args.png)))
     except InputError as error:
