@@ -5,13 +5,15 @@ Speed and memory, ours against the usual way: one command, one table.
     python bench.py --size 0.5b --json out.json on a GPU; 0.5b and 2b have the published models' shapes
     python bench.py --judge_overlap             what a judge that takes a second costs a step
 
-Every row is from one run: the same random weights, prompts, G and C on both sides, the sides taken in turn, medians.
-Every response has exactly C tokens: the end token is banned. Memory is the peak beyond the loaded model, of each side
-in a process of its own. A ratio is the reference's figure divided by ours.
+Every row is from one run: the same random weights, prompts, G and C on both sides, the sides taken
+in turn, medians. Every response has exactly C tokens: the end token is banned. Memory is the peak
+beyond the loaded model, of each side in a process of its own. A ratio is the reference's figure
+divided by ours.
 
-The references: `generate`; an update on padded rows [G, P + C] as TRL does it, the vision tower run G times, the head
-on completion rows alone; a whole step of TRL's GRPOTrainer, when TRL is installed, its head treated likewise.
-Left out: quality (evaluate.py), several GPUs, engines that hold a second copy of the weights.
+The references: `generate`; an update on padded rows [G, P + C] as TRL does it, the vision tower
+run G times, the head on completion rows alone; a whole step of TRL's GRPOTrainer, when TRL is
+installed, its head treated likewise. Left out: quality (evaluate.py), several GPUs, engines that
+hold a second copy of the weights.
 """
 
 import argparse
@@ -33,20 +35,36 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, LlavaOnevisionConfig, LlavaOnevisionImageProcessorPil
-from transformers import LlavaOnevisionProcessor, Qwen2VLConfig, Qwen2VLImageProcessorPil, Qwen2VLProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaOnevisionConfig,
+    LlavaOnevisionImageProcessorPil,
+)
+from transformers import (
+    LlavaOnevisionProcessor,
+    Qwen2VLConfig,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+)
 
 import dyme
 import judge
 from data import Example
 from families import checkpoint_activations, prepare, without_video
 from grpo import group_advantages, grpo_loss
-from model import THINK, completion_logprobs, encode_prompt, image_features, prompt_to, token_logprobs
+from model import (
+    THINK,
+    completion_logprobs,
+    encode_prompt,
+    image_features,
+    prompt_to,
+    token_logprobs,
+)
 from optim import build_optimizer
 from rollout import rollout
 from tiny import tiny_tokenizer
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # the shapes
 
 
@@ -55,7 +73,9 @@ class Size:
     text: tuple  # width, layers, heads, key heads, MLP width, vocabulary
     vision: dict  # the tower's configuration, in transformers' names
     image: tuple[int, int]  # width and height in pixels: they settle the length of the prompt
-    tiles: list[tuple[int, int]]  # LLaVA-OneVision's choice of rows x columns of tiles; empty: Qwen2-VL
+    tiles: list[
+        tuple[int, int]
+    ]  # LLaVA-OneVision's choice of rows x columns of tiles; empty: Qwen2-VL
     completion_length: int
     prompts: int
     dtype: torch.dtype
@@ -63,22 +83,38 @@ class Size:
 
 def siglip(width, layers, heads, mlp, image_size):
     """A SigLIP tower with 14 x 14 patches."""
-    sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=mlp)
+    sizes = dict(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=mlp,
+    )
     return {**sizes, "image_size": image_size, "patch_size": 14, "vision_use_head": False}
 
 
-QUARTER = (256, 6, 4, 1, 1408, 11_264)  # LLaVA-OneVision-0.5B with a quarter of the width and of the layers
+QUARTER = (
+    256,
+    6,
+    4,
+    1,
+    1408,
+    11_264,
+)  # LLaVA-OneVision-0.5B with a quarter of the width and of the layers
 QUARTER_TOWER = siglip(288, 9, 4, 1076, 252)
 QWEN_TOWER = dict(depth=32, embed_dim=1280, hidden_size=1536, num_heads=16)
 CHART = (800, 557)  # ChartQA's usual image
 GRID = [(rows, columns) for rows in range(1, 7) for columns in range(1, 7)]
 FP32, BF16 = torch.float32, torch.bfloat16
 SIZES = {
-    "small": Size((64, 2, 4, 1, 128, 1024), siglip(32, 1, 4, 64, 28), (28, 28), [(1, 1)], 6, 2, FP32),
+    "small": Size(
+        (64, 2, 4, 1, 128, 1024), siglip(32, 1, 4, 64, 28), (28, 28), [(1, 1)], 6, 2, FP32
+    ),
     "p700": Size(QUARTER, QUARTER_TOWER, (252, 252), [(1, 1)], 128, 1, FP32),
     "p3000": Size(QUARTER, QUARTER_TOWER, (1008, 504), [(2, 4)], 128, 1, FP32),
     # llava-hf/llava-onevision-qwen2-0.5b-ov-hf
-    "0.5b": Size((896, 24, 14, 2, 4864, 152_000), siglip(1152, 26, 16, 4304, 384), CHART, GRID, 256, 4, BF16),
+    "0.5b": Size(
+        (896, 24, 14, 2, 4864, 152_000), siglip(1152, 26, 16, 4304, 384), CHART, GRID, 256, 4, BF16
+    ),
     # Qwen/Qwen2-VL-2B-Instruct
     "2b": Size((1536, 28, 12, 2, 8960, 151_936), QWEN_TOWER, CHART, [], 256, 4, BF16),
 }
@@ -90,10 +126,22 @@ TEMPLATE = (
 
 
 def build_model(size: Size, device, freeze_vision: bool = True):
-    """A model of the given shape with random weights, and its processor, with the tiny tokenizer."""
+    """
+    A model of the given shape with random weights, and its processor, with the tiny tokenizer.
+    """
     width, layers, heads, key_heads, mlp, vocabulary = size.text
-    text = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads)
-    text.update(intermediate_size=mlp, vocab_size=vocabulary, max_position_embeddings=32768, tie_word_embeddings=True)
+    text = dict(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+    )
+    text.update(
+        intermediate_size=mlp,
+        vocab_size=vocabulary,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
     tokenizer = tiny_tokenizer()
     if size.tiles:
         side = size.vision["image_size"]
@@ -107,7 +155,9 @@ def build_model(size: Size, device, freeze_vision: bool = True):
             tie_word_embeddings=True,
         )
         processor = without_video(LlavaOnevisionProcessor)(
-            LlavaOnevisionImageProcessorPil(size={"height": side, "width": side}, image_grid_pinpoints=pinpoints),
+            LlavaOnevisionImageProcessorPil(
+                size={"height": side, "width": side}, image_grid_pinpoints=pinpoints
+            ),
             tokenizer,
             num_image_tokens=(side // 14) ** 2,
             vision_feature_select_strategy="full",
@@ -115,15 +165,30 @@ def build_model(size: Size, device, freeze_vision: bool = True):
         )
     else:
         tokens = ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]
-        names = ["vision_start_token_id", "image_token_id", "video_token_id", "vision_end_token_id"]
+        names = [
+            "vision_start_token_id",
+            "image_token_id",
+            "video_token_id",
+            "vision_end_token_id",
+        ]
         tokenizer.add_special_tokens({"additional_special_tokens": tokens})
-        eighth = width // heads // 16  # of the rotary frequencies: 2, 3 and 3 for time, height and width
+        eighth = (
+            width // heads // 16
+        )  # of the rotary frequencies: 2, 3 and 3 for time, height and width
         sections = [2 * eighth, 3 * eighth, 3 * eighth]
-        text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+        text["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": sections,
+        }
         ids = dict(zip(names, tokenizer.convert_tokens_to_ids(tokens)))
-        config = Qwen2VLConfig(text_config=text, vision_config=size.vision, tie_word_embeddings=True, **ids)
+        config = Qwen2VLConfig(
+            text_config=text, vision_config=size.vision, tie_word_embeddings=True, **ids
+        )
         template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
-        processor = without_video(Qwen2VLProcessor)(Qwen2VLImageProcessorPil(), tokenizer, chat_template=template)
+        processor = without_video(Qwen2VLProcessor)(
+            Qwen2VLImageProcessorPil(), tokenizer, chat_template=template
+        )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config, dtype=size.dtype).to(device)
     model = prepare(model, freeze_vision)
@@ -134,7 +199,10 @@ def build_model(size: Size, device, freeze_vision: bool = True):
 
 @dataclass
 class Case:
-    """A model, P examples and their prompts; random completions for updates: (P) lists of (G) lists of C token ids."""
+    """
+    A model, P examples and their prompts; random completions for updates: (P) lists of (G) lists
+    of C token ids.
+    """
 
     args: argparse.Namespace
     model: torch.nn.Module
@@ -154,24 +222,35 @@ def build_case(args, num_generations: int | None = None) -> Case:
     if args.gradient_checkpointing:
         checkpoint_activations(model)
     count, width, height = args.prompts or size.prompts, *size.image
-    shape = (count, num_generations or args.num_generations, args.completion_length or size.completion_length)
+    shape = (
+        count,
+        num_generations or args.num_generations,
+        args.completion_length or size.completion_length,
+    )
     rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(count)]
-    examples = [Example(image=image, question="What is the value of red", answer="1") for image in images]
+    images = [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for _ in range(count)
+    ]
+    examples = [
+        Example(image=image, question="What is the value of red", answer="1") for image in images
+    ]
     prompts = [prompt_to(encode_prompt(processor, example), args.device) for example in examples]
     completions = rng.integers(len(processor.tokenizer), size.text[-1], shape).tolist()
     advantages = torch.from_numpy(rng.standard_normal(shape[:2])).float().to(args.device)
     return Case(args, model, processor, examples, prompts, completions, advantages, *shape[1:])
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # the sides: each takes a Case and returns the function that is timed
 
 
 def update(case: Case, groups: range | None = None):
     """Forward and backward of the explored groups (default: all) as packed rows."""
     groups = range(len(case.prompts)) if groups is None else groups
-    explored = [dyme.Group(p, dyme.EXPLORE, case.completions[p], case.advantages[p]) for p in groups]
+    explored = [
+        dyme.Group(p, dyme.EXPLORE, case.completions[p], case.advantages[p]) for p in groups
+    ]
 
     def run():
         case.model.train(case.args.gradient_checkpointing)
@@ -183,7 +262,10 @@ def update(case: Case, groups: range | None = None):
 
 
 def padded_logprobs(case: Case, p: int) -> torch.Tensor:
-    """The log-probabilities (G, C) of prompt p's completions from G rows [prompt, completion] of P + C tokens."""
+    """
+    The log-probabilities (G, C) of prompt p's completions from G rows [prompt, completion] of P +
+    C tokens.
+    """
     prompt, rows = case.prompts[p], case.num_generations
     completions = torch.tensor(case.completions[p], device=prompt.input_ids.device)  # (G, C)
     inputs = {"input_ids": torch.cat([prompt.input_ids.expand(rows, -1), completions], dim=1)}
@@ -205,7 +287,9 @@ def update_padded(case: Case):
         for p in range(len(case.prompts)):
             logprobs = padded_logprobs(case, p)
             mask = torch.ones_like(logprobs)
-            loss, _ = grpo_loss(logprobs, None, case.advantages[p], mask, normalizer=case.advantages.numel())
+            loss, _ = grpo_loss(
+                logprobs, None, case.advantages[p], mask, normalizer=case.advantages.numel()
+            )
             loss.backward()
         case.model.eval()
         case.model.zero_grad()
@@ -220,11 +304,19 @@ def own_rollout(case: Case, length: int | None = None, temperature: float = 1.0)
 
 
 def generate(case: Case, repeat: bool, greedy: bool = False):
-    """transformers' generate: every prompt repeated G times, or num_return_sequences. Gives token ids (P * G, C)."""
+    """
+    transformers' generate: every prompt repeated G times, or num_return_sequences. Gives token ids
+    (P * G, C).
+    """
     rows = case.num_generations if repeat else 1
-    each = [{"input_ids": p.input_ids, "mm_token_type_ids": p.token_types, **p.images} for p in case.prompts]
+    each = [
+        {"input_ids": p.input_ids, "mm_token_type_ids": p.token_types, **p.images}
+        for p in case.prompts
+    ]
     names = [name for name, value in each[0].items() if value is not None]
-    inputs = {name: torch.cat([prompt[name] for prompt in each for _ in range(rows)]) for name in names}
+    inputs = {
+        name: torch.cat([prompt[name] for prompt in each for _ in range(rows)]) for name in names
+    }
     settings = dict(
         attention_mask=torch.ones_like(inputs["input_ids"]),
         num_return_sequences=case.num_generations // rows,
@@ -232,7 +324,11 @@ def generate(case: Case, repeat: bool, greedy: bool = False):
         min_new_tokens=case.completion_length,
         suppress_tokens=case.model.forbidden_ids,
         pad_token_id=case.processor.tokenizer.pad_token_id,
-        **(dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_p=1.0, top_k=0)),
+        **(
+            dict(do_sample=False)
+            if greedy
+            else dict(do_sample=True, temperature=1.0, top_p=1.0, top_k=0)
+        ),
     )
     return lambda: case.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
 
@@ -246,27 +342,46 @@ def step(case: Case, skip: bool = False, judging=None):
     """
     A whole step from the image to the optimizer, as train.py does it.
 
-    skip: every second group turns out all right. judging: a judge.Judge that is asked about every response.
+    skip: every second group turns out all right. judging: a judge.Judge that is asked about every
+    response.
     """
     optim = "adamw_bf16" if case.model.dtype == BF16 else "adamw"
-    optimizer = build_optimizer(case.model, optim, learning_rate=0.0)  # every step starts from the same weights
+    optimizer = build_optimizer(
+        case.model, optim, learning_rate=0.0
+    )  # every step starts from the same weights
     sizes = (case.num_generations, case.completion_length)
     modes = torch.full((len(case.prompts),), dyme.EXPLORE)
     if skip:
         modes[1::2] = dyme.SKIP
 
     def run():
-        prompts = [prompt_to(encode_prompt(case.processor, example), case.model.device) for example in case.examples]
+        prompts = [
+            prompt_to(encode_prompt(case.processor, example), case.model.device)
+            for example in case.examples
+        ]
         if not case.args.train_vision:
             for prompt in prompts:
                 prompt.features = image_features(case.model, prompt)
-        calls = [judge.Calls(example, case.num_generations, switch=False) for example in case.examples]
+        calls = [
+            judge.Calls(example, case.num_generations, switch=False) for example in case.examples
+        ]
 
         def ask(p, g, response):
-            judge.add_response(judging, calls[p], g, f"{time.time()} {p} {g}\nAnswer: 1", formatted=True, correct=True)
+            judge.add_response(
+                judging,
+                calls[p],
+                g,
+                f"{time.time()} {p} {g}\nAnswer: 1",
+                formatted=True,
+                correct=True,
+            )
 
-        responses = rollout(case.model, case.processor, prompts, *sizes, on_response=ask if judging else None)
-        rewards = torch.tensor([reward([response.token_ids for response in group]) for group in responses])  # (P, G)
+        responses = rollout(
+            case.model, case.processor, prompts, *sizes, on_response=ask if judging else None
+        )
+        rewards = torch.tensor(
+            [reward([response.token_ids for response in group]) for group in responses]
+        )  # (P, G)
         advantages = group_advantages(rewards)
         case.model.train(case.args.gradient_checkpointing)
         for p in judge.as_finished(judging, calls) if judging else range(len(prompts)):
@@ -281,7 +396,10 @@ def step(case: Case, skip: bool = False, judging=None):
 
 
 def trl_step(case: Case):
-    """A whole step of TRL's GRPOTrainer: one group to a micro-batch, no reference model, the same reward."""
+    """
+    A whole step of TRL's GRPOTrainer: one group to a micro-batch, no reference model, the same
+    reward.
+    """
     import datasets
     import trl
     from transformers import PrinterCallback, TrainerCallback
@@ -298,7 +416,10 @@ def trl_step(case: Case):
 
     clock = Clock()
     rows = [
-        {"prompt": [{"role": "user", "content": f"{THINK}\n{example.question}"}], "image": example.image}
+        {
+            "prompt": [{"role": "user", "content": f"{THINK}\n{example.question}"}],
+            "image": example.image,
+        }
         for example in case.examples
     ]
     settings = trl.GRPOConfig(
@@ -309,7 +430,9 @@ def trl_step(case: Case):
         gradient_accumulation_steps=len(rows),
         num_generations=case.num_generations,
         max_completion_length=case.completion_length,
-        generation_kwargs=dict(min_new_tokens=case.completion_length, suppress_tokens=case.model.forbidden_ids),
+        generation_kwargs=dict(
+            min_new_tokens=case.completion_length, suppress_tokens=case.model.forbidden_ids
+        ),
         loss_type="grpo",
         bf16=case.model.dtype == BF16,
         gradient_checkpointing=case.args.gradient_checkpointing,
@@ -340,7 +463,12 @@ def pair(case: Case) -> Case:
     """The case with at least two prompts, so that half of them can be skipped."""
     if len(case.prompts) > 1:
         return case
-    return replace(case, prompts=case.prompts * 2, completions=case.completions * 2, advantages=case.advantages.repeat(2, 1))
+    return replace(
+        case,
+        prompts=case.prompts * 2,
+        completions=case.completions * 2,
+        advantages=case.advantages.repeat(2, 1),
+    )
 
 
 SIDES = {
@@ -367,7 +495,7 @@ ROWS = [  # what, against what, and the names of their sides
     ("update, G", "4 G", "update", "update_4g"),
 ]
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # measuring
 
 CLOCK = {"now": time.perf_counter}
@@ -381,7 +509,10 @@ def now(model) -> float:
 
 
 def times(names: list[str], case: Case) -> dict[str, list[float]]:
-    """Seconds of each side, `repeats` of them, the sides taken in turn. A side that doesn't fit in memory is left off."""
+    """
+    Seconds of each side, `repeats` of them, the sides taken in turn. A side that doesn't fit in
+    memory is left off.
+    """
     sides = {name: SIDES[name](case) for name in names}
     seconds = {name: [] for name in names}
     for name in tqdm(names * case.args.repeats, desc="bench", unit="run"):
@@ -399,14 +530,21 @@ def times(names: list[str], case: Case) -> dict[str, list[float]]:
 
 
 def peak(name: str, args) -> int:
-    """Bytes at the peak of a side beyond what the loaded model takes; for a process that does nothing else."""
+    """
+    Bytes at the peak of a side beyond what the loaded model takes; for a process that does nothing
+    else.
+    """
     case = build_case(args)
     run = SIDES[name](case)
     cuda = case.model.device.type == "cuda"
 
     def highest():
         unit = 1 if sys.platform == "darwin" else 1024
-        return torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return (
+            torch.cuda.max_memory_allocated()
+            if cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        )
 
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -428,22 +566,32 @@ def peak_elsewhere(name: str, argv: list[str]) -> int | None:
 
 def exactness(case: Case) -> dict[str, float]:
     """
-    Packed against padded: the largest difference of a log-probability, in nats, and of a gradient, as a share of the
-    largest gradient. Our greedy tokens against generate's: the share that is the same.
+    Packed against padded: the largest difference of a log-probability, in nats, and of a gradient,
+    as a share of the largest gradient. Our greedy tokens against generate's: the share that is the
+    same.
     """
     packed, _ = completion_logprobs(case.model, case.prompts[0], case.completions[0])
     logprobs, gradients = [packed, padded_logprobs(case, 0)], []
     for values in logprobs:
         case.model.zero_grad()
         (values * case.advantages[0][:, None]).mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in case.model.parameters() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in case.model.parameters() if p.grad is not None])
+        )
     case.model.zero_grad()
     ours = own_rollout(case, temperature=0.0)()
     theirs = generate(replace(case, num_generations=1), repeat=True, greedy=True)().tolist()
-    same = [a == b for group, row in zip(ours, theirs) for r in group for a, b in zip(r.token_ids, row, strict=True)]
+    same = [
+        a == b
+        for group, row in zip(ours, theirs)
+        for r in group
+        for a, b in zip(r.token_ids, row, strict=True)
+    ]
     return {
         "log-probs, largest difference": (logprobs[0] - logprobs[1]).abs().max().item(),
-        "gradients, largest difference / largest": ((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()).item(),
+        "gradients, largest difference / largest": (
+            (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
+        ).item(),
         "greedy tokens that are the same": sum(same) / len(same),
     }
 
@@ -452,8 +600,9 @@ def roofline(case: Case, seconds: dict[str, float]) -> dict[str, float]:
     """
     Which share of what the machine can do the decode loop and the update reach.
 
-    A decode step must read the language model's weights and the keys and values once: its share is of the bandwidth of a
-    copy. An update does 6 operations per weight and token: its share, the vision tower not counted, is of a matmul's rate.
+    A decode step must read the language model's weights and the keys and values once: its share is
+    of the bandwidth of a copy. An update does 6 operations per weight and token: its share, the
+    vision tower not counted, is of a matmul's rate.
     """
     model, config = case.model, case.model.config.get_text_config()
     cuda = model.device.type == "cuda"
@@ -473,14 +622,25 @@ def roofline(case: Case, seconds: dict[str, float]) -> dict[str, float]:
     head = model.get_output_embeddings().weight.numel()
     lengths = [prompt.input_ids.shape[1] for prompt in case.prompts]
     tokens, length = case.num_generations * case.completion_length, case.completion_length
-    slot = 2 * config.num_hidden_layers * config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    slot = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.hidden_size
+        // config.num_attention_heads
+    )
     cached = sum(lengths) + len(lengths) * tokens / 2  # the suffixes are half full on average
     decode = (seconds["rollout"] - seconds["prefill"]) / (length - 1)  # of one step
     read = (body + head + slot * cached) * model.dtype.itemsize
-    # (query, key) pairs: half of the own sequence, all of the prompt; 4 operations each way, three times with the backward
+    # (query, key) pairs: half of the own sequence, all of the prompt; 4 operations each way, three
+    # times with the backward
     pairs = sum(prompt**2 / 2 + tokens * (prompt + length / 2) for prompt in lengths)
     attention = 12 * config.num_hidden_layers * config.hidden_size * pairs
-    operations = 6 * body * sum(prompt + tokens for prompt in lengths) + 6 * head * tokens * len(lengths) + attention
+    operations = (
+        6 * body * sum(prompt + tokens for prompt in lengths)
+        + 6 * head * tokens * len(lengths)
+        + attention
+    )
     return {
         "bandwidth of a copy, GB/s": bandwidth / 1e9,
         "arithmetic of a matmul, TFLOP/s": arithmetic / 1e12,
@@ -492,16 +652,20 @@ def roofline(case: Case, seconds: dict[str, float]) -> dict[str, float]:
 
 def judge_overlap(args) -> dict[str, float]:
     """
-    Seconds of a step without a judge, and with one that takes args.judge_seconds for each of the P * G responses.
+    Seconds of a step without a judge, and with one that takes args.judge_seconds for each of the P
+    * G responses.
 
-    The worst case for the overlap: all responses end together, so that only the updates are left to hide the calls.
+    The worst case for the overlap: all responses end together, so that only the updates are left
+    to hide the calls.
     """
 
     class Sleeper(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"]))
             time.sleep(args.judge_seconds)
-            body = json.dumps({"choices": [{"message": {"role": "assistant", "content": "medium"}}]}).encode()
+            body = json.dumps(
+                {"choices": [{"message": {"role": "assistant", "content": "medium"}}]}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -514,7 +678,10 @@ def judge_overlap(args) -> dict[str, float]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     judging = judge.open_judge(f"http://127.0.0.1:{server.server_port}/v1", "sleeper")
     case = build_case(args)
-    runs = {"step without a judge, s": step(case), "step with a judge, s": step(case, judging=judging)}
+    runs = {
+        "step without a judge, s": step(case),
+        "step with a judge, s": step(case, judging=judging),
+    }
     seconds = {name: [] for name in runs}
     for name in tqdm([*runs] * args.repeats, desc="judge", unit="run"):
         start = now(case.model)
@@ -524,17 +691,28 @@ def judge_overlap(args) -> dict[str, float]:
     server.shutdown()
     medians = {name: statistics.median(laps) for name, laps in seconds.items()}
     alone = args.judge_seconds * case.advantages.numel() / 8  # 8 requests at a time
-    return {**medians, "the calls alone, s": alone, "ratio": medians["step with a judge, s"] / medians["step without a judge, s"]}
+    return {
+        **medians,
+        "the calls alone, s": alone,
+        "ratio": medians["step with a judge, s"] / medians["step without a judge, s"],
+    }
 
 
 def table(rows: list[dict]) -> str:
     """The rows as markdown."""
-    lines = ["| what | s | MB | against | s | MB | time ratio | memory ratio |", "| --- " * 8 + "|"]
+    lines = [
+        "| what | s | MB | against | s | MB | time ratio | memory ratio |",
+        "| --- " * 8 + "|",
+    ]
     for row in rows:
         cells = []
         for what in ("ours", "against"):
             seconds, size = row[f"{what}_seconds"], row[f"{what}_bytes"]
-            cells += [row[what], f"{seconds:.2f}" if seconds else "-", f"{size / 2**20:,.0f}" if size else "-"]
+            cells += [
+                row[what],
+                f"{seconds:.2f}" if seconds else "-",
+                f"{size / 2**20:,.0f}" if size else "-",
+            ]
         for figure in ("seconds", "bytes"):
             ours, theirs = row[f"ours_{figure}"], row[f"against_{figure}"]
             cells.append(f"{theirs / ours:.2f}x" if ours and theirs else "-")
@@ -547,13 +725,25 @@ def bench(args, argv: list[str]) -> dict:
     case = build_case(args)
     rows = [row for row in ROWS if not args.rows or {*row[2:]} & {*args.rows}]
     if importlib.util.find_spec("trl") is None:
-        print("bench.py: TRL is not installed, so its rows are left off; pip install trl", file=sys.stderr)
+        print(
+            "bench.py: TRL is not installed, so its rows are left off; pip install trl",
+            file=sys.stderr,
+        )
         rows = [row for row in rows if "trl_step" not in row]
     if len(case.prompts) == 1:
         rows = [row for row in rows if "dyme_step" not in row]  # there is no half of one group
     names = list(dict.fromkeys(name for row in rows for name in row[2:]))
-    result = {"size": args.size, "P": case.prompts[0].input_ids.shape[1], "prompts": len(case.prompts)}
-    result.update(G=case.num_generations, C=case.completion_length, dtype=str(case.model.dtype), device=args.device)
+    result = {
+        "size": args.size,
+        "P": case.prompts[0].input_ids.shape[1],
+        "prompts": len(case.prompts),
+    }
+    result.update(
+        G=case.num_generations,
+        C=case.completion_length,
+        dtype=str(case.model.dtype),
+        device=args.device,
+    )
     result.update(threads=args.threads, torch=torch.__version__)
     if case.model.dtype == FP32:
         result["exactness"] = exactness(case)
@@ -569,7 +759,9 @@ def bench(args, argv: list[str]) -> dict:
     result["rows"] = []
     for what, against, ours, theirs in rows:
         row = {"ours": what, "ours_seconds": medians.get(ours), "ours_bytes": memory.get(ours)}
-        row.update(against=against, against_seconds=medians.get(theirs), against_bytes=memory.get(theirs))
+        row.update(
+            against=against, against_seconds=medians.get(theirs), against_bytes=memory.get(theirs)
+        )
         result["rows"].append(row)
     return result
 
@@ -581,18 +773,32 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--prompts", type=int, help="prompts to a step; default: the size's")
     parser.add_argument("--num_generations", type=int, default=8, help="G")
     parser.add_argument("--completion_length", type=int, help="C, tokens; default: the size's")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each side, of which the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="runs of each side, of which the median counts"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--train_vision", action="store_true", help="the vision tower isn't frozen, on both sides")
+    parser.add_argument(
+        "--train_vision", action="store_true", help="the vision tower isn't frozen, on both sides"
+    )
     parser.add_argument("--gradient_checkpointing", action="store_true", help="on both sides")
     parser.add_argument("--rows", nargs="*", choices=SIDES, help="only the rows with these sides")
     parser.add_argument("--no_memory", action="store_true", help="leave the memory columns empty")
-    parser.add_argument("--cpu_time", action="store_true", help="count CPU seconds: for a machine that others use")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="count CPU seconds: for a machine that others use"
+    )
     parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument("--judge_overlap", action="store_true", help="measure only what a sleeping judge costs a step")
-    parser.add_argument("--judge_seconds", type=float, default=1.0, help="how long it takes to answer")
-    parser.add_argument("--measure", choices=SIDES, help="print one side's peak memory as JSON, and nothing else")
+    parser.add_argument(
+        "--judge_overlap",
+        action="store_true",
+        help="measure only what a sleeping judge costs a step",
+    )
+    parser.add_argument(
+        "--judge_seconds", type=float, default=1.0, help="how long it takes to answer"
+    )
+    parser.add_argument(
+        "--measure", choices=SIDES, help="print one side's peak memory as JSON, and nothing else"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     CLOCK["now"] = time.process_time if args.cpu_time else time.perf_counter
@@ -601,7 +807,12 @@ def main(argv: list[str]) -> None:
         return
     result = {"judge": judge_overlap(args)} if args.judge_overlap else bench(args, argv)
     if "rows" in result:
-        print(", ".join(f"{name} {result[name]}" for name in ("size", "P", "G", "C", "prompts", "dtype", "device", "threads")))
+        print(
+            ", ".join(
+                f"{name} {result[name]}"
+                for name in ("size", "P", "G", "C", "prompts", "dtype", "device", "threads")
+            )
+        )
         print(table(result["rows"]))
     for title in ("exactness", "roofline", "judge"):
         for name, value in result.get(title, {}).items():

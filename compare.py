@@ -4,9 +4,10 @@ Comparing methods: the same base, the same prompts, the same traces, several see
     python evaluate.py --compare sft grpo two_stage dyme --seeds 0 1 2
     python evaluate.py --table results/compare.json
 
-Each run is `train.py` in a process of its own, so that what is compared is what a user runs. A run that is finished
-is not run again. What the table is printed from is kept in results/<name>.json.
-Left out: choosing the better of two settings for you; the tables give means, spreads and paired intervals.
+Each run is `train.py` in a process of its own, so that what is compared is what a user runs. A run
+that is finished is not run again. What the table is printed from is kept in results/<name>.json.
+Left out: choosing the better of two settings for you; the tables give means, spreads and paired
+intervals.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from data import InputError
 from knobs import parse
 from prepare import load_model
 
-# Every row: train.py's flags. Without "refined", all methods memorise the data's own (noisy) traces.
+# Every row: train.py's flags. Without "refined", all methods memorise the data's own (noisy)
+# traces.
 ROWS = {
     "sft": ["--method", "sft", "--refiner", "off"],
     "grpo": ["--method", "grpo", "--refiner", "off"],
@@ -44,26 +46,60 @@ ROWS = {
 }
 LONG = "sft_long"  # SFT for as many seconds as DyME took
 BESIDE = [LONG, "sft_refined", "dyme_refined"]
-# Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal's 1.96 is a little narrow and used
-STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 11: 2.20, 12: 2.18,
-           13: 2.16, 14: 2.14, 15: 2.13, 19: 2.09, 24: 2.06, 29: 2.05}
+# Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal's 1.96 is a
+# little narrow and used
+STUDENT = {
+    1: 12.71,
+    2: 4.30,
+    3: 3.18,
+    4: 2.78,
+    5: 2.57,
+    6: 2.45,
+    7: 2.36,
+    8: 2.31,
+    9: 2.26,
+    10: 2.23,
+    11: 2.20,
+    12: 2.18,
+    13: 2.16,
+    14: 2.14,
+    15: 2.13,
+    19: 2.09,
+    24: 2.06,
+    29: 2.05,
+}
 
 
 def run(row: str, flags: list[str], folder: Path) -> dict:
-    """One training run, or its result where it lies finished in `folder`. InputError with its last line if it fails."""
+    """
+    One training run, or its result where it lies finished in `folder`. InputError with its last
+    line if it fails.
+    """
     if not (folder / "result.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), *flags, "--output_dir", str(folder)]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("train.py")),
+            *flags,
+            "--output_dir",
+            str(folder),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with open(folder / "log.txt", "w") as log:
-            code = subprocess.run([*command, "--overwrite"], stdout=log, stderr=log, env=environment).returncode
+            code = subprocess.run(
+                [*command, "--overwrite"], stdout=log, stderr=log, env=environment
+            ).returncode
         if code != 0:
             last = (folder / "log.txt").read_text().strip().splitlines()[-1:]
-            raise InputError(f"{row}: train.py ended with code {code}: {' '.join(last)} (all of it in {folder}/log.txt)")
+            raise InputError(
+                f"{row}: train.py ended with code {code}: {' '.join(last)} (all of it in {folder}/log.txt)"
+            )
     result = json.loads((folder / "result.json").read_text())
     with open(folder / "metrics.jsonl") as lines:
         lines = [line for line in map(json.loads, lines) if line.get("stage") != "reject"]
-        equal = [line["share_equal"] for line in lines if "reward" in line]  # of steps with rollouts
+        equal = [
+            line["share_equal"] for line in lines if "reward" in line
+        ]  # of steps with rollouts
     accuracies = [reading["accuracy"] for reading in result["val"]]
     return {
         "row": row,
@@ -75,7 +111,9 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
         "steps": result["config"]["max_steps"],
         "seconds": result["seconds"],
         "share_equal": sum(equal) / len(equal) if equal else None,
-        "largest_fall": max((max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)), default=None),
+        "largest_fall": max(
+            (max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)), default=None
+        ),
         "val": accuracies,
         "base": result["base"],
         "final": result["final"],
@@ -84,26 +122,42 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
 
 
 def compare(args) -> list[dict]:
-    """All rows x base seeds x noises x seeds, `jobs` at a time; SFT at DyME's wall-clock time last, since it needs it."""
+    """
+    All rows x base seeds x noises x seeds, `jobs` at a time; SFT at DyME's wall-clock time last,
+    since it needs it.
+    """
     jobs = []
     for base_seed in args.base_seeds:
         common = ["--base_seed", str(base_seed), "--num_threads", "1", *args.flags]
         for row in args.rows:
-            load_model(parse([*common, *ROWS.get(row, [])]), torch.device("cpu"))  # the base stage, once
+            load_model(
+                parse([*common, *ROWS.get(row, [])]), torch.device("cpu")
+            )  # the base stage, once
         for noise in args.noises:
             for seed in args.seeds:
                 flags = [*common, "--trace_noise", str(noise), "--seed", str(seed)]
                 name = f"base{base_seed}-noise{noise:g}-seed{seed}"
-                jobs += [(row, [*flags, *ROWS[row]], Path(args.output_dir) / f"{name}-{row}") for row in args.rows if row != LONG]
-    with_base = {flags[1]: folder for _, flags, folder in reversed(jobs)}  # each base is read once, by its first run
+                jobs += [
+                    (row, [*flags, *ROWS[row]], Path(args.output_dir) / f"{name}-{row}")
+                    for row in args.rows
+                    if row != LONG
+                ]
+    with_base = {
+        flags[1]: folder for _, flags, folder in reversed(jobs)
+    }  # each base is read once, by its first run
     jobs = [
-        (row, flags if with_base[flags[1]] == folder else [*flags, "--no-eval_base"], folder) for row, flags, folder in jobs
+        (row, flags if with_base[flags[1]] == folder else [*flags, "--no-eval_base"], folder)
+        for row, flags, folder in jobs
     ]
     records = run_all(jobs, args.jobs)
     if LONG in args.rows:
         steps = long_steps(records)
         long_jobs = [
-            (LONG, [*flags, "--max_steps", str(steps)], folder.with_name(folder.name.replace("-sft", f"-{LONG}")))
+            (
+                LONG,
+                [*flags, "--max_steps", str(steps)],
+                folder.with_name(folder.name.replace("-sft", f"-{LONG}")),
+            )
             for row, flags, folder in jobs
             if row == "sft"
         ]
@@ -114,17 +168,22 @@ def compare(args) -> list[dict]:
 def run_all(jobs: list, workers: int) -> list[dict]:
     """The jobs (row, flags, folder) in `workers` processes at a time, with a progress bar."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(lambda job: run(*job), jobs), total=len(jobs), desc="runs", unit="run"))
+        return list(
+            tqdm(pool.map(lambda job: run(*job), jobs), total=len(jobs), desc="runs", unit="run")
+        )
 
 
 def long_steps(records: list[dict]) -> int:
     """How many steps SFT makes in the seconds of a DyME run."""
-    mean = {row: average([r["seconds"] / r["steps"] for r in records if r["row"] == row]) for row in ("sft", "dyme")}
+    mean = {
+        row: average([r["seconds"] / r["steps"] for r in records if r["row"] == row])
+        for row in ("sft", "dyme")
+    }
     steps = average([r["steps"] for r in records if r["row"] == "dyme"])
     return max(1, round(steps * mean["dyme"] / mean["sft"]))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # tables
 
 
@@ -148,18 +207,31 @@ def cell(values: list, digits: int = 1, scale: float = 100) -> str:
 
 
 def table(records: list[dict]) -> str:
-    """Markdown: a line per row and setting, a column per reading; mean ± standard deviation over the runs, in percent."""
+    """
+    Markdown: a line per row and setting, a column per reading; mean ± standard deviation over the
+    runs, in percent.
+    """
     splits = list(records[0]["final"])
     columns = ["row", "noise", "runs"]
     for split in splits:
         columns += [f"{split}", f"{split}, T = 1"]
-    columns += ["direct", "stated facts true, T = 1", "right and grounded", "groups of equal reward", "largest fall", "s"]
+    columns += [
+        "direct",
+        "stated facts true, T = 1",
+        "right and grounded",
+        "groups of equal reward",
+        "largest fall",
+        "s",
+    ]
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
 
     def line(row, noise, runs, readings, equal, falls, seconds):
         cells = [row, noise, str(runs)]
         for split in splits:
-            cells += [cell([r[split]["greedy"]["accuracy"] for r in readings]), cell([r[split]["sampled"]["accuracy"] for r in readings])]
+            cells += [
+                cell([r[split]["greedy"]["accuracy"] for r in readings]),
+                cell([r[split]["sampled"]["accuracy"] for r in readings]),
+            ]
         main = splits[0]
         cells.append(cell([r[main]["direct"]["accuracy"] for r in readings]))
         cells.append(cell([r[main]["sampled"]["fact_precision"] for r in readings]))
@@ -170,11 +242,23 @@ def table(records: list[dict]) -> str:
     bases = {}  # by what the base stage taught, then by its seed
     for r in records:
         if r["base"]:
-            about = f"format rate {r['base_format_rate']:g}" + (", all tasks and forms" if len(r.get("base_tasks", [])) > 1 else "")
+            about = f"format rate {r['base_format_rate']:g}" + (
+                ", all tasks and forms" if len(r.get("base_tasks", [])) > 1 else ""
+            )
             bases.setdefault(about, {})[r["base_seed"]] = r["base"]
     for about, readings in bases.items():
-        line(f"base, before any training ({about})", "", len(readings), list(readings.values()), [], [], [])
-    for key in sorted({(r["trace_noise"], r["row"]) for r in records}, key=lambda k: (k[0], order(k[1]))):
+        line(
+            f"base, before any training ({about})",
+            "",
+            len(readings),
+            list(readings.values()),
+            [],
+            [],
+            [],
+        )
+    for key in sorted(
+        {(r["trace_noise"], r["row"]) for r in records}, key=lambda k: (k[0], order(k[1]))
+    ):
         runs = [r for r in records if (r["trace_noise"], r["row"]) == key]
         line(
             key[1],
@@ -193,14 +277,24 @@ def order(row: str) -> int:
 
 
 def paired(records: list[dict], a: str, b: str) -> str:
-    """a - b on the same base, noise and seed: mean difference in points with Student's 95 % interval, per noise and split."""
-    lines = [f"| noise | split | {a} - {b}, points [95 %] | pairs | {a} better in |", "| --- | --- | --- | --- | --- |"]
+    """
+    a - b on the same base, noise and seed: mean difference in points with Student's 95 % interval,
+    per noise and split.
+    """
+    lines = [
+        f"| noise | split | {a} - {b}, points [95 %] | pairs | {a} better in |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     by_key = {(r["row"], r["trace_noise"], r["base_seed"], r["seed"]): r for r in records}
     for noise in sorted({r["trace_noise"] for r in records}):
         for split in records[0]["final"]:
             for reading in ("greedy", "sampled"):
                 pairs = [
-                    100 * (by_key[(a, *key[1:])]["final"][split][reading]["accuracy"] - r["final"][split][reading]["accuracy"])
+                    100
+                    * (
+                        by_key[(a, *key[1:])]["final"][split][reading]["accuracy"]
+                        - r["final"][split][reading]["accuracy"]
+                    )
                     for key, r in by_key.items()
                     if key[0] == b and key[1] == noise and (a, *key[1:]) in by_key
                 ]
@@ -218,22 +312,64 @@ def paired(records: list[dict], a: str, b: str) -> str:
 
 def main(argv: list[str]) -> None:
     """The command line of `python evaluate.py`."""
-    parser = argparse.ArgumentParser(prog="evaluate.py", description="Compare methods, or print a table of kept results.")
-    parser.add_argument("--compare", nargs="+", metavar="ROW", help=f"rows: {', '.join([*ROWS, LONG])}")
-    parser.add_argument("--only", action="store_true", help=f"without the rows beside it ({', '.join(BESIDE)})")
-    parser.add_argument("--table", nargs="+", metavar="JSON", help="print the table of kept results")
-    parser.add_argument("--paired", nargs=2, metavar=("A", "B"), help="with a table: paired differences of two rows")
-    parser.add_argument("--pass_at_k", nargs="+", metavar="MODEL", help="pass@k of models or folders, in Curr-ReFT's three forms")
-    parser.add_argument("--samples", type=int, default=64, help="n of pass@k, responses to a question (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description="Compare methods, or print a table of kept results."
+    )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="ROW", help=f"rows: {', '.join([*ROWS, LONG])}"
+    )
+    parser.add_argument(
+        "--only", action="store_true", help=f"without the rows beside it ({', '.join(BESIDE)})"
+    )
+    parser.add_argument(
+        "--table", nargs="+", metavar="JSON", help="print the table of kept results"
+    )
+    parser.add_argument(
+        "--paired",
+        nargs=2,
+        metavar=("A", "B"),
+        help="with a table: paired differences of two rows",
+    )
+    parser.add_argument(
+        "--pass_at_k",
+        nargs="+",
+        metavar="MODEL",
+        help="pass@k of models or folders, in Curr-ReFT's three forms",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=64,
+        help="n of pass@k, responses to a question (%(default)s)",
+    )
     parser.add_argument("--size", type=int, default=48, help="questions of pass@k (%(default)s)")
     parser.add_argument("--split", default="test", help="of pass@k (%(default)s)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="fine-tuning seeds (%(default)s)")
-    parser.add_argument("--base_seeds", nargs="+", type=int, default=[0], help="seeds of the base model (%(default)s)")
-    parser.add_argument("--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="fine-tuning seeds (%(default)s)"
+    )
+    parser.add_argument(
+        "--base_seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        help="seeds of the base model (%(default)s)",
+    )
+    parser.add_argument(
+        "--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)"
+    )
     parser.add_argument("--name", default="compare", help="results/<name>.json (%(default)s)")
-    parser.add_argument("--output_dir", default="out/compare", help="where the runs go (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each (%(default)s)")
-    parser.add_argument("flags", nargs="*", help="after --: further flags of train.py, for every run")
+    parser.add_argument(
+        "--output_dir", default="out/compare", help="where the runs go (%(default)s)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        help="runs at a time, one thread each (%(default)s)",
+    )
+    parser.add_argument(
+        "flags", nargs="*", help="after --: further flags of train.py, for every run"
+    )
     args = parser.parse_args(argv)
     try:
         if args.pass_at_k:
@@ -244,13 +380,19 @@ def main(argv: list[str]) -> None:
             print(pass_at_k_table(config, args.pass_at_k, args.split, args.size, args.samples))
             return
         if args.table:
-            records = [record for path in args.table for record in json.loads(Path(path).read_text())["records"]]
+            records = [
+                record
+                for path in args.table
+                for record in json.loads(Path(path).read_text())["records"]
+            ]
         elif args.compare:
             alone = args.only or all(row.startswith("curr_reft") for row in args.compare)
             args.rows = list(dict.fromkeys([*args.compare, *([] if alone else BESIDE)]))
             unknown = [row for row in args.rows if row not in ROWS and row != LONG]
             if unknown:
-                raise InputError(f"--compare {unknown[0]}: unknown row; there are {', '.join([*ROWS, LONG])}")
+                raise InputError(
+                    f"--compare {unknown[0]}: unknown row; there are {', '.join([*ROWS, LONG])}"
+                )
             if LONG in args.rows and not {"sft", "dyme"} <= set(args.rows):
                 args.rows.remove(LONG)
             records = compare(args)

@@ -1,17 +1,21 @@
 """
-DyME: memorise or explore, decided anew at every step for every prompt (arXiv 2506.23061, section 3 and Algorithm 1).
+DyME: memorise or explore, decided anew at every step for every prompt (arXiv 2506.23061, section 3
+and Algorithm 1).
 
-A small model's own samples are often all wrong, and then GRPO learns nothing; a reference always teaches something, but
-a model that only copies references learns to talk like them (pseudo thinking traces). So look at the G samples:
+A small model's own samples are often all wrong, and then GRPO learns nothing; a reference always
+teaches something, but a model that only copies references learns to talk like them (pseudo
+thinking traces). So look at the G samples:
 
     none correct       memorise: one SFT sequence, the reference trace and answer, with advantage 1
     some correct       explore: GRPO on the G samples
     all correct        skip: nothing to learn, and nothing computed
 
-Both are one loss (see sft.py), so one update holds memorised and explored groups side by side: a group is a list of
-sequences with their advantages. Skipped groups stay in the normaliser, so a memorised sequence weighs 1/G of a group.
+Both are one loss (see sft.py), so one update holds memorised and explored groups side by side: a
+group is a list of sequences with their advantages. Skipped groups stay in the normaliser, so a
+memorised sequence weighs 1/G of a group.
 
-Left out: where rewards come from (checker.py) and where the reference does (checker.refine, judge.py).
+Left out: where rewards come from (checker.py) and where the reference does (checker.refine,
+judge.py).
 """
 
 import math
@@ -31,7 +35,8 @@ def switch(correct: torch.Tensor) -> torch.Tensor:
     """
     The dynamic switch (DyME, section 3.2). correct (P, G) bool: right answer in the right format.
 
-    Returns (P,) of SKIP, MEMORIZE, EXPLORE. Eight bare right answers, without thinking, are not correct: memorised.
+    Returns (P,) of SKIP, MEMORIZE, EXPLORE. Eight bare right answers, without thinking, are not
+    correct: memorised.
     """
     count = correct.sum(dim=1)  # (P,)
     modes = torch.full_like(count, EXPLORE)
@@ -51,7 +56,10 @@ class Group:
 
 
 def target_ids(processor, trace: str | None, answer: str) -> list[int]:
-    """The memorised sequence: trace, answer line, end token; without a trace the bare answer and the end token."""
+    """
+    The memorised sequence: trace, answer line, end token; without a trace the bare answer and the
+    end token.
+    """
     tokenizer = get_tokenizer(processor)
     text = answer if trace is None else f"{trace}\nAnswer: {answer}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -60,10 +68,11 @@ def target_ids(processor, trace: str | None, answer: str) -> list[int]:
 
 def memorize_advantage(weight: str, num_generations: int, progress: float) -> float:
     """
-    The advantage of a memorised sequence. An explored group has G sequences, a memorised one has 1, so
+    The advantage of a memorised sequence. An explored group has G sequences, a memorised one has
+    1, so
 
-    "group": advantage 1, the sequence weighs 1/G of a group (published). "one": advantage G, it weighs a whole group.
-    "cosine": from G down to 1 with the run's progress in [0, 1] (ours).
+    "group": advantage 1, the sequence weighs 1/G of a group (published). "one": advantage G, it
+    weighs a whole group. "cosine": from G down to 1 with the run's progress in [0, 1] (ours).
     """
     if weight == "cosine":
         return 1 + (num_generations - 1) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -71,14 +80,20 @@ def memorize_advantage(weight: str, num_generations: int, progress: float) -> fl
 
 
 def build_groups(
-    ready, modes: torch.Tensor, responses: list, advantages: torch.Tensor, targets: dict[int, list[int]], memorize: float
+    ready,
+    modes: torch.Tensor,
+    responses: list,
+    advantages: torch.Tensor,
+    targets: dict[int, list[int]],
+    memorize: float,
 ) -> list[Group]:
     """
     The sequences and advantages of the prompts `ready` (indices), for one update.
 
-    modes (P,); responses: lists (P) of lists (G) of Response; advantages (P, G); targets: token ids of the memorised
-    sequence for each prompt that is to be memorised; memorize: its advantage. A skipped group is not in the result, nor is
-    an explored one whose rewards are all equal: its gradient is zero (advantage collapse).
+    modes (P,); responses: lists (P) of lists (G) of Response; advantages (P, G); targets: token
+    ids of the memorised sequence for each prompt that is to be memorised; memorize: its advantage.
+    A skipped group is not in the result, nor is an explored one whose rewards are all equal: its
+    gradient is zero (advantage collapse).
     """
     groups = []
     for p in ready:
@@ -86,7 +101,9 @@ def build_groups(
         if mode == MEMORIZE:
             groups.append(Group(p, mode, [targets[p]], torch.tensor([memorize])))
         elif mode == EXPLORE and advantages[p].any():
-            groups.append(Group(p, mode, [response.token_ids for response in responses[p]], advantages[p]))
+            groups.append(
+                Group(p, mode, [response.token_ids for response in responses[p]], advantages[p])
+            )
     return groups
 
 
@@ -106,12 +123,14 @@ def packed_update(
     ref_model=None,
 ) -> dict[str, float]:
     """
-    Accumulate the gradient of one update in the parameters' .grad, `micro_batch_prompts` groups to a packed forward.
+    Accumulate the gradient of one update in the parameters' .grad, `micro_batch_prompts` groups to
+    a packed forward.
 
-    The head is the largest matrix: its logits and the loss are computed for a few sequences at a time (about
-    head_chunk_tokens tokens), on a detached copy of the hidden states, and each chunk goes backward at once. The copy's
-    gradient then goes through the model in one backward. The chunks' losses add up to the whole step's, since
-    `normalizer` is the whole step's. Returns sums over the tokens: loss, tokens, entropy, kl, clip_low, clip_high.
+    The head is the largest matrix: its logits and the loss are computed for a few sequences at a
+    time (about head_chunk_tokens tokens), on a detached copy of the hidden states, and each chunk
+    goes backward at once. The copy's gradient then goes through the model in one backward. The
+    chunks' losses add up to the whole step's, since `normalizer` is the whole step's. Returns sums
+    over the tokens: loss, tokens, entropy, kl, clip_low, clip_high.
     """
     sums = dict.fromkeys(UPDATE_SUMS, 0.0)
     for start in range(0, len(groups), micro_batch_prompts):
@@ -129,7 +148,9 @@ def packed_update(
 
         begin = 0  # first token of the chunk
         for chunk in chunks([len(ids) for ids in rows], head_chunk_tokens):
-            targets = torch.tensor([token for ids in rows[chunk] for token in ids], device=hidden.device)
+            targets = torch.tensor(
+                [token for ids in rows[chunk] for token in ids], device=hidden.device
+            )
             tokens = slice(begin, begin + len(targets))
             begin = tokens.stop
             flat, entropy = token_logprobs(model, detached[tokens], targets, temperature)  # (n,)
@@ -138,7 +159,9 @@ def packed_update(
             ref_logprobs = None
             if beta > 0:
                 with torch.no_grad():
-                    ref_flat, _ = token_logprobs(ref_model, reference[tokens], targets, temperature)
+                    ref_flat, _ = token_logprobs(
+                        ref_model, reference[tokens], targets, temperature
+                    )
                 ref_logprobs, _ = pad_rows(ref_flat, lengths)
             loss, stats = grpo_loss(
                 logprobs,
@@ -164,7 +187,10 @@ def packed_update(
 
 
 def chunks(lengths: list[int], budget: int):
-    """Slices of consecutive sequences of at most `budget` tokens together, at least one sequence each."""
+    """
+    Slices of consecutive sequences of at most `budget` tokens together, at least one sequence
+    each.
+    """
     start = 0
     while start < len(lengths):
         end = start + 1

@@ -1,9 +1,10 @@
 """
 Evaluation: what a model answers on a split, in numbers. compare.py sets methods side by side.
 
-Greedy decoding is the headline, temperature 1 shows what the model really believes: a trace learnt by heart looks well
-when greedy. Besides accuracy it counts what DyME is about: is the stated thinking true (precision and F1 of the stated
-facts), are right answers reached by grounded thinking, and is the ability to answer directly still there.
+Greedy decoding is the headline, temperature 1 shows what the model really believes: a trace learnt
+by heart looks well when greedy. Besides accuracy it counts what DyME is about: is the stated
+thinking true (precision and F1 of the stated facts), are right answers reached by grounded
+thinking, and is the ability to answer directly still there.
 """
 
 import math
@@ -36,29 +37,43 @@ def evaluate(
     """
     One response to each example (list-like of Example), scored; batch_size examples to a rollout.
 
-    Returns shares in [0, 1]: accuracy (relaxed, of the marked answer; under DIRECT of the whole response), format,
-    fact_precision (stated facts that are true), fact_f1 (the visual checker), grounded (of the right answers, those with
-    thinking of at least GROUNDED), truncated; and completion_length (tokens), count, and accuracy/<task> where there are
-    several tasks. on_item(index, example, response, scores): called for each.
+    Returns shares in [0, 1]: accuracy (relaxed, of the marked answer; under DIRECT of the whole
+    response), format, fact_precision (stated facts that are true), fact_f1 (the visual checker),
+    grounded (of the right answers, those with thinking of at least GROUNDED), truncated; and
+    completion_length (tokens), count, and accuracy/<task> where there are several tasks.
+    on_item(index, example, response, scores): called for each.
     """
     device = next(model.parameters()).device
     rows, by_task = [], {}
     true_claims = claims = 0
     for start in range(0, len(examples), batch_size):
         batch = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
-        prompts = [prompt_to(encode_prompt(processor, e, instruction, max_pixels), device) for e in batch]
+        prompts = [
+            prompt_to(encode_prompt(processor, e, instruction, max_pixels), device) for e in batch
+        ]
         indices = list(range(start, start + len(batch)))
         responses = rollout(
-            model, processor, prompts, 1, max_completion_length, temperature, seed, prompt_indices=indices
+            model,
+            processor,
+            prompts,
+            1,
+            max_completion_length,
+            temperature,
+            seed,
+            prompt_indices=indices,
         )
         for index, example, (response,) in zip(indices, batch, responses):
             if instruction == DIRECT:
                 right = relaxed_accuracy(
-                    target=clean_answer(example.answer), prediction=clean_answer(response.text), tolerance=tolerance
+                    target=clean_answer(example.answer),
+                    prediction=clean_answer(response.text),
+                    tolerance=tolerance,
                 )
                 scores = {"accuracy": float(right), "format": 0.0, "thinking": 0.0}
             else:
-                scored = score([response.text], example, truncated=[response.truncated], tolerance=tolerance)
+                scored = score(
+                    [response.text], example, truncated=[response.truncated], tolerance=tolerance
+                )
                 scores = {name: float(value[0]) for name, value in scored.items()}
                 facts = [tuple(fact) for fact in example.facts]
                 stated = set(claimed_facts(split_response(response.text)[0], facts))
@@ -82,7 +97,9 @@ def evaluate(
         "count": len(rows),
     }
     if len(by_task) > 1:
-        result.update({f"accuracy/{task}": mean(values) for task, values in sorted(by_task.items())})
+        result.update(
+            {f"accuracy/{task}": mean(values) for task, values in sorted(by_task.items())}
+        )
     return result
 
 
@@ -104,14 +121,19 @@ def interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share that was counted on `count` items."""
     z = 1.96
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    half = (
+        z
+        * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+        / (1 + z * z / count)
+    )
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """
-    The unbiased estimate of the chance that at least one of k samples is right, when `correct` of `samples` are
-    (Chen et al. 2021, arXiv 2107.03374, eq. 1). ValueError for k > samples: nothing is extrapolated.
+    The unbiased estimate of the chance that at least one of k samples is right, when `correct` of
+    `samples` are (Chen et al. 2021, arXiv 2107.03374, eq. 1). ValueError for k > samples: nothing
+    is extrapolated.
     """
     if not 1 <= k <= samples:
         raise ValueError(f"pass_at_k: k = {k} needs at least as many samples, there are {samples}")
@@ -133,20 +155,30 @@ def pass_at_ks(
     batch_rows: int = 1024,
 ) -> dict:
     """
-    pass@k for k = 1, 2, 4 .. samples from `samples` responses to each example: {"pass@k": share, ..., "right": counts}.
+    pass@k for k = 1, 2, 4 .. samples from `samples` responses to each example: {"pass@k": share,
+    ..., "right": counts}.
 
-    right: how many of an example's samples give the right marked answer; every k is computed from these counts alone.
-    batch_rows: responses decoded at a time.
+    right: how many of an example's samples give the right marked answer; every k is computed from
+    these counts alone. batch_rows: responses decoded at a time.
     """
     device = next(model.parameters()).device
     size = max(1, batch_rows // samples)
     right = []
     for start in tqdm(range(0, len(examples), size), desc="pass@k", unit="batch", disable=None):
         batch = [examples[i] for i in range(start, min(start + size, len(examples)))]
-        prompts = [prompt_to(encode_prompt(processor, e, THINK, max_pixels), device) for e in batch]
+        prompts = [
+            prompt_to(encode_prompt(processor, e, THINK, max_pixels), device) for e in batch
+        ]
         indices = list(range(start, start + len(batch)))
         groups = rollout(
-            model, processor, prompts, samples, max_completion_length, temperature, seed, prompt_indices=indices
+            model,
+            processor,
+            prompts,
+            samples,
+            max_completion_length,
+            temperature,
+            seed,
+            prompt_indices=indices,
         )
         for example, group in zip(batch, groups):
             scored = score([response.text for response in group], example, tolerance=tolerance)

@@ -1,13 +1,14 @@
 """
 Model families: what differs between them, in one table, and the one way to load any of them.
 
-A vision-language model is, to this project: `model.model` (vision tower + language model, one forward), `lm_head`,
-a chat template, an image processor and a tokenizer. Everything else is a row of FAMILIES. To add a family: add its
-row, then its rows to test_models.py, which takes it through encoding, rollout, packed log-probs, a DyME step, saving
-and reloading.
+A vision-language model is, to this project: `model.model` (vision tower + language model, one
+forward), `lm_head`, a chat template, an image processor and a tokenizer. Everything else is a row
+of FAMILIES. To add a family: add its row, then its rows to test_models.py, which takes it through
+encoding, rollout, packed log-probs, a DyME step, saving and reloading.
 
-Torchvision is not needed: the processor is put together from the Pillow image processor and the tokenizer, without
-the video half. Left out: video, several images, quantised weights, models larger than one device.
+Torchvision is not needed: the processor is put together from the Pillow image processor and the
+tokenizer, without the video half. Left out: video, several images, quantised weights, models
+larger than one device.
 """
 
 import functools
@@ -17,7 +18,12 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 from transformers import GenerationConfig
 
 from data import InputError
@@ -31,23 +37,50 @@ class Family:
     image_processor: str  # and the one for images that needs Pillow alone
     vision: str  # where the vision tower sits in model.model
     projector: tuple = ()  # what of it is the projector, where that isn't a module of its own
-    image_tokens: str = "<image>|<video>"  # the tokens, as a pattern, that stand for an image or frame it
+    image_tokens: str = (
+        "<image>|<video>"  # the tokens, as a pattern, that stand for an image or frame it
+    )
 
 
 IDEFICS3_TOKENS = "<image>|<fake_token_around_image>|<global-img>|<row_[0-9]_col_[0-9]>"
 QWEN_TOKENS = r"<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 INTERNVL_TOKENS = "<IMG_CONTEXT>|<img>|</img>|<video>"
 FAMILIES = {  # by the config's model_type
-    "llava_onevision": Family("LlavaOnevisionProcessor", "LlavaOnevisionImageProcessorPil", "vision_tower"),
-    "idefics3": Family("Idefics3Processor", "Idefics3ImageProcessorPil", "vision_model", image_tokens=IDEFICS3_TOKENS),
-    # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
-    "smolvlm": Family("Idefics3Processor", "SmolVLMImageProcessorPil", "vision_model", image_tokens=IDEFICS3_TOKENS),
-    "qwen2_vl": Family("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS),
-    "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS),
-    "qwen3_vl": Family(
-        "Qwen3VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger", "deepstack_merger_list"), QWEN_TOKENS
+    "llava_onevision": Family(
+        "LlavaOnevisionProcessor", "LlavaOnevisionImageProcessorPil", "vision_tower"
     ),
-    "internvl": Family("InternVLProcessor", "GotOcr2ImageProcessorPil", "vision_tower", image_tokens=INTERNVL_TOKENS),
+    "idefics3": Family(
+        "Idefics3Processor",
+        "Idefics3ImageProcessorPil",
+        "vision_model",
+        image_tokens=IDEFICS3_TOKENS,
+    ),
+    # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
+    "smolvlm": Family(
+        "Idefics3Processor",
+        "SmolVLMImageProcessorPil",
+        "vision_model",
+        image_tokens=IDEFICS3_TOKENS,
+    ),
+    "qwen2_vl": Family(
+        "Qwen2VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS
+    ),
+    "qwen2_5_vl": Family(
+        "Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS
+    ),
+    "qwen3_vl": Family(
+        "Qwen3VLProcessor",
+        "Qwen2VLImageProcessorPil",
+        "visual",
+        ("merger", "deepstack_merger_list"),
+        QWEN_TOKENS,
+    ),
+    "internvl": Family(
+        "InternVLProcessor",
+        "GotOcr2ImageProcessorPil",
+        "vision_tower",
+        image_tokens=INTERNVL_TOKENS,
+    ),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
 
@@ -60,14 +93,18 @@ def load_vlm(
     freeze_vision: bool = True,
 ):
     """
-    A model and its processor from a hub name or a folder; for a text-only model the processor is its tokenizer.
+    A model and its processor from a hub name or a folder; for a text-only model the processor is
+    its tokenizer.
 
     freeze_vision: the vision tower gets no gradient (as published); the projector always trains.
-    InputError, in one line, for a name that can't be had, an unsupported family, or a missing chat template.
+    InputError, in one line, for a name that can't be had, an unsupported family, or a missing chat
+    template.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-    except Exception as error:  # transformers raises OSError, ValueError, hub errors: all mean "can't read it"
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, hub errors: all mean "can't read it"
         told = f"--model {name_or_path}: {one_line(error)}; give a hub name or a folder with config.json"
         raise InputError(told) from None
     family = FAMILIES.get(config.model_type)
@@ -79,7 +116,9 @@ def load_vlm(
         )
     kinds = getattr(config.get_text_config(), "layer_types", None) or []
     if set(kinds) - {"full_attention"}:
-        raise InputError(f"--model {name_or_path}: has {sorted(set(kinds))} layers; full_attention alone is supported")
+        raise InputError(
+            f"--model {name_or_path}: has {sorted(set(kinds))} layers; full_attention alone is supported"
+        )
     try:
         processor = load_processor(name_or_path, family)
         auto_class = AutoModelForCausalLM if family is None else AutoModelForImageTextToText
@@ -89,9 +128,12 @@ def load_vlm(
     except Exception as error:
         raise InputError(f"--model {name_or_path}: {one_line(error)}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
-    # the published sampling defaults belong to the model as it was; invalid ones would even forbid saving it
+    # the published sampling defaults belong to the model as it was; invalid ones would even forbid
+    # saving it
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
     )
     return prepare(model.to(device), freeze_vision, tokenizer), processor
 
@@ -100,8 +142,9 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
     """
     Freeze the vision tower (or not), and note on the model the ids that a response can't contain.
 
-    Those are the placeholders in the config, which a forward would take for an image that isn't there, and, with the
-    tokenizer given, every token of the family's that belongs to an image: outside one it means nothing.
+    Those are the placeholders in the config, which a forward would take for an image that isn't
+    there, and, with the tokenizer given, every token of the family's that belongs to an image:
+    outside one it means nothing.
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
@@ -111,7 +154,9 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
         tower.requires_grad_(not freeze_vision)
         for name in family.projector:
             getattr(tower, name).requires_grad_(True)
-        ids = {getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")} - {None}
+        ids = {
+            getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")
+        } - {None}
         added = {} if tokenizer is None else tokenizer.get_added_vocab()
         ids |= {i for token, i in added.items() if re.fullmatch(family.image_tokens, token)}
         model.forbidden_ids = sorted(ids)
@@ -122,9 +167,11 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
 
 def take_features(model_class) -> None:
     """
-    Let the class of model.model take the tower's output in place of pixel_values, so that the tower runs only once.
+    Let the class of model.model take the tower's output in place of pixel_values, so that the
+    tower runs only once.
 
-    transformers 5.23 has an argument for that (mm_encoder_outputs); 5.17 would swallow it and see no image.
+    transformers 5.23 has an argument for that (mm_encoder_outputs); 5.17 would swallow it and see
+    no image.
     """
     compute = model_class.get_image_features
     if hasattr(compute, "takes_features"):
@@ -140,37 +187,57 @@ def take_features(model_class) -> None:
 
 
 def checkpoint_activations(model) -> None:
-    """Recompute the layers' activations in the backward pass instead of keeping them, in model.train() mode."""
+    """
+    Recompute the layers' activations in the backward pass instead of keeping them, in
+    model.train() mode.
+    """
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:  # its name up to transformers 5.17 at least
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # it also makes every embedding's output require a gradient: a frozen tower would keep its whole graph
+    # it also makes every embedding's output require a gradient: a frozen tower would keep its
+    # whole graph
     model.disable_input_require_grads()
 
 
 def load_processor(name_or_path: str, family: Family | None):
-    """The processor class of the family, from the Pillow image processor and the tokenizer, video left off."""
+    """
+    The processor class of the family, from the Pillow image processor and the tokenizer, video
+    left off.
+    """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if family is None:
         processor = tokenizer
     else:
-        image_processor = getattr(transformers, family.image_processor).from_pretrained(name_or_path)
+        image_processor = getattr(transformers, family.image_processor).from_pretrained(
+            name_or_path
+        )
         processor_class = without_video(getattr(transformers, family.processor))
         settings, _ = processor_class.get_processor_dict(name_or_path)
-        for key in ("processor_class", "image_processor", "video_processor", "tokenizer", "auto_map"):
+        for key in (
+            "processor_class",
+            "image_processor",
+            "video_processor",
+            "tokenizer",
+            "auto_map",
+        ):
             settings.pop(key, None)
         settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
-        processor = processor_class(image_processor=image_processor, tokenizer=tokenizer, **settings)
+        processor = processor_class(
+            image_processor=image_processor, tokenizer=tokenizer, **settings
+        )
     if processor.chat_template is None:
         raise InputError(
             f"--model {name_or_path}: has no chat template, so no prompt can be written; "
             f"use an instruction-tuned model, or put a chat_template.jinja beside its config.json"
         )
-    # a response ends as the template ends a turn, which isn't always with the tokenizer's own end token
+    # a response ends as the template ends a turn, which isn't always with the tokenizer's own end
+    # token
     tokenizer.eos_token = end_of_turn(processor, tokenizer) or tokenizer.eos_token
     if tokenizer.eos_token is None:
-        raise InputError(f"--model {name_or_path}: neither its chat template nor its tokenizer has an end token")
+        raise InputError(
+            f"--model {name_or_path}: neither its chat template nor its tokenizer has an end token"
+        )
     return processor
 
 
@@ -185,17 +252,28 @@ def end_of_turn(processor, tokenizer) -> str | None:
 
 
 def without_video(processor_class):
-    """The processor class without its video part, which can't even be None where torchvision is missing."""
+    """
+    The processor class without its video part, which can't even be None where torchvision is
+    missing.
+    """
     parts = ["image_processor", "tokenizer"]
-    return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(lambda cls: parts)})
+    return type(
+        processor_class.__name__,
+        (processor_class,),
+        {"get_attributes": classmethod(lambda cls: parts)},
+    )
 
 
 def save_model(folder: str | os.PathLike, model, processor) -> None:
-    """Model and processor with save_pretrained, so that plain AutoModelForImageTextToText loads them again."""
+    """
+    Model and processor with save_pretrained, so that plain AutoModelForImageTextToText loads them
+    again.
+    """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if hasattr(processor, "image_processor"):
-        # where torchvision is installed, AutoProcessor wants a video processor too and makes it from this file
+        # where torchvision is installed, AutoProcessor wants a video processor too and makes it
+        # from this file
         processor.image_processor.save_pretrained(folder)
 
 
@@ -206,8 +284,15 @@ def parameter_counts(model) -> tuple[int, int]:
 
 
 def one_line(error: Exception) -> str:
-    """An exception in one line: its kind, the beginning of what it says, and what it wants installed, if anything."""
+    """
+    An exception in one line: its kind, the beginning of what it says, and what it wants installed,
+    if anything.
+    """
     text = " ".join(str(error).split())
-    missing = re.search(r"pip install ([\w.\[\]-]*\w)|requires the (\w+) library|No module named '(\w+)", text)
+    missing = re.search(
+        r"pip install ([\w.\[\]-]*\w)|requires the (\w+) library|No module named '(\w+)", text
+    )
     package = next((name.lower() for name in missing.groups() if name), "") if missing else ""
-    return f"{type(error).__name__}: {text[:200]}" + (f" ... pip install {package}" if package else "")
+    return f"{type(error).__name__}: {text[:200]}" + (
+        f" ... pip install {package}" if package else ""
+    )

@@ -1,11 +1,14 @@
 """
-Figures: what runs logged, as curves. report.py puts them into its page as SVG, `report.py --png` into files.
+Figures: what runs logged, as curves. report.py puts them into its page as SVG, `report.py --png`
+into files.
 
-A variant (runs that differ only by seed) is a line, the mean over its seeds, and a band from the lowest to the highest.
-Metrics of single steps are noisy, P prompts each, so they are shown as moving means over a twentieth of the run; of a
-variant with one run the steps themselves lie behind, faint. Validation readings are shown as they were measured.
+A variant (runs that differ only by seed) is a line, the mean over its seeds, and a band from the
+lowest to the highest. Metrics of single steps are noisy, P prompts each, so they are shown as
+moving means over a twentieth of the run; of a variant with one run the steps themselves lie
+behind, faint. Validation readings are shown as they were measured.
 
-Left out: a plotting library for the page (two kinds of picture don't need one), time as the horizontal axis.
+Left out: a plotting library for the page (two kinds of picture don't need one), time as the
+horizontal axis.
 """
 
 import html
@@ -18,11 +21,25 @@ from runs import Run, Variant
 
 # told apart by people who see fewer colours too: (on white, on black); and dashes besides
 COLOURS = [
-    *(("#1f5fbf", "#7aaeff"), ("#c4500c", "#ff9d5c"), ("#0a8063", "#42d1a8"), ("#8b3fa8", "#d596f2")),
-    *(("#8f6a00", "#e3bf4a"), ("#566070", "#b3bcc9"), ("#0784a5", "#5cd3ee"), ("#b93a77", "#ff94c4")),
+    *(
+        ("#1f5fbf", "#7aaeff"),
+        ("#c4500c", "#ff9d5c"),
+        ("#0a8063", "#42d1a8"),
+        ("#8b3fa8", "#d596f2"),
+    ),
+    *(
+        ("#8f6a00", "#e3bf4a"),
+        ("#566070", "#b3bcc9"),
+        ("#0784a5", "#5cd3ee"),
+        ("#b93a77", "#ff94c4"),
+    ),
 ]
 DASHES = ["", "7 3", "2.5 2.5", "9 3 2.5 3"]
-MODES = {"memorize": "memorise", "explore": "explore", "skip": "skip"}  # from the bottom of the picture to its top
+MODES = {
+    "memorize": "memorise",
+    "explore": "explore",
+    "skip": "skip",
+}  # from the bottom of the picture to its top
 MODE_COLOURS = [("#f0bd55", "#d9a441"), ("#7aa7e6", "#6c9fe3"), ("#dfe3e8", "#7f8894")]
 
 WIDTH, HEIGHT = 320, 190  # of a picture, in units of about a pixel
@@ -32,7 +49,10 @@ MOST_POINTS = 400  # of a line
 
 @dataclass(frozen=True)
 class Curve:
-    """What a picture shows: a key of metrics.jsonl, or of the validation readings; share: its axis is 0 to 1."""
+    """
+    What a picture shows: a key of metrics.jsonl, or of the validation readings; share: its axis is
+    0 to 1.
+    """
 
     key: str
     title: str
@@ -55,7 +75,9 @@ CURVES = [
 
 @dataclass
 class Line:
-    """A variant's curve: its mean and range at each step; raw: the unsmoothed values of a single run."""
+    """
+    A variant's curve: its mean and range at each step; raw: the unsmoothed values of a single run.
+    """
 
     variant: Variant
     steps: list[float]
@@ -65,7 +87,7 @@ class Line:
     raw: list[float]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # from runs to lines
 
 
@@ -98,7 +120,9 @@ def smooth(numbers: list[float], reach: int) -> list[float]:
 
 
 def lines_of(variants: list[Variant], curve: Curve) -> list[Line]:
-    """A curve's line for each variant that has values, over the steps that all of its seeds have."""
+    """
+    A curve's line for each variant that has values, over the steps that all of its seeds have.
+    """
     lines = []
     for variant in variants:
         reach = 0 if curve.of_val else reach_of(variant)
@@ -116,8 +140,12 @@ def lines_of(variants: list[Variant], curve: Curve) -> list[Line]:
 
 
 def mode_lines(variant: Variant) -> list[Line]:
-    """The share of groups that were memorised, explored and skipped, or [] where it wasn't logged."""
-    lines = [line for mode in MODES for line in lines_of([variant], Curve(f"share_{mode}", "", ""))]
+    """
+    The share of groups that were memorised, explored and skipped, or [] where it wasn't logged.
+    """
+    lines = [
+        line for mode in MODES for line in lines_of([variant], Curve(f"share_{mode}", "", ""))
+    ]
     return lines if len(lines) == len(MODES) else []
 
 
@@ -133,7 +161,7 @@ def limits(curve: Curve, lines: list[Line]) -> tuple[float, float, float]:
     return last, low, low + (high - low) * 1.08 if high > low else low + 1.0
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # SVG
 
 
@@ -142,7 +170,9 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
     rough = (high - low) / most
     power = 10 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def axes(last: float, low: float, high: float):
@@ -155,9 +185,18 @@ def axes(last: float, low: float, high: float):
         value = min(max(value, low), high)
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
 
-    parts = [f'<path class="grid" d="M{LEFT} {y(value)}H{WIDTH - RIGHT}"/>' for value in ticks(low, high)]
-    parts += [f'<text x="{LEFT - 6}" y="{y(v) + 3.5}" text-anchor="end">{v:g}</text>' for v in ticks(low, high)]
-    parts += [f'<text x="{x(s)}" y="{HEIGHT - 7}" text-anchor="middle">{s:g}</text>' for s in ticks(0, last)[1:]]
+    parts = [
+        f'<path class="grid" d="M{LEFT} {y(value)}H{WIDTH - RIGHT}"/>'
+        for value in ticks(low, high)
+    ]
+    parts += [
+        f'<text x="{LEFT - 6}" y="{y(v) + 3.5}" text-anchor="end">{v:g}</text>'
+        for v in ticks(low, high)
+    ]
+    parts += [
+        f'<text x="{x(s)}" y="{HEIGHT - 7}" text-anchor="middle">{s:g}</text>'
+        for s in ticks(0, last)[1:]
+    ]
     parts.append(f'<text x="{LEFT - 6}" y="{HEIGHT - 7}">step</text>')
     return "".join(parts), x, y
 
@@ -168,7 +207,10 @@ def path(points) -> str:
 
 
 def picture(content: str, name: str, last: float) -> str:
-    """The svg element around a picture; data-last lets the page's script find the step under a pointer."""
+    """
+    The svg element around a picture; data-last lets the page's script find the step under a
+    pointer.
+    """
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(name)}"'
         f' data-last="{last:g}" data-left="{LEFT}" data-right="{RIGHT}">'
@@ -184,7 +226,9 @@ def svg_curve(curve: Curve, lines: list[Line]) -> str:
     for line in lines:
         places = [x(step) for step in line.steps]
         colour = line.variant.colour
-        parts.append(f'<g class="c{colour}" data-colour="{colour}"><title>{html.escape(line.variant.label)}</title>')
+        parts.append(
+            f'<g class="c{colour}" data-colour="{colour}"><title>{html.escape(line.variant.label)}</title>'
+        )
         if len(line.variant.runs) > 1:
             edge = [*zip(places, map(y, line.low)), *reversed([*zip(places, map(y, line.high))])]
             parts.append(f'<path class="band" d="{path(edge)}Z"/>')
@@ -199,7 +243,9 @@ def svg_curve(curve: Curve, lines: list[Line]) -> str:
 
 
 def svg_modes(lines: list[Line], label: str) -> str:
-    """The picture of the method: stacked areas of the three modes, each named where it is widest."""
+    """
+    The picture of the method: stacked areas of the three modes, each named where it is widest.
+    """
     steps = lines[0].steps
     grid, x, y = axes(steps[-1] or 1, 0.0, 1.0)
     places = [x(step) for step in steps]
@@ -207,18 +253,27 @@ def svg_modes(lines: list[Line], label: str) -> str:
     for mode, line in zip(MODES, lines):
         above = [base + share for base, share in zip(below, line.mean)]
         edge = [*zip(places, map(y, below)), *reversed([*zip(places, map(y, above))])]
-        parts.append(f'<path class="m-{mode}" d="{path(edge)}Z"><title>{MODES[mode]}</title></path>')
+        parts.append(
+            f'<path class="m-{mode}" d="{path(edge)}Z"><title>{MODES[mode]}</title></path>'
+        )
         inside = [i for i, place in enumerate(places) if LEFT + 40 < place < WIDTH - RIGHT - 40]
-        widest = max(inside, key=lambda i: line.mean[i] - abs(places[i] / WIDTH - 0.5) / 5, default=0)
+        widest = max(
+            inside, key=lambda i: line.mean[i] - abs(places[i] / WIDTH - 0.5) / 5, default=0
+        )
         if line.mean[widest] > 0.13:
             middle = y((below[widest] + above[widest]) / 2) + 4
-            names.append(f'<text class="name" x="{places[widest]}" y="{middle}">{MODES[mode]}</text>')
+            names.append(
+                f'<text class="name" x="{places[widest]}" y="{middle}">{MODES[mode]}</text>'
+            )
         below = above
     return picture("".join(parts) + grid + "".join(names), f"{label}: modes", steps[-1] or 1)
 
 
 def readings(lines: list[Line], labels: list[str], classes: list[str]) -> list[dict]:
-    """What a pointer over a picture reads, as JSON: for each line its label, class, steps, means and ranges."""
+    """
+    What a pointer over a picture reads, as JSON: for each line its label, class, steps, means and
+    ranges.
+    """
 
     def short(numbers):
         return [float(f"{number:.4g}") for number in numbers]
@@ -231,21 +286,38 @@ def readings(lines: list[Line], labels: list[str], classes: list[str]) -> list[d
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # PNG
 
 
 def save_png(variants: list[Variant], folder) -> list[Path]:
-    """The same pictures as <folder>/<key>.png and modes.png, white, for a README. InputError without matplotlib."""
+    """
+    The same pictures as <folder>/<key>.png and modes.png, white, for a README. InputError without
+    matplotlib.
+    """
     try:
         import matplotlib
     except ImportError:
-        raise InputError("--png: matplotlib is not installed; pip install matplotlib, or leave --png out") from None
+        raise InputError(
+            "--png: matplotlib is not installed; pip install matplotlib, or leave --png out"
+        ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    style.update({"font.size": 10, "axes.titlelocation": "left", "axes.titleweight": "bold", "legend.frameon": False})
+    style = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+    }
+    style.update(
+        {
+            "font.size": 10,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "legend.frameon": False,
+        }
+    )
     folder, written = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -260,11 +332,15 @@ def save_png(variants: list[Variant], folder) -> list[Path]:
             figure, ax = pyplot.subplots(figsize=(5.6, 3.4), layout="constrained")
             for line in lines:
                 colour = COLOURS[line.variant.colour][0]
-                dash = [float(part) / 1.8 for part in DASHES[line.variant.colour % len(DASHES)].split()]
+                dash = [
+                    float(part) / 1.8 for part in DASHES[line.variant.colour % len(DASHES)].split()
+                ]
                 if line.raw:
                     ax.plot(line.steps, line.raw, color=colour, alpha=0.18, linewidth=0.8)
                 if len(line.variant.runs) > 1:
-                    ax.fill_between(line.steps, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+                    ax.fill_between(
+                        line.steps, line.low, line.high, color=colour, alpha=0.15, linewidth=0
+                    )
                 marker = "o" if curve.of_val else None
                 linestyle = (0, tuple(dash)) if dash else "-"
                 label = line.variant.label.replace("$", r"\$")
@@ -278,13 +354,22 @@ def save_png(variants: list[Variant], folder) -> list[Path]:
         shown = [(variant, lines) for variant in variants if (lines := mode_lines(variant))]
         if shown:
             size = (2.6 * len(shown) + 1.4, 2.9)
-            figure, row = pyplot.subplots(1, len(shown), figsize=size, sharey=True, layout="constrained", squeeze=False)
+            figure, row = pyplot.subplots(
+                1, len(shown), figsize=size, sharey=True, layout="constrained", squeeze=False
+            )
             for ax, (variant, lines) in zip(row[0], shown):
                 colours = [light for light, _ in MODE_COLOURS]
-                ax.stackplot(lines[0].steps, *(line.mean for line in lines), colors=colours, labels=MODES.values())
+                ax.stackplot(
+                    lines[0].steps,
+                    *(line.mean for line in lines),
+                    colors=colours,
+                    labels=MODES.values(),
+                )
                 ax.set(title=variant.label.replace("$", r"\$"), xlabel="step")
                 ax.set(ylim=(0, 1), xlim=(0, lines[0].steps[-1] or 1))
             row[0][0].set_ylabel("share of groups")
-            figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside right center", reverse=True)
+            figure.legend(
+                *row[0][0].get_legend_handles_labels(), loc="outside right center", reverse=True
+            )
             save(figure, "modes")
     return written

@@ -1,8 +1,9 @@
 """
 The gallery: rollouts as a person can judge them, in HTML; report.py shows them.
 
-A group is one question: its chart, the facts, the G samples side by side with rewards and advantages, what the switch
-made of it, and the reference that was memorised. Numbers that state a fact of the chart are marked right or wrong.
+A group is one question: its chart, the facts, the G samples side by side with rewards and
+advantages, what the switch made of it, and the reference that was memorised. Numbers that state a
+fact of the chart are marked right or wrong.
 
 A model may write anything: nothing gets into the page but through `esc`.
 """
@@ -22,7 +23,7 @@ SHOWN_CHARACTERS = 4000  # of a response
 PROBE = "7777777"  # a value that no chart has
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # text that a model wrote
 
 
@@ -33,10 +34,11 @@ def esc(text) -> str:
 
 def stated_spans(text: str, facts: list) -> list[tuple[int, int, tuple[str, str]]]:
     """
-    Where a text states which facts: [(start, end, claim)], claims as claims.claimed_facts has them.
+    Where a text states which facts: [(start, end, claim)], claims as claims.claimed_facts has
+    them.
 
-    The reader of claims doesn't say where it found them. It is asked: a number is a name's value when the name's value
-    changes with it.
+    The reader of claims doesn't say where it found them. It is asked: a number is a name's value
+    when the name's value changes with it.
     """
     claims = claimed_facts(text, facts)
     spans = []
@@ -45,13 +47,20 @@ def stated_spans(text: str, facts: list) -> list[tuple[int, int, tuple[str, str]
             start, end = match.span("number")
             probed = claimed_facts(text[:start] + PROBE + text[end:], facts)
             names = {name for name, value in probed if value == PROBE}
-            own = [c for c in claims if c[0] in names and read_value(c[1]) == read_value(match["number"])]
+            own = [
+                c
+                for c in claims
+                if c[0] in names and read_value(c[1]) == read_value(match["number"])
+            ]
             spans += [(start, end, claim) for claim in own[:1]]
     return spans
 
 
 def marked(text: str, facts: list) -> str:
-    """A response as HTML: stated facts marked right or wrong, the answer bold, what is too long left out."""
+    """
+    A response as HTML: stated facts marked right or wrong, the answer bold, what is too long left
+    out.
+    """
     facts = [(str(name), str(value)) for name, value in facts]
     shown = text[:SHOWN_CHARACTERS]
     thinking = split_response(shown)[0]
@@ -63,18 +72,22 @@ def marked(text: str, facts: list) -> str:
         said = "true" if claim in facts else "false"
         title = f"{name} is {truth[name]}" + ("" if said == "true" else f", not {value}")
         parts.append(esc(thinking[place:start]))
-        parts.append(f'<mark class="is-{said}" title="{esc(title)}">{esc(thinking[start:end])}{sign(said == "true")}</mark>')
+        parts.append(
+            f'<mark class="is-{said}" title="{esc(title)}">{esc(thinking[start:end])}{sign(said == "true")}</mark>'
+        )
         place = end
     parts.append(esc(thinking[place:]))
     if len(thinking) < len(shown):
-        parts.append(f'<span class="answer">{esc(shown[len(thinking):])}</span>')
+        parts.append(f'<span class="answer">{esc(shown[len(thinking) :])}</span>')
     if len(text) > len(shown):
         parts.append(f"<small> … {len(text) - len(shown)} more characters</small>")
     found = {claim for _, _, claim in spans}
     for claim in claimed_facts(thinking, facts):  # values in words have no number to mark
         if claim not in found:
             said = "true" if claim in facts else "false"
-            parts.append(f'<br><mark class="is-{said}">{esc(" ".join(claim))}{sign(said == "true")}</mark>')
+            parts.append(
+                f'<br><mark class="is-{said}">{esc(" ".join(claim))}{sign(said == "true")}</mark>'
+            )
     return "".join(parts) or "<small>(nothing)</small>"
 
 
@@ -83,12 +96,15 @@ def sign(right: bool) -> str:
     return "<i>✓</i>" if right else "<i>✗</i>"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # the gallery
 
 
 def gallery(variants: list[Variant]) -> str:
-    """The logged groups of each variant's first run, of at most SHOWN_STEPS steps from its first to its last."""
+    """
+    The logged groups of each variant's first run, of at most SHOWN_STEPS steps from its first to
+    its last.
+    """
     parts = []
     for index, variant in enumerate(variants):
         path = variant.runs[0].folder / "groups.jsonl"
@@ -101,8 +117,13 @@ def gallery(variants: list[Variant]) -> str:
                 try:
                     parts.append(group_card(line, index))
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    place, problem = f"{path}, step {line.get('step')}", f"{type(error).__name__} {error}"
-                    raise InputError(f"{place}: not a group that train.py logs ({problem})") from None
+                    place, problem = (
+                        f"{path}, step {line.get('step')}",
+                        f"{type(error).__name__} {error}",
+                    )
+                    raise InputError(
+                        f"{place}: not a group that train.py logs ({problem})"
+                    ) from None
     return "".join(parts)
 
 
@@ -119,7 +140,11 @@ def group_card(line: dict, variant: int) -> str:
     }[mode]
     if collapsed:
         verdict = "and all rewards are equal: every advantage is 0, and nothing is learned (advantage collapse)."
-    told = f"{correct} of {len(responses)} correct, {verdict}" if responses else "This step memorises without sampling."
+    told = (
+        f"{correct} of {len(responses)} correct, {verdict}"
+        if responses
+        else "This step memorises without sampling."
+    )
     facts_list = "".join(f"<li>{esc(name)} <b>{esc(value)}</b></li>" for name, value in facts)
     image = str(line.get("image") or "")
     safe = re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", image)
@@ -134,13 +159,17 @@ def group_card(line: dict, variant: int) -> str:
     ]
     together = {}  # the same text has the same rewards: shown once, counted
     for response in responses:
-        together.setdefault((response["text"], response["total"], response["advantage"]), []).append(response)
+        together.setdefault(
+            (response["text"], response["total"], response["advantage"]), []
+        ).append(response)
     order = sorted(together.values(), key=lambda same: -same[0]["total"])
     cards = [response_card(same[0], len(same), facts, used=mode == "explore") for same in order]
     parts += ['<ol class="responses">', *cards, "</ol>"] if cards else []
     if line.get("target"):
         head = "<h3>Memorised instead</h3>" if responses else "<h3>Memorised</h3>"
-        parts.append(f'<div class="target">{head}<div class="said">{marked(line["target"], facts)}</div></div>')
+        parts.append(
+            f'<div class="target">{head}<div class="said">{marked(line["target"], facts)}</div></div>'
+        )
     return "".join(parts) + "</div></article>"
 
 
@@ -157,8 +186,16 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
     bar = f'<span class="bar"><i class="{"up" if advantage >= 0 else "down"}" style="{side}"></i></span>'
     signed = f"{advantage:+.2f}".replace("-", "−")
     unused, title = ("", "advantage") if used else (" unused", "advantage, not used")
-    rewards = [("format", "format"), ("accuracy", "accuracy"), ("thinking", "thinking"), ("total", "reward")]
-    items = "".join(f"<div><dt>{label}</dt><dd>{number(response[name], 2)}</dd></div>" for name, label in rewards)
+    rewards = [
+        ("format", "format"),
+        ("accuracy", "accuracy"),
+        ("thinking", "thinking"),
+        ("total", "reward"),
+    ]
+    items = "".join(
+        f"<div><dt>{label}</dt><dd>{number(response[name], 2)}</dd></div>"
+        for name, label in rewards
+    )
     verdict = f'<span class="sign is-{str(right).lower()}">{"✓ correct" if right else "✗ not correct"}</span>'
     times = f'<span class="times small">{count} times</span>' if count > 1 else ""
     return (

@@ -1,13 +1,16 @@
 """
-GRPO: explore by one's own samples (Shao et al. 2024, arXiv 2402.03300; used by DyME and Curr-ReFT).
+GRPO: explore by one's own samples (Shao et al. 2024, arXiv 2402.03300; used by DyME and
+Curr-ReFT).
 
-G responses to one prompt are scored; a response's advantage is how much better it did than its group, in standard
-deviations. No value network. Then PPO's clipped surrogate pushes the tokens of good responses up and of bad ones down.
-When all G rewards are equal every advantage is 0 and the group teaches nothing: *advantage collapse*, the failure
-that DyME's switch (dyme.py) turns into a memorised reference.
+G responses to one prompt are scored; a response's advantage is how much better it did than its
+group, in standard deviations. No value network. Then PPO's clipped surrogate pushes the tokens of
+good responses up and of bad ones down. When all G rewards are equal every advantage is 0 and the
+group teaches nothing: *advantage collapse*, the failure that DyME's switch (dyme.py) turns into a
+memorised reference.
 
-Left out: several updates per batch of rollouts. At one update the ratio is exactly 1 (the loss value is then about 0
-while its gradient isn't), but clipping is written in full: it is what keeps a stale or reused batch in bounds.
+Left out: several updates per batch of rollouts. At one update the ratio is exactly 1 (the loss
+value is then about 0 while its gradient isn't), but clipping is written in full: it is what keeps
+a stale or reused batch in bounds.
 """
 
 import torch
@@ -17,11 +20,13 @@ def group_advantages(rewards: torch.Tensor, scale: bool = True, eps: float = 1e-
     """
     Advantages relative to the group (GRPO, eq. in section 4.1.2; DyME, section 2).
 
-    rewards (P, G). Returns (P, G): (r - mean) / (std + eps), std unbiased; with scale=False (Dr. GRPO) only r - mean.
-    A group of one has nothing to compare itself with: ValueError.
+    rewards (P, G). Returns (P, G): (r - mean) / (std + eps), std unbiased; with scale=False (Dr.
+    GRPO) only r - mean. A group of one has nothing to compare itself with: ValueError.
     """
     if rewards.shape[-1] < 2:
-        raise ValueError("group_advantages: num_generations must be at least 2, a group compares with itself")
+        raise ValueError(
+            "group_advantages: num_generations must be at least 2, a group compares with itself"
+        )
     centred = rewards - rewards.mean(dim=-1, keepdim=True)  # (P, G)
     if not scale:
         return centred
@@ -42,20 +47,24 @@ def grpo_loss(
     normalizer: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """
-    The clipped surrogate (PPO, eq. 7) with GRPO's advantages and, for beta > 0, a KL term to a frozen reference.
+    The clipped surrogate (PPO, eq. 7) with GRPO's advantages and, for beta > 0, a KL term to a
+    frozen reference.
 
-    logprobs (N, C): log p of each token under the policy, with gradient. old_logprobs (N, C): under the policy that
-    sampled it; None = the same policy (one update per batch), ratio 1. advantages (N,). completion_mask (N, C).
-    ref_logprobs (N, C): under the reference model, needed when beta > 0.
-    loss_type: what a token weighs. "grpo": 1 / its sequence's length. "bnpo", "dapo", "dr_grpo": every token alike.
-    normalizer: what the sum is divided by. By default what is at hand: the N rows (grpo), the tokens (bnpo, dapo), or
-    N * C (dr_grpo: a constant, so that a long wrong answer isn't cheaper). The training loop passes the whole step's, so
-    that micro-batches and processes change nothing.
-    Returns the scalar loss and statistics: clip_low, clip_high (share of tokens clipped from below and from above),
-    kl (mean per token, nats). ValueError on an unknown loss_type or a missing reference.
+    logprobs (N, C): log p of each token under the policy, with gradient. old_logprobs (N, C):
+    under the policy that sampled it; None = the same policy (one update per batch), ratio 1.
+    advantages (N,). completion_mask (N, C). ref_logprobs (N, C): under the reference model, needed
+    when beta > 0. loss_type: what a token weighs. "grpo": 1 / its sequence's length. "bnpo",
+    "dapo", "dr_grpo": every token alike. normalizer: what the sum is divided by. By default what
+    is at hand: the N rows (grpo), the tokens (bnpo, dapo), or N * C (dr_grpo: a constant, so that
+    a long wrong answer isn't cheaper). The training loop passes the whole step's, so that
+    micro-batches and processes change nothing. Returns the scalar loss and statistics: clip_low,
+    clip_high (share of tokens clipped from below and from above), kl (mean per token, nats).
+    ValueError on an unknown loss_type or a missing reference.
     """
     if loss_type not in ("grpo", "bnpo", "dr_grpo", "dapo"):
-        raise ValueError(f"grpo_loss: unknown loss_type {loss_type!r}; one of grpo, bnpo, dr_grpo, dapo")
+        raise ValueError(
+            f"grpo_loss: unknown loss_type {loss_type!r}; one of grpo, bnpo, dr_grpo, dapo"
+        )
     if beta > 0 and ref_logprobs is None:
         raise ValueError("grpo_loss: beta > 0 needs ref_logprobs")
     mask = completion_mask.to(logprobs.dtype)  # (N, C)
@@ -81,8 +90,10 @@ def grpo_loss(
 
     with torch.no_grad():
         stats = {
-            "clip_low": (((ratio < 1 - epsilon_low) & (advantages < 0)) * mask).sum().item() / tokens.item(),
-            "clip_high": (((ratio > 1 + epsilon_high) & (advantages > 0)) * mask).sum().item() / tokens.item(),
+            "clip_low": (((ratio < 1 - epsilon_low) & (advantages < 0)) * mask).sum().item()
+            / tokens.item(),
+            "clip_high": (((ratio > 1 + epsilon_high) & (advantages > 0)) * mask).sum().item()
+            / tokens.item(),
             "kl": (kl * mask).sum().item() / tokens.item(),
         }
     return loss, stats

@@ -1,14 +1,15 @@
 """
 How much memory a training step takes, worked out before it is tried.
 
-A step has two peaks, and the larger one counts. While it samples there are the caches: each prompt's keys and values
-once (twice for a moment, as prefill pads them), those of every response, and the logits of one decode step. While it
-learns there are the gradients, what the layers keep for the backward pass, and the head's logits, a chunk at a time.
-Weights, optimizer states and the image features of the step's prompts are there throughout.
+A step has two peaks, and the larger one counts. While it samples there are the caches: each
+prompt's keys and values once (twice for a moment, as prefill pads them), those of every response,
+and the logits of one decode step. While it learns there are the gradients, what the layers keep
+for the backward pass, and the head's logits, a chunk at a time. Weights, optimizer states and the
+image features of the step's prompts are there throughout.
 
-The formulas count the tensors that this code's forward keeps, with the packed row of model.py; test_models.py
-compares them with measured peaks. Left out: what CUDA takes for itself, about 0.5 GB, and the allocator's fragments:
-keep 10 % free.
+The formulas count the tensors that this code's forward keeps, with the packed row of model.py;
+test_models.py compares them with measured peaks. Left out: what CUDA takes for itself, about 0.5
+GB, and the allocator's fragments: keep 10 % free.
 """
 
 from dataclasses import dataclass
@@ -54,26 +55,38 @@ def shape_of(model, prompt, **knobs) -> Shape:
 
 def memory_estimate(model, shape: Shape) -> dict[str, int]:
     """
-    Bytes by part: weights, optimizer, features; caches, while sampling; gradients, activations, head, while learning;
-    and "peak": what the step needs at most. The model may be on the meta device: only its sizes are looked at.
+    Bytes by part: weights, optimizer, features; caches, while sampling; gradients, activations,
+    head, while learning; and "peak": what the step needs at most. The model may be on the meta
+    device: only its sizes are looked at.
     """
     text = model.config.get_text_config()
     width, layers, heads, mlp = (
-        text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.intermediate_size
+        text.hidden_size,
+        text.num_hidden_layers,
+        text.num_attention_heads,
+        text.intermediate_size,
     )
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or width // heads
     query_width, key_width = heads * head_dim, key_heads * head_dim
     size = model.get_output_embeddings().weight.element_size()
-    prompt, completion, generations = shape.prompt_length, shape.max_completion_length, shape.num_generations
+    prompt, completion, generations = (
+        shape.prompt_length,
+        shape.max_completion_length,
+        shape.num_generations,
+    )
     rows = shape.prompts_per_step * generations
     trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
 
     vision_width, vision_kept = vision_sizes(model)
-    frozen_tower = not any(p.requires_grad for name, p in model.named_parameters() if "patch_embed" in name)
+    frozen_tower = not any(
+        p.requires_grad for name, p in model.named_parameters() if "patch_embed" in name
+    )
     # the projector's graph: its input, and what stands before and after its activation function
-    features = shape.patches * size * (vision_width + 2 * width) + shape.image_tokens * width * size
+    features = (
+        shape.patches * size * (vision_width + 2 * width) + shape.image_tokens * width * size
+    )
 
     # ---- sampling
     cached_token = 2 * layers * key_width * size
@@ -82,13 +95,17 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     prefill = prompt_cache + max(prompt_cache, prefill_row * size * (3 * mlp + 4 * width))
     scores = rows * heads * (prompt + completion) * (3 * size + 4)
     suffix_cache = rows * completion * cached_token
-    logits = rows * text.vocab_size * (size + 16)  # cumulative probabilities are float64, from another float64
+    logits = (
+        rows * text.vocab_size * (size + 16)
+    )  # cumulative probabilities are float64, from another float64
     caches = max(prefill, prompt_cache + suffix_cache * (1 + 1 / layers) + max(logits, scores))
 
     # ---- learning: one packed row of `tokens`, of which `learnt` are completions
     learnt = shape.micro_batch_prompts * generations * completion
     tokens = shape.micro_batch_prompts * prompt + learnt
-    seen = shape.micro_batch_prompts * generations * (prompt + completion)  # the keys that completions look at
+    seen = (
+        shape.micro_batch_prompts * generations * (prompt + completion)
+    )  # the keys that completions look at
     norms = 2 * (4 + size) * width * tokens  # a norm keeps its input as fp32
     if any("q_norm" in name for name, _ in model.named_parameters()):
         norms += (4 + size) * (query_width + key_width) * tokens
@@ -112,7 +129,8 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     parts = {
         "weights": weights * (2 if shape.beta > 0 else 1),
         "optimizer": 2 * trainable,
-        "features": features * (shape.prompts_per_step if frozen_tower else shape.micro_batch_prompts),
+        "features": features
+        * (shape.prompts_per_step if frozen_tower else shape.micro_batch_prompts),
         "caches": int(caches),
         "gradients": trainable,
         "activations": kept + backward,
@@ -124,7 +142,10 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
 
 
 def vision_sizes(model) -> tuple[int, int]:
-    """Width of the vision tower, and how many numbers its layers keep of a patch when it trains; without one, 0, 0."""
+    """
+    Width of the vision tower, and how many numbers its layers keep of a patch when it trains;
+    without one, 0, 0.
+    """
     config = getattr(model.config, "vision_config", None)
     if config is None:
         return 0, 0
@@ -135,11 +156,16 @@ def vision_sizes(model) -> tuple[int, int]:
 
 
 def report_memory(parts: dict[str, int], device=None) -> list[str]:
-    """The estimate in lines of text; on CUDA a warning with the flags that help, where it is more than is free."""
+    """
+    The estimate in lines of text; on CUDA a warning with the flags that help, where it is more
+    than is free.
+    """
     listed = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
     lines = [f"memory of a step, estimated, in GiB: {listed}"]
     if device is not None and torch.device(device).type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         if parts["peak"] > 0.9 * free:
-            lines.append(f"warning: {free / 2**30:.1f} GiB are there for it, likely too little; what helps: {FLAGS}")
+            lines.append(
+                f"warning: {free / 2**30:.1f} GiB are there for it, likely too little; what helps: {FLAGS}"
+            )
     return lines

@@ -1,7 +1,8 @@
 """
 Metrics: what a step looked like, in one line of <output_dir>/metrics.jsonl.
 
-Sums first, so that several processes can add theirs up; then means. What to watch, and why, stands in the README.
+Sums first, so that several processes can add theirs up; then means. What to watch, and why, stands
+in the README.
 """
 
 import base64
@@ -20,14 +21,30 @@ from dyme import MODE_NAMES
 from evaluate import interval
 from model import get_tokenizer
 
-SUMMED = ("responses", "reward", "format", "accuracy", "thinking", "correct", "length", "truncated", "distinct", "advantage")
+SUMMED = (
+    "responses",
+    "reward",
+    "format",
+    "accuracy",
+    "thinking",
+    "correct",
+    "length",
+    "truncated",
+    "distinct",
+    "advantage",
+)
 
 
 def rollout_sums(responses, scores, advantages, modes) -> dict[str, float]:
-    """Sums over this process's groups and responses, to be added up over processes and divided in `means`."""
+    """
+    Sums over this process's groups and responses, to be added up over processes and divided in
+    `means`.
+    """
     sums = {f"groups/{name}": float((modes == mode).sum()) for mode, name in enumerate(MODE_NAMES)}
     sums["groups"] = float(len(modes))
-    sums.update(dict.fromkeys((*SUMMED, "groups/equal", "groups/all_wrong", "groups/all_right"), 0.0))
+    sums.update(
+        dict.fromkeys((*SUMMED, "groups/equal", "groups/all_wrong", "groups/all_right"), 0.0)
+    )
     for group, scored, advantage in zip(responses, scores, advantages):
         sums["responses"] += len(group)
         sums["reward"] += scored["total"].sum().item()
@@ -45,16 +62,31 @@ def rollout_sums(responses, scores, advantages, modes) -> dict[str, float]:
 
 def means(sums: dict[str, float]) -> dict[str, float]:
     """A metrics line's shares and means from the step's sums."""
-    line = {f"share_{name[7:]}": value / max(sums["groups"], 1) for name, value in sums.items() if name.startswith("groups/")}
+    line = {
+        f"share_{name[7:]}": value / max(sums["groups"], 1)
+        for name, value in sums.items()
+        if name.startswith("groups/")
+    }
     if sums["responses"]:
-        for name in ("reward", "format", "accuracy", "thinking", "correct", "truncated", "distinct", "advantage"):
+        for name in (
+            "reward",
+            "format",
+            "accuracy",
+            "thinking",
+            "correct",
+            "truncated",
+            "distinct",
+            "advantage",
+        ):
             line[name] = sums[name] / sums["responses"]
         line["completion_length"] = sums["length"] / sums["responses"]
     for name in ("entropy", "kl", "clip_low", "clip_high"):
         line[name] = sums[name] / max(sums["tokens"], 1)
     line["loss"] = sums["loss"]
     line["skipped_prompts"] = sums["skipped"]
-    line.update({name: value for name, value in sums.items() if name.startswith(("judge_", "refiner_"))})
+    line.update(
+        {name: value for name, value in sums.items() if name.startswith(("judge_", "refiner_"))}
+    )
     return line
 
 
@@ -80,11 +112,16 @@ class Log:
     def append(self, name: str, line: dict) -> None:
         """One JSON line to a file of the run; NaN and infinity, which JSON lacks, as null."""
         if self.active:
-            clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
+            clean = {
+                key: None if isinstance(v, float) and not math.isfinite(v) else v
+                for key, v in line.items()
+            }
             with open(Path(self.output_dir) / name, "a", encoding="utf-8") as file:
                 text = json.dumps(clean, ensure_ascii=False)
                 # of control characters JSON escapes only some: the others would act on a terminal
-                file.write("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text) + "\n")
+                file.write(
+                    "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text) + "\n"
+                )
 
     def write(self, name: str, content: dict) -> None:
         """A whole JSON file of the run."""
@@ -95,7 +132,9 @@ class Log:
     def positions(self) -> dict[str, dict[str, int]]:
         """How far the line files are written, in bytes: what a checkpoint remembers of them."""
         paths = [Path(self.output_dir) / name for name in ("metrics.jsonl", "groups.jsonl")]
-        return {"positions": {path.name: path.stat().st_size if path.exists() else 0 for path in paths}}
+        return {
+            "positions": {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
+        }
 
     def cut(self, state: dict) -> None:
         """Back to a checkpoint's positions, so that no step stands twice in a file."""
@@ -105,14 +144,22 @@ class Log:
 
 
 def seconds(clock: list[float]) -> dict[str, float]:
-    """Seconds of a step's parts from its four marks: start, end of the rollout, start of the update, end."""
+    """
+    Seconds of a step's parts from its four marks: start, end of the rollout, start of the update,
+    end.
+    """
     names = ("seconds_rollout", "seconds_score", "seconds_update")
     parts = {name: end - start for name, start, end in zip(names, clock, clock[1:])}
     return {**parts, "seconds": clock[-1] - clock[0]}
 
 
-def group_lines(step, examples, responses, scores, advantages, modes, targets, processor, most: int = 2):
-    """A few groups of a step as report.py shows them: chart, question, facts, responses, rewards, mode, target."""
+def group_lines(
+    step, examples, responses, scores, advantages, modes, targets, processor, most: int = 2
+):
+    """
+    A few groups of a step as report.py shows them: chart, question, facts, responses, rewards,
+    mode, target.
+    """
     for p, example in enumerate(examples[:most]):
         line = {
             "step": step,
@@ -126,7 +173,9 @@ def group_lines(step, examples, responses, scores, advantages, modes, targets, p
         }
         for g, response in enumerate(responses[p] if responses else []):
             rewards = {name: float(value[g]) for name, value in scores[p].items()}
-            line["responses"].append({"text": response.text, "advantage": float(advantages[p, g]), **rewards})
+            line["responses"].append(
+                {"text": response.text, "advantage": float(advantages[p, g]), **rewards}
+            )
         yield line
 
 
@@ -138,7 +187,9 @@ def thumbnail(example, side: int = 320) -> str | None:
     scale = side / max(image.size)
     size = [max(1, round(length * scale)) for length in image.size]
     if scale < 1 or max(image.size) <= 64:
-        image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+        image = image.resize(
+            size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+        )
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

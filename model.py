@@ -1,10 +1,11 @@
 """
 The model: load it, write its prompt, and read log-probabilities off ONE packed forward.
 
-DyME needs the log-probabilities of G completions of the same prompt. Padded rows [G, P + C] would push the image
-prompt, nearly all of the tokens, through the model G times. Here the row is [prompt, c1, c2, .. cG]: the prompt once,
-each completion attending to the prompt and to itself alone, its positions restarting where the prompt ends. A causal
-model can't tell the difference (test_core.py), and an update is several times faster and smaller (README, bench.py).
+DyME needs the log-probabilities of G completions of the same prompt. Padded rows [G, P + C] would
+push the image prompt, nearly all of the tokens, through the model G times. Here the row is
+[prompt, c1, c2, .. cG]: the prompt once, each completion attending to the prompt and to itself
+alone, its positions restarting where the prompt ends. A causal model can't tell the difference
+(test_core.py), and an update is several times faster and smaller (README, bench.py).
 
 What differs between model families stands in families.py, the embedded tiny model in tiny.py.
 Left out: several images in one prompt, video, tensor parallelism.
@@ -27,9 +28,10 @@ DIRECT = "Answer with a single word or number."
 @dataclass
 class Prompt:
     """
-    One encoded prompt. input_ids (1, P) with the image's placeholder tokens; images: the processor's other tensors
-    (pixel_values, image_sizes, image_grid_thw, ...), empty for text; token_types (1, P) where the family has them;
-    features: the vision tower's output, computed once and used by rollout and update alike, or None.
+    One encoded prompt. input_ids (1, P) with the image's placeholder tokens; images: the
+    processor's other tensors (pixel_values, image_sizes, image_grid_thw, ...), empty for text;
+    token_types (1, P) where the family has them; features: the vision tower's output, computed
+    once and used by rollout and update alike, or None.
     """
 
     input_ids: torch.Tensor
@@ -38,7 +40,7 @@ class Prompt:
     features: object | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # the prompt
 
 
@@ -47,17 +49,23 @@ def get_tokenizer(processor):
     return getattr(processor, "tokenizer", processor)
 
 
-def encode_prompt(processor, example, instruction: str = THINK, max_pixels: int | None = None) -> Prompt:
+def encode_prompt(
+    processor, example, instruction: str = THINK, max_pixels: int | None = None
+) -> Prompt:
     """
-    THE prompt: image, instruction, question, through the model's own chat template; for training and evaluation.
+    THE prompt: image, instruction, question, through the model's own chat template; for training
+    and evaluation.
 
-    max_pixels caps the image's area (in pixels) before the processor sees it; nothing is ever truncated.
+    max_pixels caps the image's area (in pixels) before the processor sees it; nothing is ever
+    truncated.
     """
     image = open_image(example, max_pixels)
     text = f"{instruction}\n{example.question}"
     image_token = getattr(processor, "image_token", None)
     if image_token and image_token in text:
-        raise InputError(f"{example.id or 'example'}: take {image_token} out of the question; the image is put in for you")
+        raise InputError(
+            f"{example.id or 'example'}: take {image_token} out of the question; the image is put in for you"
+        )
     if hasattr(processor, "image_processor"):
         content = [{"type": "text", "text": text}]
         if image is not None:
@@ -66,30 +74,39 @@ def encode_prompt(processor, example, instruction: str = THINK, max_pixels: int 
     elif image is None:
         messages = [{"role": "user", "content": text}]
     else:
-        raise InputError(f"{example.id or 'example'}: has an image, but the model is text only; choose a VLM with --model")
+        raise InputError(
+            f"{example.id or 'example'}: has an image, but the model is text only; choose a VLM with --model"
+        )
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if image is None:
         tokens = get_tokenizer(processor)(prompt, return_tensors="pt", add_special_tokens=False)
         return Prompt(tokens["input_ids"])
-    inputs = dict(processor(images=[image], text=[prompt], return_tensors="pt", add_special_tokens=False))
+    inputs = dict(
+        processor(images=[image], text=[prompt], return_tensors="pt", add_special_tokens=False)
+    )
     inputs.pop("attention_mask")
-    return Prompt(inputs.pop("input_ids"), token_types=inputs.pop("mm_token_type_ids", None), images=inputs)
+    return Prompt(
+        inputs.pop("input_ids"), token_types=inputs.pop("mm_token_type_ids", None), images=inputs
+    )
 
 
 def prompt_to(prompt: Prompt, device) -> Prompt:
     """The same prompt with its tensors on `device`."""
-    images = {name: value.to(device) if torch.is_tensor(value) else value for name, value in prompt.images.items()}
+    images = {
+        name: value.to(device) if torch.is_tensor(value) else value
+        for name, value in prompt.images.items()
+    }
     types = None if prompt.token_types is None else prompt.token_types.to(device)
     return Prompt(prompt.input_ids.to(device), images, types, prompt.features)
 
 
 def image_features(model, prompt: Prompt):
     """
-    The vision tower and projector on one prompt's image, in the form that model.model(pixel_values=) takes instead of
-    pixels (see families.take_features).
+    The vision tower and projector on one prompt's image, in the form that
+    model.model(pixel_values=) takes instead of pixels (see families.take_features).
 
-    With a frozen tower the graph kept is the projector's alone, so that one call serves rollout and update.
-    Returns None for a prompt without an image.
+    With a frozen tower the graph kept is the projector's alone, so that one call serves rollout
+    and update. Returns None for a prompt without an image.
     """
     if prompt.features is not None or not prompt.images:
         return prompt.features
@@ -113,12 +130,17 @@ def row_features(model, prompts: list[Prompt]):
         return None
     joined = {"pooler_output": join([f.pooler_output for f in features])}
     if hasattr(features[0], "deepstack_features"):
-        joined["deepstack_features"] = [join(level) for level in zip(*(f.deepstack_features for f in features))]
+        joined["deepstack_features"] = [
+            join(level) for level in zip(*(f.deepstack_features for f in features))
+        ]
     return SimpleNamespace(**joined)
 
 
 def join(parts: list):
-    """Concatenate what families return: a tensor (tiles, tokens, width), or a sequence with a tensor an image."""
+    """
+    Concatenate what families return: a tensor (tiles, tokens, width), or a sequence with a tensor
+    an image.
+    """
     if torch.is_tensor(parts[0]):
         return torch.cat(parts)
     return [image for part in parts for image in part]
@@ -131,21 +153,25 @@ def prompt_positions(model, prompt: Prompt) -> torch.Tensor:
         axes = 3 if hasattr(model.model, "get_rope_index") else 1
         return torch.arange(length, device=prompt.input_ids.device).expand(axes, length)
     positions, _ = model.model.get_rope_index(
-        prompt.input_ids, mm_token_type_ids=prompt.token_types, image_grid_thw=prompt.images["image_grid_thw"]
+        prompt.input_ids,
+        mm_token_type_ids=prompt.token_types,
+        image_grid_thw=prompt.images["image_grid_thw"],
     )
     return positions[:, 0]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # the packed row
 
 
 def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     """
-    One row [p1, c11 .. c1G, p2, c21 ..] of the prompts and their completions (token ids, each not empty).
+    One row [p1, c11 .. c1G, p2, c21 ..] of the prompts and their completions (token ids, each not
+    empty).
 
-    Returns the keyword arguments of model.model(...), and for each completion token the index of the position whose
-    hidden state predicts it: a completion's first token is predicted by the prompt's last. T = all tokens of the row.
+    Returns the keyword arguments of model.model(...), and for each completion token the index of
+    the position whose hidden state predicts it: a completion's first token is predicted by the
+    prompt's last. T = all tokens of the row.
     """
     device = prompts[0].input_ids.device
     ids, positions, segments, predictors = [], [], [], []
@@ -169,7 +195,9 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     position_ids = torch.cat(positions, dim=1)  # (A, T)
     inputs = {
         "input_ids": torch.cat(ids)[None],  # (1, T)
-        "position_ids": position_ids if len(position_ids) == 1 else position_ids[:, None],  # (1, T) or (3, 1, T)
+        "position_ids": position_ids
+        if len(position_ids) == 1
+        else position_ids[:, None],  # (1, T) or (3, 1, T)
         "segments": segments,
         "masks": {},  # filled by the first layer, shared by all
     }
@@ -179,26 +207,36 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     return inputs, torch.tensor(predictors, device=device)
 
 
-def packed_attention(module, query, key, value, attention_mask, *, scaling, segments, masks, **kwargs):
+def packed_attention(
+    module, query, key, value, attention_mask, *, scaling, segments, masks, **kwargs
+):
     """
     Attention inside a packed row, in transformers' AttentionInterface form.
 
-    query (1, H, T, D), key and value (1, K, T, D) with K <= H key heads. segments: for each prompt its length and its
-    completions' lengths. A prompt sees itself, causally. A completion's keys are [prompt, itself]: its token i sees the
-    prompt and its own first i + 1. No T x T mask, and no pair of siblings, is ever computed. masks: the row's own cache
-    of the completions' masks, (length of completion, of completion + prompt) -> mask. Returns (1, T, H, D).
+    query (1, H, T, D), key and value (1, K, T, D) with K <= H key heads. segments: for each prompt
+    its length and its completions' lengths. A prompt sees itself, causally. A completion's keys
+    are [prompt, itself]: its token i sees the prompt and its own first i + 1. No T x T mask, and
+    no pair of siblings, is ever computed. masks: the row's own cache of the completions' masks,
+    (length of completion, of completion + prompt) -> mask. Returns (1, T, H, D).
     """
     heads, key_heads = query.shape[1], key.shape[1]
     repeats = heads // key_heads
     lengths = [length for group in segments for length in group]
     # one split, not many slices: its backward is one concatenation
-    parts = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2))
+    parts = zip(
+        query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
+    )
     outputs = []
     for group in segments:
         prompt_query, prompt_key, prompt_value = next(parts)
         outputs.append(
             F.scaled_dot_product_attention(
-                prompt_query, prompt_key, prompt_value, is_causal=True, scale=scaling, enable_gqa=repeats > 1
+                prompt_query,
+                prompt_key,
+                prompt_value,
+                is_causal=True,
+                scale=scaling,
+                enable_gqa=repeats > 1,
             )
         )
         for length in group[1:]:
@@ -220,9 +258,11 @@ def packed_attention(module, query, key, value, attention_mask, *, scaling, segm
 
 def completion_mask(query, size: tuple[int, int], repeats: int) -> torch.Tensor:
     """
-    What a completion sees of [prompt, itself], added to its scores: (repeats * C, P + C), size = (C, P + C).
+    What a completion sees of [prompt, itself], added to its scores: (repeats * C, P + C), size =
+    (C, P + C).
 
-    Given a bool mask, or on CUDA one whose rows aren't aligned, each layer would make a copy and keep it for backward.
+    Given a bool mask, or on CUDA one whose rows aren't aligned, each layer would make a copy and
+    keep it for backward.
     """
     aligned = -(-size[1] // 16) * 16
     mask = torch.full((size[0], aligned), -torch.inf, dtype=query.dtype, device=query.device)
@@ -234,7 +274,9 @@ AttentionInterface.register("packed", packed_attention)
 
 @contextmanager
 def language_attention(model, name: str):
-    """Inside, the language model (never the vision tower) attends by the registered function `name`."""
+    """
+    Inside, the language model (never the vision tower) attends by the registered function `name`.
+    """
     text_config = model.config.get_text_config()
     before = text_config._attn_implementation
     in_vlm = text_config is not model.config
@@ -245,12 +287,14 @@ def language_attention(model, name: str):
         model.set_attn_implementation({"text_config": before} if in_vlm else before)
 
 
-def completion_hidden(model, prompts: list[Prompt], completions: list[list[list[int]]]) -> torch.Tensor:
+def completion_hidden(
+    model, prompts: list[Prompt], completions: list[list[list[int]]]
+) -> torch.Tensor:
     """
     The hidden states that predict the completions' tokens, with gradient, from one packed forward.
 
-    completions: per prompt a list of token-id lists. Returns (tokens, width), all completions in order: the rows of the
-    prompts never reach the head.
+    completions: per prompt a list of token-id lists. Returns (tokens, width), all completions in
+    order: the rows of the prompts never reach the head.
     """
     inputs, predictors = pack(model, prompts, completions)
     with language_attention(model, "packed"):
@@ -262,8 +306,9 @@ def token_logprobs(model, hidden: torch.Tensor, targets: torch.Tensor, temperatu
     """
     The head on hidden (n, width), and what it says of targets (n,).
 
-    The distribution is the one that rollout.py samples from: divided by temperature, without the ids that a response
-    can't contain. Returns log p of the targets (n,) with gradient, in nats, and the entropy (n,) without.
+    The distribution is the one that rollout.py samples from: divided by temperature, without the
+    ids that a response can't contain. Returns log p of the targets (n,) with gradient, in nats,
+    and the entropy (n,) without.
     """
     logits = model.get_output_embeddings()(hidden).float() / temperature  # (n, V)
     logits = forbid(model, logits)
@@ -275,7 +320,10 @@ def token_logprobs(model, hidden: torch.Tensor, targets: torch.Tensor, temperatu
 
 
 def forbid(model, logits: torch.Tensor) -> torch.Tensor:
-    """logits (n, V) with the image placeholders' ids at the dtype's lowest finite value: never sampled, never scored."""
+    """
+    logits (n, V) with the image placeholders' ids at the dtype's lowest finite value: never
+    sampled, never scored.
+    """
     ids = getattr(model, "forbidden_ids", None)
     if not ids:
         return logits
@@ -283,15 +331,20 @@ def forbid(model, logits: torch.Tensor) -> torch.Tensor:
     return logits.index_fill(-1, index, torch.finfo(logits.dtype).min)
 
 
-def completion_logprobs(model, prompt: Prompt, completions: list[list[int]], temperature: float = 1.0):
+def completion_logprobs(
+    model, prompt: Prompt, completions: list[list[int]], temperature: float = 1.0
+):
     """
     Log-probabilities of G completions of one prompt from ONE packed forward, with gradient.
 
-    completions: G lists of token ids, end token included. Returns logprobs (G, C) in nats, 0 at the padding on the right, and
-    completion_mask (G, C), C the longest completion. The plain form; train.py's update does the same in chunks.
+    completions: G lists of token ids, end token included. Returns logprobs (G, C) in nats, 0 at
+    the padding on the right, and completion_mask (G, C), C the longest completion. The plain form;
+    train.py's update does the same in chunks.
     """
     hidden = completion_hidden(model, [prompt], [completions])  # (tokens, width)
-    targets = torch.tensor([token for completion in completions for token in completion], device=hidden.device)
+    targets = torch.tensor(
+        [token for completion in completions for token in completion], device=hidden.device
+    )
     flat, _ = token_logprobs(model, hidden, targets, temperature)
     return pad_rows(flat, [len(completion) for completion in completions])
 
@@ -299,5 +352,8 @@ def completion_logprobs(model, prompt: Prompt, completions: list[list[int]], tem
 def pad_rows(flat: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """flat (tokens,) as rows (N, C) padded on the right with 0, and their mask (N, C)."""
     rows = torch.nn.utils.rnn.pad_sequence(list(flat.split(lengths)), batch_first=True)
-    mask = torch.arange(rows.shape[1], device=flat.device)[None] < torch.tensor(lengths, device=flat.device)[:, None]
+    mask = (
+        torch.arange(rows.shape[1], device=flat.device)[None]
+        < torch.tensor(lengths, device=flat.device)[:, None]
+    )
     return rows, mask

@@ -1,8 +1,10 @@
 """
-Predictions: a model's response to every question of a split, written down one by one; `sample.py --eval` runs it.
+Predictions: a model's response to every question of a split, written down one by one; `sample.py
+--eval` runs it.
 
-It can be stopped at any time and goes on where it was. Relaxed accuracy is counted by task, ChartQA's human and
-augmented questions apart, with Wilson's interval. Left out: what evaluate.py measures besides.
+It can be stopped at any time and goes on where it was. Relaxed accuracy is counted by task,
+ChartQA's human and augmented questions apart, with Wilson's interval. Left out: what evaluate.py
+measures besides.
 """
 
 import json
@@ -24,15 +26,31 @@ TOLERANCE = 0.05  # relaxed accuracy, as in evaluation
 
 
 def predict(
-    model, processor, examples, config: Config, path: Path, *, how: dict, temperature: float, seed: int, batch_size: int
+    model,
+    processor,
+    examples,
+    config: Config,
+    path: Path,
+    *,
+    how: dict,
+    temperature: float,
+    seed: int,
+    batch_size: int,
 ) -> list[dict]:
     """
-    One response to each example, appended to the jsonl file at `path`; what stands there already is not asked again.
+    One response to each example, appended to the jsonl file at `path`; what stands there already
+    is not asked again.
 
-    how: says where the questions come from. With the sampling's settings and a checksum of the weights it is part of
-    every line, and a line that came about otherwise is left alone. Returns the lines, in the examples' order.
+    how: says where the questions come from. With the sampling's settings and a checksum of the
+    weights it is part of every line, and a line that came about otherwise is left alone. Returns
+    the lines, in the examples' order.
     """
-    how = {**how, "weights": checksum(model), "max_pixels": config.max_pixels, "temperature": temperature}
+    how = {
+        **how,
+        "weights": checksum(model),
+        "max_pixels": config.max_pixels,
+        "temperature": temperature,
+    }
     how["max_completion_length"] = config.max_completion_length
     if temperature > 0:
         how["seed"] = seed
@@ -45,21 +63,42 @@ def predict(
         for start in range(0, len(todo), batch_size):
             places = todo[start : start + batch_size]
             batch = [examples[i] for i in places]
-            prompts = [encode_prompt(processor, example, max_pixels=config.max_pixels) for example in batch]
+            prompts = [
+                encode_prompt(processor, example, max_pixels=config.max_pixels)
+                for example in batch
+            ]
             prompts = [prompt_to(prompt, model.device) for prompt in prompts]
             # a response's random numbers go by its place in the split: stopping changes none
             groups = rollout(
-                model, processor, prompts, 1, config.max_completion_length, temperature, seed, prompt_indices=places
+                model,
+                processor,
+                prompts,
+                1,
+                config.max_completion_length,
+                temperature,
+                seed,
+                prompt_indices=places,
             )
             for i, example, (response,) in zip(places, batch, groups):
-                line = {"id": ids[i], "task": example.task, "question": example.question, "answer": example.answer}
+                line = {
+                    "id": ids[i],
+                    "task": example.task,
+                    "question": example.question,
+                    "answer": example.answer,
+                }
                 line.update(response=response.text, truncated=response.truncated)
-                line.update(prediction=extract_answer(response.text), rewards=score_one(response, example, config), how=how)
+                line.update(
+                    prediction=extract_answer(response.text),
+                    rewards=score_one(response, example, config),
+                    how=how,
+                )
                 file.write(json.dumps(line) + "\n")
                 done[ids[i]] = line
             file.flush()
             progress.update(len(places))
-            progress.set_postfix(accuracy=f"{mean([line['rewards']['accuracy'] for line in done.values()]):.3f}")
+            progress.set_postfix(
+                accuracy=f"{mean([line['rewards']['accuracy'] for line in done.values()]):.3f}"
+            )
     return [done[name] for name in ids]
 
 
@@ -71,7 +110,10 @@ def score_one(response: Response, example, config: Config) -> dict[str, float]:
 
 
 def accuracies(lines: list[dict]) -> dict[str, tuple[float, float, float, int]]:
-    """(accuracy, its 95 % interval from, to, questions) of all lines, and of each task where there are several."""
+    """
+    (accuracy, its 95 % interval from, to, questions) of all lines, and of each task where there
+    are several.
+    """
     tasks = sorted({line["task"] for line in lines})
     found = {}
     for task in [None, *(tasks if len(tasks) > 1 else [])]:
@@ -103,5 +145,7 @@ def checksum(model) -> str:
     """Tells other weights under the same name."""
     value = 0
     for parameter in model.parameters():
-        value = zlib.crc32(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(
+            parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), value
+        )
     return f"{value:08x}"

@@ -1,7 +1,9 @@
 """
-What a run needs before its first step: model, data, optimizer, rewards, logs, and where it stands if it is resumed.
+What a run needs before its first step: model, data, optimizer, rewards, logs, and where it stands
+if it is resumed.
 
-Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: anything that happens at a step.
+Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: anything
+that happens at a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +28,23 @@ from rewards import load_reward
 from tiny import base_model
 
 # flags that may change when a run is resumed
-FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "save_steps", "save_total_limit", "num_threads", "data_dir"}
-
-
+FREE_TO_CHANGE = {
+    "resume",
+    "overwrite",
+    "output_dir",
+    "save_steps",
+    "save_total_limit",
+    "num_threads",
+    "data_dir",
+}
 
 
 @dataclass
 class Task:
-    """What a run learns from, is watched on and is measured by, lists of Examples; and how responses are scored."""
+    """
+    What a run learns from, is watched on and is measured by, lists of Examples; and how responses
+    are scored.
+    """
 
     train: Sequence
     val: Sequence
@@ -63,7 +74,10 @@ class Run:
 
 
 def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
-    """Load everything, resume if asked to, read the starting model; InputError before anything is written over."""
+    """
+    Load everything, resume if asked to, read the starting model; InputError before anything is
+    written over.
+    """
     log = Log(config.output_dir, ranks.rank == 0)
     own_reward = load_reward(config.reward)
     found = broadcast_object(find_run(config) if log.active else None, ranks)
@@ -76,16 +90,26 @@ def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
         reference = replace(config, model=config.ref_model or config.model)
         ref_model = load_model(reference, ranks.device)[0].requires_grad_(False)
     betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = build_optimizer(model, config.optim, config.learning_rate, config.weight_decay, betas, seed=config.seed)
+    optimizer = build_optimizer(
+        model, config.optim, config.learning_rate, config.weight_decay, betas, seed=config.seed
+    )
     judge = None
     if config.judge_url:
         knobs = {"parallel": config.judge_parallel, "timeout": config.judge_timeout}
-        judge = open_judge(config.judge_url, config.judge_model, output_dir=config.output_dir, **knobs)
-    log.say("{}: {:,} parameters train, {:,} are frozen".format(config.model, *parameter_counts(model)))
-    log.say(f"{len(task.train)} training examples, {config.max_steps} steps of {config.prompts_per_step} prompts")
+        judge = open_judge(
+            config.judge_url, config.judge_model, output_dir=config.output_dir, **knobs
+        )
+    log.say(
+        "{}: {:,} parameters train, {:,} are frozen".format(config.model, *parameter_counts(model))
+    )
+    log.say(
+        f"{len(task.train)} training examples, {config.max_steps} steps of {config.prompts_per_step} prompts"
+    )
 
     state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}}
-    run = Run(config, ranks, log, model, processor, task, optimizer, ref_model, own_reward, judge, state)
+    run = Run(
+        config, ranks, log, model, processor, task, optimizer, ref_model, own_reward, judge, state
+    )
     if found:
         run.state.update(resume(config, found, model, optimizer, log))
         if judge:
@@ -102,12 +126,19 @@ def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
 
 
 def estimate_memory(run: Run) -> list[str]:
-    """memory.py's estimate for the longest of the first prompts, as lines; on CUDA with a warning if it won't fit."""
+    """
+    memory.py's estimate for the longest of the first prompts, as lines; on CUDA with a warning if
+    it won't fit.
+    """
     config = run.config
     first = [run.task.train[i] for i in range(min(8, len(run.task.train)))]
-    prompts = [encode_prompt(run.processor, example, max_pixels=config.max_pixels) for example in first]
+    prompts = [
+        encode_prompt(run.processor, example, max_pixels=config.max_pixels) for example in first
+    ]
     longest = max(prompts, key=lambda prompt: prompt.input_ids.shape[1])
-    knobs = run.settings("num_generations", "max_completion_length", "micro_batch_prompts", "head_chunk_tokens")
+    knobs = run.settings(
+        "num_generations", "max_completion_length", "micro_batch_prompts", "head_chunk_tokens"
+    )
     knobs |= run.settings("gradient_checkpointing", "beta")
     share = -(-config.prompts_per_step // run.ranks.world_size)
     shape = shape_of(run.model, longest, prompts_per_step=share, **knobs)
@@ -119,15 +150,25 @@ def read_finals(run: Run, title: str) -> dict[str, dict]:
     readings = {}
     for split, examples in run.task.finals.items():
         settings = run.settings("max_completion_length", "max_pixels", "seed")
-        readings[split] = evaluate_all(run.model, run.processor, examples, score=run.task.score, **settings)
+        readings[split] = evaluate_all(
+            run.model, run.processor, examples, score=run.task.score, **settings
+        )
         run.log.say(summary(f"{title}, {split}", readings[split]))
     return readings
 
 
 def load_model(config: Config, device):
-    """The model to train and its processor: from the hub, from a folder, or the tiny one after its base stage."""
+    """
+    The model to train and its processor: from the hub, from a folder, or the tiny one after its
+    base stage.
+    """
     if config.model == "tiny":
-        taught = (config.base_format_rate, config.freeze_vision, config.base_tasks, config.base_task_steps)
+        taught = (
+            config.base_format_rate,
+            config.freeze_vision,
+            config.base_tasks,
+            config.base_task_steps,
+        )
         model, processor = base_model(config.base_steps, config.base_seed, *taught)
         return model.to(device), processor
     dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
@@ -136,7 +177,10 @@ def load_model(config: Config, device):
 
 
 def make_base(config: Config, ranks: Ranks) -> None:
-    """The tiny model's base stage, by the first process alone: transformers saves a whole model on no other."""
+    """
+    The tiny model's base stage, by the first process alone: transformers saves a whole model on no
+    other.
+    """
     if config.model == "tiny" and ranks.world_size > 1:
         if ranks.rank == 0:
             load_model(config, ranks.device)
@@ -144,7 +188,10 @@ def make_base(config: Config, ranks: Ranks) -> None:
 
 
 def load_split(config: Config, split: str, size: int | None, tasks=("chart",)):
-    """One split of the configured data set; of the training split alone the noise, the choice and the traces."""
+    """
+    One split of the configured data set; of the training split alone the noise, the choice and the
+    traces.
+    """
     training = split == "train"
     return load_data(
         config.dataset,
@@ -160,9 +207,14 @@ def load_split(config: Config, split: str, size: int | None, tasks=("chart",)):
 
 
 def load_finals(config: Config, log: Log) -> dict:
-    """The splits of the last evaluation: those asked for; else test and ood as far as the data has them, or eval_split."""
+    """
+    The splits of the last evaluation: those asked for; else test and ood as far as the data has
+    them, or eval_split.
+    """
     if config.final_splits is not None:
-        return {split: load_split(config, split, config.eval_size) for split in config.final_splits}
+        return {
+            split: load_split(config, split, config.eval_size) for split in config.final_splits
+        }
     finals = {}
     for split in ("test", "ood") if config.dataset == "charts" else ("test",):
         try:
@@ -175,23 +227,39 @@ def load_finals(config: Config, log: Log) -> dict:
 def load_task(config: Config, log: Log) -> Task:
     """The configured data set's splits, scored by the answer metric."""
     train_split = load_split(config, "train", config.train_size)
-    return Task(train_split, load_split(config, config.eval_split, config.eval_size), load_finals(config, log))
+    return Task(
+        train_split,
+        load_split(config, config.eval_split, config.eval_size),
+        load_finals(config, log),
+    )
 
 
 def find_run(config: Config):
-    """The checkpoint to go on from, or None for a new run; InputError rather than writing over another run."""
+    """
+    The checkpoint to go on from, or None for a new run; InputError rather than writing over
+    another run.
+    """
     if config.resume:
-        found = checkpoint.find_checkpoint(config.output_dir if config.resume == "last" else config.resume)
+        found = checkpoint.find_checkpoint(
+            config.output_dir if config.resume == "last" else config.resume
+        )
         if found is None:
-            raise InputError(f"--resume: no complete checkpoint in {config.output_dir}; start without --resume")
+            raise InputError(
+                f"--resume: no complete checkpoint in {config.output_dir}; start without --resume"
+            )
         return found
     if (Path(config.output_dir) / "metrics.jsonl").exists() and not config.overwrite:
-        raise InputError(f"{config.output_dir}: holds a run; --resume it, --overwrite it, or give another --output_dir")
+        raise InputError(
+            f"{config.output_dir}: holds a run; --resume it, --overwrite it, or give another --output_dir"
+        )
     return None
 
 
 def resume(config: Config, found, model, optimizer, log: Log) -> dict:
-    """Put a checkpoint into model, optimizer and logs; returns the loop's state. Says which flags have changed."""
+    """
+    Put a checkpoint into model, optimizer and logs; returns the loop's state. Says which flags
+    have changed.
+    """
     state = checkpoint.load_checkpoint(found, model, optimizer)
     for change in checkpoint.changed_flags(state.pop("config"), asdict(config), FREE_TO_CHANGE):
         log.say(f"warning: resumed with another {change}")
@@ -203,13 +271,19 @@ def resume(config: Config, found, model, optimizer, log: Log) -> dict:
 def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
     """The knobs that depend on the model or on the number of training examples."""
     if config.prompts_per_step < ranks.world_size:
-        raise InputError(f"--prompts_per_step {config.prompts_per_step}: {ranks.world_size} processes need at least one each")
+        raise InputError(
+            f"--prompts_per_step {config.prompts_per_step}: {ranks.world_size} processes need at least one each"
+        )
     if config.max_steps is None:
-        config.max_steps = max(1, int(config.num_train_epochs * examples / config.prompts_per_step))
+        config.max_steps = max(
+            1, int(config.num_train_epochs * examples / config.prompts_per_step)
+        )
     config.eval_steps = config.eval_steps or max(1, config.max_steps // 10)
     config.save_steps = config.save_steps or config.max_steps
     config.eval_base = config.model == "tiny" if config.eval_base is None else config.eval_base
     if config.optim is None:
-        config.optim = "adamw_bf16" if next(model.parameters()).dtype == torch.bfloat16 else "adamw"
+        config.optim = (
+            "adamw_bf16" if next(model.parameters()).dtype == torch.bfloat16 else "adamw"
+        )
     if config.gradient_checkpointing:
         checkpoint_activations(model)

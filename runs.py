@@ -1,9 +1,11 @@
 """
-Runs: what train.py wrote into output folders, read back; and which of them are the same but for the seed.
+Runs: what train.py wrote into output folders, read back; and which of them are the same but for
+the seed.
 
-A run may still be going on: its result then comes from its last checkpoint, and a line that is only half written is
-left out. Anything else that can't be read is an InputError with the file's name, so that no picture lacks a piece
-unnoticed. For report.py, figures.py, gallery.py and sample.py.
+A run may still be going on: its result then comes from its last checkpoint, and a line that is
+only half written is left out. Anything else that can't be read is an InputError with the file's
+name, so that no picture lacks a piece unnoticed. For report.py, figures.py, gallery.py and
+sample.py.
 """
 
 import json
@@ -14,20 +16,36 @@ from pathlib import Path
 
 from data import InputError
 
-# flags that don't change what is learned, or only by chance: runs that differ by these alone are one variant
+# flags that don't change what is learned, or only by chance: runs that differ by these alone are
+# one variant
 SEEDS = {"seed", "base_seed", "data_seed"}
 ASIDE = SEEDS | {
     *("output_dir", "data_dir", "overwrite", "resume", "num_threads"),
-    *("save_steps", "save_total_limit", "log_groups_every", "eval_steps", "eval_base", "final_splits"),
+    *(
+        "save_steps",
+        "save_total_limit",
+        "log_groups_every",
+        "eval_steps",
+        "eval_base",
+        "final_splits",
+    ),
 }
 NAMES = {"dyme": "DyME", "sft": "SFT", "grpo": "GRPO", "two_stage": "two-stage"}
 COLOURS = 8  # figures.py has so many
-FAVOURITE = {"dyme": 0, "grpo": 1, "sft": 2, "two_stage": 3}  # a method keeps its colour from report to report
+FAVOURITE = {
+    "dyme": 0,
+    "grpo": 1,
+    "sft": 2,
+    "two_stage": 3,
+}  # a method keeps its colour from report to report
 
 
 @dataclass
 class Run:
-    """One output folder: its config, metrics by step, validation readings, and readings by split before and after."""
+    """
+    One output folder: its config, metrics by step, validation readings, and readings by split
+    before and after.
+    """
 
     folder: Path
     config: dict
@@ -52,7 +70,9 @@ class Variant:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a jsonl file; a last line without its end is still being written, and left out."""
+    """
+    The objects of a jsonl file; a last line without its end is still being written, and left out.
+    """
     rows = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n")[:-1], start=1):
@@ -69,7 +89,9 @@ def read_run(folder) -> Run:
     """What a run has written so far; InputError, one line, for a folder that isn't a run's."""
     folder = Path(folder)
     if not (folder / "metrics.jsonl").is_file():
-        raise InputError(f"{folder}: no metrics.jsonl; give folders that train.py wrote (its --output_dir)")
+        raise InputError(
+            f"{folder}: no metrics.jsonl; give folders that train.py wrote (its --output_dir)"
+        )
     steps = read_lines(folder / "metrics.jsonl")
     if not steps:
         raise InputError(f"{folder}/metrics.jsonl: no step is logged yet; wait for the first one")
@@ -78,26 +100,43 @@ def read_run(folder) -> Run:
 
 
 def read_state(folder: Path) -> dict:
-    """config, val, base and final of a run: from result.json, or from its last checkpoint while there is none."""
+    """
+    config, val, base and final of a run: from result.json, or from its last checkpoint while there
+    is none.
+    """
     state = {"config": {}, "val": [], "base": {}, "final": {}}
-    checkpoints = [path for path in sorted(folder.glob("checkpoints/step-*")) if path.name[5:].isdigit()]
+    checkpoints = [
+        path for path in sorted(folder.glob("checkpoints/step-*")) if path.name[5:].isdigit()
+    ]
     for path in [folder / "result.json", *(path / "state.json" for path in reversed(checkpoints))]:
         if path.is_file():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-                wrong = [name for name in state if not isinstance(found.get(name, state[name]), type(state[name]))]
+                wrong = [
+                    name
+                    for name in state
+                    if not isinstance(found.get(name, state[name]), type(state[name]))
+                ]
             except (ValueError, AttributeError, RecursionError):
                 wrong = ["the file"]
             if wrong:
-                raise InputError(f"{path}: {', '.join(wrong)} isn't what train.py writes; remove the file")
+                raise InputError(
+                    f"{path}: {', '.join(wrong)} isn't what train.py writes; remove the file"
+                )
             return {name: found.get(name, empty) for name, empty in state.items()}
     return state
 
 
 def visible(text: str) -> str:
-    """Text with what could act on a terminal or hide in a page spelt out: \\x1b, \\u202e; line ends and tabs stay."""
+    """
+    Text with what could act on a terminal or hide in a page spelt out: \\x1b, \\u202e; line ends
+    and tabs stay.
+    """
     fine = ("\n", "\t")
-    kept = (c if c.isprintable() or c in fine or unicodedata.category(c) == "Zs" else escape(c) for c in text)
+    kept = (
+        c if c.isprintable() or c in fine or unicodedata.category(c) == "Zs" else escape(c)
+        for c in text
+    )
     return "".join(kept)
 
 
@@ -107,7 +146,9 @@ def escape(character: str) -> str:
 
 
 def group_seeds(runs: list[Run]) -> list[Variant]:
-    """Runs that differ only by seed together, each variant named by what tells it from the others."""
+    """
+    Runs that differ only by seed together, each variant named by what tells it from the others.
+    """
     together = {}
     for run in runs:
         settings = {name: value for name, value in run.config.items() if name not in ASIDE}
@@ -121,12 +162,18 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
     variants = []
     for group in together.values():
         config = group[0].config
-        own = [f"{name} {config[name]}" for name in usual if name in config and json.dumps(config[name]) != usual[name]]
+        own = [
+            f"{name} {config[name]}"
+            for name in usual
+            if name in config and json.dumps(config[name]) != usual[name]
+        ]
         label = visible(", ".join([NAMES.get(config.get("method"), group[0].folder.name), *own]))
         if len(own) > 3 or label in [variant.label for variant in variants]:
             label = visible(group[0].folder.name)
         taken = [variant.colour for variant in variants]
         wanted = [FAVOURITE.get(config.get("method"), 4), *range(4, COLOURS), *range(4)]
-        colour = next((colour for colour in wanted if colour not in taken), len(variants) % COLOURS)
+        colour = next(
+            (colour for colour in wanted if colour not in taken), len(variants) % COLOURS
+        )
         variants.append(Variant(label, colour, group))
     return variants

@@ -1,12 +1,14 @@
 """
-Ask a model: one question with the answer streaming, or a whole split with every prediction written down.
+Ask a model: one question with the answer streaming, or a whole split with every prediction written
+down.
 
     python sample.py --ckpt out/charts-dyme                              a random test question of the run's data set
     python sample.py --ckpt out/charts-dyme --image chart.png --question "Which bar is highest"
     python sample.py --ckpt out/charts-dyme --eval test                  predictions.jsonl, accuracy and its interval
 
---ckpt is a run's folder, one of its checkpoints, or a hub name. The prompt, the sampler and the metric are training's
-own. A whole split is predict.py's. Left out: conversations (chat.py), accuracy at several samples.
+--ckpt is a run's folder, one of its checkpoints, or a hub name. The prompt, the sampler and the
+metric are training's own. A whole split is predict.py's. Left out: conversations (chat.py),
+accuracy at several samples.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from runs import read_state, visible
 from prepare import load_model, load_split
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # what to ask
 
 
@@ -39,7 +41,9 @@ def find_model(ckpt: str) -> tuple[str, dict]:
     folder = Path(ckpt)
     if not folder.is_dir():
         if len(folder.parts) != 2 or folder.parts[0] in ("out", ".", "..", "/"):
-            raise InputError(f"--ckpt {ckpt}: no such folder; give a run's folder, a checkpoint or a hub name (org/name)")
+            raise InputError(
+                f"--ckpt {ckpt}: no such folder; give a run's folder, a checkpoint or a hub name (org/name)"
+            )
         return ckpt, {}
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     if run != folder or not (folder / "config.json").is_file():
@@ -79,15 +83,19 @@ def pick(config: Config, args, seed: int) -> Example:
     return example
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # one question
 
 
-def stream(model, processor, start, uniforms: torch.Tensor, temperature: float, on_text) -> Response:
+def stream(
+    model, processor, start, uniforms: torch.Tensor, temperature: float, on_text
+) -> Response:
     """
-    One response, as rollout samples it with random numbers uniforms (C,); on_text(piece) sees it grow.
+    One response, as rollout samples it with random numbers uniforms (C,); on_text(piece) sees it
+    grow.
 
-    start: what rollout.prefill has returned for its prompt. A piece waits while its last character lacks bytes.
+    start: what rollout.prefill has returned for its prompt. A piece waits while its last character
+    lacks bytes.
     """
     tokenizer = get_tokenizer(processor)
     prompt_cache, logits, position = start
@@ -110,7 +118,10 @@ def stream(model, processor, start, uniforms: torch.Tensor, temperature: float, 
 
 
 def verdict(response: Response, example: Example, config: Config) -> str:
-    """What the rewards say of a response, and which of its stated facts are true; nothing on a question of one's own."""
+    """
+    What the rewards say of a response, and which of its stated facts are true; nothing on a
+    question of one's own.
+    """
     cut = "(cut off)\n" if response.truncated else ""
     if not example.answer:
         return cut
@@ -119,7 +130,9 @@ def verdict(response: Response, example: Example, config: Config) -> str:
     text = f"{cut}{'✓ right' if scored['accuracy'] else '✗ wrong'}    reward {scored['total']:.2f}: {parts}\n"
     facts = [(str(name), str(value)) for name, value in example.facts]
     claims = claimed_facts(split_response(response.text)[0], facts)
-    stated = ", ".join(f"{name} {value} {'✓' if (name, value) in facts else '✗'}" for name, value in claims)
+    stated = ", ".join(
+        f"{name} {value} {'✓' if (name, value) in facts else '✗'}" for name, value in claims
+    )
     return text + (f"states     {stated}\n" if claims else "")
 
 
@@ -132,10 +145,14 @@ def ask(config: Config, args) -> None:
         facts = ", ".join(f"{name} {value}" for name, value in example.facts)
         show(f"{example.id}  (--seed {seed} asks it again)\nquestion   {example.question}\n")
         show((f"facts      {facts}\n" if facts else "") + f"reference  {example.answer}\n")
-    prompt = prompt_to(encode_prompt(processor, example, max_pixels=config.max_pixels), model.device)
+    prompt = prompt_to(
+        encode_prompt(processor, example, max_pixels=config.max_pixels), model.device
+    )
     with torch.no_grad():
         start = prefill(model, [prompt])  # once for all responses
-    uniforms = random_numbers(seed, 0, [0], args.num_generations, config.max_completion_length)  # (G, C)
+    uniforms = random_numbers(
+        seed, 0, [0], args.num_generations, config.max_completion_length
+    )  # (G, C)
     for row in torch.from_numpy(uniforms).to(model.device):
         show("\n")
         response = stream(model, processor, start, row, args.temperature, show)
@@ -149,14 +166,18 @@ def show(text: str) -> None:
 
 def load(config: Config):
     """The model, ready to be asked, and its processor."""
-    model, processor = load_model(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model, processor = load_model(
+        config, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     return model.eval(), processor
 
 
 def ask_split(config: Config, args) -> None:
     """Every question of a split, once; accuracies at the end."""
     examples = load_split(config, args.eval, args.size)
-    folder = Path(args.ckpt) if Path(args.ckpt).is_dir() else Path("out", args.ckpt.replace("/", "--"))
+    folder = (
+        Path(args.ckpt) if Path(args.ckpt).is_dir() else Path("out", args.ckpt.replace("/", "--"))
+    )
     path = Path(args.output or folder / "predictions.jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,29 +196,56 @@ def parse(argv: list[str]):
     """The command line."""
     parser = argparse.ArgumentParser(prog="sample.py", description="Ask a model.")
     group = parser.add_argument_group("model")
-    group.add_argument("--ckpt", default="out/charts-dyme", help="run's folder, checkpoint, or hub name (%(default)s)")
-    group.add_argument("--max_completion_length", type=int, help="most tokens of a response (as trained)")
-    group.add_argument("--max_pixels", type=int, help="an image with more is scaled down first (as trained)")
+    group.add_argument(
+        "--ckpt",
+        default="out/charts-dyme",
+        help="run's folder, checkpoint, or hub name (%(default)s)",
+    )
+    group.add_argument(
+        "--max_completion_length", type=int, help="most tokens of a response (as trained)"
+    )
+    group.add_argument(
+        "--max_pixels", type=int, help="an image with more is scaled down first (as trained)"
+    )
     group.add_argument("--temperature", type=float, default=0.0, help="0: greedy (%(default)s)")
-    group.add_argument("--seed", type=int, help="of the question and of sampling (a random one; with --eval 0)")
+    group.add_argument(
+        "--seed", type=int, help="of the question and of sampling (a random one; with --eval 0)"
+    )
     group = parser.add_argument_group("one question")
     group.add_argument("--image", help="a picture")
-    group.add_argument("--question", help="what to ask; without it a random question of the data set")
-    group.add_argument("--num_generations", type=int, default=1, help="responses to it (%(default)s)")
+    group.add_argument(
+        "--question", help="what to ask; without it a random question of the data set"
+    )
+    group.add_argument(
+        "--num_generations", type=int, default=1, help="responses to it (%(default)s)"
+    )
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", help="charts, chartqa, gsm8k, aokvqa, a .jsonl file (as trained; else chartqa)")
+    group.add_argument(
+        "--dataset",
+        help="charts, chartqa, gsm8k, aokvqa, a .jsonl file (as trained; else chartqa)",
+    )
     group.add_argument("--data_dir", help="folder or zip of the data set (as trained)")
-    group.add_argument("--split", default="test", help="that a random question is from (%(default)s)")
+    group.add_argument(
+        "--split", default="test", help="that a random question is from (%(default)s)"
+    )
     group = parser.add_argument_group("a whole split")
     group.add_argument("--eval", metavar="SPLIT", help="answer every question of a split")
     group.add_argument("--size", type=int, help="the first so many of its questions (all)")
-    group.add_argument("--batch_size", type=int, default=16, help="questions at a time (%(default)s)")
-    group.add_argument("--output", help="where predictions go (predictions.jsonl in the checkpoint's folder)")
+    group.add_argument(
+        "--batch_size", type=int, default=16, help="questions at a time (%(default)s)"
+    )
+    group.add_argument(
+        "--output", help="where predictions go (predictions.jsonl in the checkpoint's folder)"
+    )
     args = parser.parse_args(argv)
     if args.num_generations < 1 or args.batch_size < 1 or args.temperature < 0:
-        raise InputError("--num_generations and --batch_size: at least 1; --temperature: at least 0")
+        raise InputError(
+            "--num_generations and --batch_size: at least 1; --temperature: at least 0"
+        )
     if args.num_generations > 1 and args.temperature == 0:
-        raise InputError("--num_generations: greedy responses are all the same; give --temperature 1 too")
+        raise InputError(
+            "--num_generations: greedy responses are all the same; give --temperature 1 too"
+        )
     return args
 
 
@@ -211,7 +259,10 @@ def main(argv: list[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted" + ("; the same command goes on from here" if "--eval" in argv else ""), file=sys.stderr)
+        print(
+            "interrupted" + ("; the same command goes on from here" if "--eval" in argv else ""),
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

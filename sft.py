@@ -1,12 +1,14 @@
 """
 The SFT loss: memorise a reference.
 
-Supervised fine-tuning raises the log-probability of a given text. Written per token it is -log p, the mean over a
-sequence's tokens, summed over sequences and divided by a normaliser, so that it has the shape of grpo.py's loss: DyME
-(arXiv 2506.23061, section 3) rests on the two having the same gradient. GRPO's is -E[r A grad log p(y|x)] with the
-probability ratio r and the advantage A; with r = 1 and A = 1 that is SFT's -E[grad log p(y|x)]. test_core.py shows it.
+Supervised fine-tuning raises the log-probability of a given text. Written per token it is -log p,
+the mean over a sequence's tokens, summed over sequences and divided by a normaliser, so that it
+has the shape of grpo.py's loss: DyME (arXiv 2506.23061, section 3) rests on the two having the
+same gradient. GRPO's is -E[r A grad log p(y|x)] with the probability ratio r and the advantage A;
+with r = 1 and A = 1 that is SFT's -E[grad log p(y|x)]. test_core.py shows it.
 
-Left out: label smoothing, and packing of several examples in one row (model.py packs for both losses).
+Left out: label smoothing, and packing of several examples in one row (model.py packs for both
+losses).
 """
 
 import torch
@@ -18,9 +20,9 @@ def sft_loss(
     """
     Mean negative log-likelihood of each sequence, summed, divided by `normalizer`.
 
-    logprobs (N, C): log p of each completion token, in nats. completion_mask (N, C): 1 on real tokens.
-    normalizer: what the sum over sequences is divided by; by default N.
-    Returns a scalar. Every row needs at least one real token (ValueError).
+    logprobs (N, C): log p of each completion token, in nats. completion_mask (N, C): 1 on real
+    tokens. normalizer: what the sum over sequences is divided by; by default N. Returns a scalar.
+    Every row needs at least one real token (ValueError).
     """
     mask = completion_mask.to(logprobs.dtype)
     lengths = mask.sum(dim=1)  # (N,)

@@ -15,8 +15,22 @@ QWEN = replace(LLAVA, text=(64, 2, 4, 2, 128, 1024), vision=QWEN_TOWER, image=(5
 
 def arguments(**changed):
     """main's arguments for the small size, as it would parse them."""
-    plain = dict(size="small", prompts=None, num_generations=4, completion_length=None, device="cpu", repeats=1, threads=1)
-    plain.update(train_vision=False, gradient_checkpointing=False, rows=None, no_memory=True, judge_seconds=0.01)
+    plain = dict(
+        size="small",
+        prompts=None,
+        num_generations=4,
+        completion_length=None,
+        device="cpu",
+        repeats=1,
+        threads=1,
+    )
+    plain.update(
+        train_vision=False,
+        gradient_checkpointing=False,
+        rows=None,
+        no_memory=True,
+        judge_seconds=0.01,
+    )
     return bench.argparse.Namespace(**{**plain, **changed})
 
 
@@ -32,7 +46,11 @@ def test_every_response_has_exactly_c_tokens_on_both_sides():
     case = bench.build_case(arguments())
     banned = {case.processor.tokenizer.eos_token_id, *case.model.forbidden_ids}
     ours = [response.token_ids for group in bench.own_rollout(case)() for response in group]
-    for ids in (ours, bench.generate(case, repeat=True)().tolist(), bench.generate(case, repeat=False)().tolist()):
+    for ids in (
+        ours,
+        bench.generate(case, repeat=True)().tolist(),
+        bench.generate(case, repeat=False)().tolist(),
+    ):
         assert [len(row) for row in ids] == [case.completion_length] * 8  # 2 prompts, G 4
         assert not banned & {token for row in ids for token in row}
 
@@ -42,7 +60,10 @@ def test_the_large_sizes_are_the_published_ones(size):
     text = bench.SIZES[size].text
     with torch.device("meta"):
         model, _ = bench.build_model(bench.SIZES[size], "meta")
-    assert (model.config.get_text_config().hidden_size, model.config.get_text_config().vocab_size) == (text[0], text[-1])
+    assert (
+        model.config.get_text_config().hidden_size,
+        model.config.get_text_config().vocab_size,
+    ) == (text[0], text[-1])
     billions = sum(p.numel() for p in model.parameters()) / 1e9
     assert billions == pytest.approx({"0.5b": 0.89, "2b": 2.21}[size], abs=0.01)
 
@@ -55,7 +76,17 @@ def test_a_step_moves_no_weight():
 
 
 def test_a_row_states_both_sides_and_the_ratio(tmp_path, capsys):
-    argv = ["--size", "small", "--repeats", "1", "--num_generations", "4", "--no_memory", "--device", "cpu"]
+    argv = [
+        "--size",
+        "small",
+        "--repeats",
+        "1",
+        "--num_generations",
+        "4",
+        "--no_memory",
+        "--device",
+        "cpu",
+    ]
     bench.main([*argv, "--rows", "update", "rollout", "--json", str(tmp_path / "out.json")])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert {row["against"] for row in rows} >= {"padded rows", "generate, repeated prompts", "4 G"}
@@ -67,6 +98,10 @@ def test_a_row_states_both_sides_and_the_ratio(tmp_path, capsys):
 
 def test_a_judge_is_asked_about_every_response(monkeypatch):
     asked = []
-    monkeypatch.setattr(bench.judge, "judge_thinking", lambda judging, thinking, example: asked.append(thinking) or 0.5)
+    monkeypatch.setattr(
+        bench.judge,
+        "judge_thinking",
+        lambda judging, thinking, example: asked.append(thinking) or 0.5,
+    )
     found = bench.judge_overlap(arguments())
     assert len(set(asked)) == 8 and found["the calls alone, s"] == pytest.approx(0.01)

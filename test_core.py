@@ -1,4 +1,7 @@
-"""The method's properties, each named after what it shows. The tiny model, seconds in all, no network."""
+"""
+The method's properties, each named after what it shows. The tiny model, seconds in all, no
+network.
+"""
 
 import copy
 import functools
@@ -27,7 +30,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def vlm():
-    """The tiny model with images of several shapes allowed, so that prompts differ in their number of tiles."""
+    """
+    The tiny model with images of several shapes allowed, so that prompts differ in their number of
+    tiles.
+    """
     model, processor = tiny_vlm(0)
     pinpoints = [[32, 32], [32, 64], [64, 32], [64, 64]]
     model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints = pinpoints
@@ -42,19 +48,31 @@ def picture(width, height, seed):
 @pytest.fixture(scope="module")
 def prompts(vlm):
     sizes = ((32, 32), (64, 32), (30, 70), (64, 64))
-    questions = ("What is the value of red", "Which bar is highest", "Is red higher than blue", "Grüße, 12.5 %?")
-    examples = [Example(image=picture(*size, i), question=q) for i, (size, q) in enumerate(zip(sizes, questions))]
+    questions = (
+        "What is the value of red",
+        "Which bar is highest",
+        "Is red higher than blue",
+        "Grüße, 12.5 %?",
+    )
+    examples = [
+        Example(image=picture(*size, i), question=q)
+        for i, (size, q) in enumerate(zip(sizes, questions))
+    ]
     return [encode_prompt(vlm[1], example) for example in examples]
 
 
 def random_completions(processor, lengths, seed=0):
     tokenizer = get_tokenizer(processor)
     rng = np.random.default_rng(seed)
-    return [rng.integers(20, len(tokenizer), n).tolist() + [tokenizer.eos_token_id] for n in lengths]
+    return [
+        rng.integers(20, len(tokenizer), n).tolist() + [tokenizer.eos_token_id] for n in lengths
+    ]
 
 
 def plain_logprobs(model, prompt, completion):
-    """One completion behind its prompt in a row of its own, through the model's ordinary forward."""
+    """
+    One completion behind its prompt in a row of its own, through the model's ordinary forward.
+    """
     ids = torch.cat([prompt.input_ids, torch.tensor([completion])], dim=1)
     logits = model_file.forbid(model, model(input_ids=ids, **prompt.images).logits[0])
     rows = logits[prompt.input_ids.shape[1] - 1 : -1].log_softmax(-1)
@@ -86,9 +104,13 @@ def test_sft_gradient_is_grpo_gradient_with_advantage_1_and_ratio_1():
 
 def test_clipping_stops_the_gradient_beyond_the_bounds_only():
     old = torch.zeros(4, 1)
-    new = torch.tensor([[0.5], [0.5], [-0.5], [-0.5]], requires_grad=True)  # ratios 1.65, 1.65, 0.61, 0.61
+    new = torch.tensor(
+        [[0.5], [0.5], [-0.5], [-0.5]], requires_grad=True
+    )  # ratios 1.65, 1.65, 0.61, 0.61
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    loss, stats = grpo_loss(new, old, advantages, torch.ones(4, 1), epsilon_low=0.2, epsilon_high=0.2)
+    loss, stats = grpo_loss(
+        new, old, advantages, torch.ones(4, 1), epsilon_low=0.2, epsilon_high=0.2
+    )
     (grad,) = torch.autograd.grad(loss, new)
     assert (grad[:, 0] != 0).tolist() == [False, True, True, False]
     assert stats["clip_high"] == stats["clip_low"] == 0.25
@@ -98,7 +120,9 @@ def test_kl_is_zero_at_the_reference_and_positive_elsewhere():
     logprobs = torch.randn(2, 3)
     mask = torch.ones(2, 3)
     for shift, positive in ((0.0, False), (0.3, True)):
-        _, stats = grpo_loss(logprobs, None, torch.zeros(2), mask, beta=0.1, ref_logprobs=logprobs + shift)
+        _, stats = grpo_loss(
+            logprobs, None, torch.zeros(2), mask, beta=0.1, ref_logprobs=logprobs + shift
+        )
         assert (stats["kl"] > 0) == positive
 
 
@@ -116,9 +140,18 @@ def test_advantages_are_centred_scaled_and_zero_when_all_rewards_are_equal():
 def test_with_the_steps_normalizer_chunks_add_up_to_the_whole(loss_type):
     logprobs, advantages = torch.randn(6, 7), torch.randn(6)
     mask = (torch.arange(7)[None] < torch.tensor([[7], [3], [1], [5], [7], [2]])).float()
-    whole, _ = grpo_loss(logprobs, logprobs - 0.1, advantages, mask, loss_type=loss_type, normalizer=11.0)
+    whole, _ = grpo_loss(
+        logprobs, logprobs - 0.1, advantages, mask, loss_type=loss_type, normalizer=11.0
+    )
     parts = [
-        grpo_loss(logprobs[i], logprobs[i] - 0.1, advantages[i], mask[i], loss_type=loss_type, normalizer=11.0)[0]
+        grpo_loss(
+            logprobs[i],
+            logprobs[i] - 0.1,
+            advantages[i],
+            mask[i],
+            loss_type=loss_type,
+            normalizer=11.0,
+        )[0]
         for i in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
     assert torch.allclose(whole, sum(parts), atol=1e-6)
@@ -157,7 +190,9 @@ def test_memorized_group_weighs_one_gth_of_a_group(vlm, prompts):
         groups = build_groups([0], modes, responses, torch.zeros(1, 8), {0: target}, advantage)
         model.zero_grad()
         packed_update(model, prompts, groups, normalizer=8)
-        grads[weight] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        grads[weight] = {
+            n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+        }
     logprobs, mask = completion_logprobs(model, prompts[0], [target])
     sft = gradients(model, sft_loss(logprobs, mask))  # plain SFT on one example
     assert largest_difference(grads["one"], sft) < 1e-5
@@ -173,9 +208,15 @@ def test_skipped_groups_change_no_parameter_and_cost_no_forward(vlm, prompts, mo
     model, processor = vlm
     responses = [[Response([1, 2], "x", False)] * 8] * 2
     # one group all right; one explored group whose rewards are all equal
-    groups = build_groups([0, 1], torch.tensor([SKIP, EXPLORE]), responses, torch.zeros(2, 8), {}, 1.0)
-    monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("a skipped group was computed"))
-    monkeypatch.setattr(model.model, "forward", lambda *a, **k: pytest.fail("a skipped group was computed"))
+    groups = build_groups(
+        [0, 1], torch.tensor([SKIP, EXPLORE]), responses, torch.zeros(2, 8), {}, 1.0
+    )
+    monkeypatch.setattr(
+        model, "forward", lambda *a, **k: pytest.fail("a skipped group was computed")
+    )
+    monkeypatch.setattr(
+        model.model, "forward", lambda *a, **k: pytest.fail("a skipped group was computed")
+    )
     model.zero_grad()
     packed_update(model, prompts, groups, normalizer=16)
     assert groups == [] and all(p.grad is None for p in model.parameters())
@@ -184,7 +225,11 @@ def test_skipped_groups_change_no_parameter_and_cost_no_forward(vlm, prompts, mo
 def mixed_groups(processor):
     completions = random_completions(processor, [5, 12, 1, 8])
     explored = Group(1, EXPLORE, completions, torch.tensor([1.2, -0.4, 0.3, -1.1]))
-    return [explored, Group(0, MEMORIZE, completions[1:2], torch.tensor([1.0])), Group(3, EXPLORE, completions[::-1], explored.advantages)]
+    return [
+        explored,
+        Group(0, MEMORIZE, completions[1:2], torch.tensor([1.0])),
+        Group(3, EXPLORE, completions[::-1], explored.advantages),
+    ]
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
@@ -202,7 +247,9 @@ def test_micro_batches_and_head_chunks_change_nothing(vlm, prompts, loss_type):
             head_chunk_tokens=chunk,
             loss_type=loss_type,
         )
-        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        grads.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
     assert largest_difference(grads[0], grads[1]) < 1e-5
     assert largest_difference(grads[0], grads[2]) < 1e-5
 
@@ -239,7 +286,9 @@ def packed_and_plain(vlm, prompts):
     hidden = model_file.completion_hidden(model, prompts, completions)
     flat_ids = torch.tensor([t for group in completions for ids in group for t in ids])
     packed, _ = model_file.token_logprobs(model, hidden, flat_ids)
-    plain = torch.cat([plain_logprobs(model, p, ids) for p, group in zip(prompts, completions) for ids in group])
+    plain = torch.cat(
+        [plain_logprobs(model, p, ids) for p, group in zip(prompts, completions) for ids in group]
+    )
     return packed, plain
 
 
@@ -256,7 +305,9 @@ def test_packed_logprobs_and_gradients_equal_plain_ones(vlm, prompts):
 def test_completion_logprobs_pads_on_the_right(vlm, prompts):
     completions = random_completions(vlm[1], LENGTHS)
     logprobs, mask = completion_logprobs(vlm[0], prompts[2], completions)
-    assert logprobs.shape == mask.shape == (4, 16) and mask.sum(1).tolist() == [n + 1 for n in LENGTHS]
+    assert logprobs.shape == mask.shape == (4, 16) and mask.sum(1).tolist() == [
+        n + 1 for n in LENGTHS
+    ]
     assert not logprobs[~mask].any() and (logprobs[mask] < 0).all()
 
 
@@ -276,7 +327,9 @@ def sibling_visible(monkeypatch):
 
     def leaky(module, query, key, value, mask, *, scaling, segments, **kwargs):
         joined = [[group[0], sum(group[1:])] for group in segments]
-        return original(module, query, key, value, mask, scaling=scaling, segments=joined, masks={})
+        return original(
+            module, query, key, value, mask, scaling=scaling, segments=joined, masks={}
+        )
 
     monkeypatch.setitem(model_file.AttentionInterface._global_mapping, "packed", leaky)
 
@@ -326,16 +379,26 @@ def test_rollouts_of_one_prompt_differ_and_do_not_change_with_batching(vlm, prom
     assert all(len({tuple(r.token_ids) for r in group}) == 6 for group in together)
     alone = rollout(model, processor, prompts[2:3], 3, 16, seed=1, step=5, prompt_indices=[2])
     assert [r.token_ids for r in alone[0]] == [r.token_ids for r in together[2][:3]]
-    another_step = rollout(model, processor, prompts[2:3], 3, 16, seed=1, step=6, prompt_indices=[2])
+    another_step = rollout(
+        model, processor, prompts[2:3], 3, 16, seed=1, step=6, prompt_indices=[2]
+    )
     assert [r.token_ids for r in another_step[0]] != [r.token_ids for r in alone[0]]
 
 
 def test_compiled_decoding_gives_the_same_tokens(vlm, prompts, monkeypatch):
-    compiler = functools.partial(torch.compile, backend="aot_eager")  # the same graph without minutes of C++
-    monkeypatch.setattr(rollout_file, "compiled_decode_step", lambda: compiler(rollout_file.decode_step, dynamic=False))
+    compiler = functools.partial(
+        torch.compile, backend="aot_eager"
+    )  # the same graph without minutes of C++
+    monkeypatch.setattr(
+        rollout_file,
+        "compiled_decode_step",
+        lambda: compiler(rollout_file.decode_step, dynamic=False),
+    )
     plain = rollout(*vlm, prompts[:2], 3, 8, seed=2)
     compiled = rollout(*vlm, prompts[:2], 3, 8, seed=2, compile=True)
-    assert [[r.token_ids for r in group] for group in compiled] == [[r.token_ids for r in group] for group in plain]
+    assert [[r.token_ids for r in group] for group in compiled] == [
+        [r.token_ids for r in group] for group in plain
+    ]
 
 
 def test_sampled_frequencies_are_the_models_probabilities(vlm, prompts):
@@ -367,7 +430,9 @@ def test_image_placeholders_are_never_sampled(vlm, prompts):
         weight = model.get_input_embeddings().weight
         weight[model.forbidden_ids] = 50 * weight[model.forbidden_ids].sign()
     responses = rollout(model, vlm[1], prompts, 4, 10)
-    assert not {t for group in responses for r in group for t in r.token_ids} & set(model.forbidden_ids)
+    assert not {t for group in responses for r in group for t in r.token_ids} & set(
+        model.forbidden_ids
+    )
 
 
 def test_a_frozen_tower_gets_no_gradient_and_its_features_are_computed_once(vlm, prompts):
@@ -377,7 +442,11 @@ def test_a_frozen_tower_gets_no_gradient_and_its_features_are_computed_once(vlm,
     calls = []
     handle = model.model.vision_tower.register_forward_hook(lambda *a: calls.append(1))
     responses = rollout(model, processor, [prompt], 4, 8)
-    groups = [Group(0, EXPLORE, [r.token_ids for r in responses[0]], torch.tensor([1.0, -1.0, 0.5, -0.5]))]
+    groups = [
+        Group(
+            0, EXPLORE, [r.token_ids for r in responses[0]], torch.tensor([1.0, -1.0, 0.5, -0.5])
+        )
+    ]
     model.zero_grad()
     packed_update(model, [prompt], groups, normalizer=4)
     handle.remove()
@@ -399,7 +468,12 @@ def test_any_text_goes_through_the_tiny_tokenizer_unchanged(vlm):
 
 def test_the_base_stage_has_met_every_word_of_the_format(vlm):
     tokenizer = get_tokenizer(vlm[1])
-    met = {t for step in range(40) for *_, text in charts.base_batch(0, step, 32) for t in tokenizer(text)["input_ids"]}
+    met = {
+        t
+        for step in range(40)
+        for *_, text in charts.base_batch(0, step, 32)
+        for t in tokenizer(text)["input_ids"]
+    }
     traces = [f"{e.trace}\nAnswer: {e.answer}" for e in charts.load_charts("train")[:200]]
     assert {t for trace in traces for t in tokenizer(trace)["input_ids"]} <= met
 

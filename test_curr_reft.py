@@ -1,4 +1,7 @@
-"""Curr-ReFT: what each reward pays, honest questions, rejected sampling, the stages one after the other. No network."""
+"""
+Curr-ReFT: what each reward pays, honest questions, rejected sampling, the stages one after the
+other. No network.
+"""
 
 import functools
 import json
@@ -94,17 +97,32 @@ def test_accuracy_reward(form, example, answer, reward):
 
 def test_three_digit_coordinates_are_no_thousands():
     example = replace(BOX, answer="120,105,150,226")
-    scored = score_stage("open", ["It is there.\nAnswer: 120,105,150,226", "It is there.\nAnswer: 120105150226"], example)
+    scored = score_stage(
+        "open",
+        ["It is there.\nAnswer: 120,105,150,226", "It is there.\nAnswer: 120105150226"],
+        example,
+    )
     assert scored["accuracy"].tolist() == [1, 0]
     assert scored["format"].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
     "form, example, right, other",
-    [("judge", JUDGE, "yes", "10,10,20,20"), ("choice", ONE, "B", "yes"), ("open", BOX, "10,10,20,20", "B"), ("open", MATH, "12", ", ")],
+    [
+        ("judge", JUDGE, "yes", "10,10,20,20"),
+        ("choice", ONE, "B", "yes"),
+        ("open", BOX, "10,10,20,20", "B"),
+        ("open", MATH, "12", ", "),
+    ],
 )
 def test_format_reward_asks_for_an_answer_of_the_stages_form(form, example, right, other):
-    texts = [f"So.\nAnswer: {right}", f"So.\nAnswer: {other}", f"Answer: {right}", right, f"So.\nAnswer: {right}\nAnswer: {right}"]
+    texts = [
+        f"So.\nAnswer: {right}",
+        f"So.\nAnswer: {other}",
+        f"Answer: {right}",
+        right,
+        f"So.\nAnswer: {right}\nAnswer: {right}",
+    ]
     scored = score_stage(form, texts, example, reward_weights=(1, 1, 0))
     assert scored["format"].tolist() == [1, 0, 0, 0, 0]
     assert scored["total"].tolist() == [2, 0, 0, 0, 0]
@@ -130,7 +148,9 @@ def test_judge_questions_are_balanced_and_say_yes_exactly_for_right_answers(item
         decisions = Counter(e.answer for e in asked if e.task == task)
         assert abs(decisions["yes"] - decisions["no"]) <= 1
     for item, example in zip(items, asked):
-        proposed = example.question.removeprefix("Is the answer ").partition(" right, yes or no?")[0]
+        proposed = example.question.removeprefix("Is the answer ").partition(" right, yes or no?")[
+            0
+        ]
         assert (accuracy_reward("open", proposed, item, 0.05) == 1) == (example.answer == "yes")
         assert example.question.endswith(item.question)
 
@@ -140,7 +160,11 @@ def test_a_choice_s_letters_are_its_right_options_never_all_of_them(items):
     for item, example in zip(items, stage_questions("choice", items)):
         letters = read_letters(example.answer)
         for letter, option in zip("ABCD", example.options):
-            right = option in item.answer.split(", ") if item.task == "classification" else accuracy_reward("open", option, item) == 1
+            right = (
+                option in item.answer.split(", ")
+                if item.task == "classification"
+                else accuracy_reward("open", option, item) == 1
+            )
             assert right == (letter in letters)
             assert f"{letter}: {option}\n" in example.question
         assert 0 < len(letters) < len(example.options) == len(set(example.options))
@@ -155,7 +179,9 @@ def test_distractors_are_of_the_answers_kind(items):
         elif item.answer.isdigit():
             assert all(option.isdigit() for option in example.options)
         else:
-            assert set(example.options) <= ({"yes", "no"} if item.task == "comparison" else set(charts.COLOURS))
+            assert set(example.options) <= (
+                {"yes", "no"} if item.task == "comparison" else set(charts.COLOURS)
+            )
 
 
 def test_questions_depend_on_their_arguments_alone(items):
@@ -164,7 +190,10 @@ def test_questions_depend_on_their_arguments_alone(items):
     assert stage_questions("choice", items, 1) != stage_questions("choice", items, 2)
 
 
-@pytest.mark.parametrize("bad", [Example(question="?", answer="3", task="one", id="a"), replace(BOX, answer="left", id="a")])
+@pytest.mark.parametrize(
+    "bad",
+    [Example(question="?", answer="3", task="one", id="a"), replace(BOX, answer="left", id="a")],
+)
 def test_what_no_question_can_be_made_of_is_an_error_that_names_the_example(bad):
     with pytest.raises(InputError, match="^a: "):
         stage_questions("choice", [bad])
@@ -233,7 +262,10 @@ def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):
     assert (row["score"], row["by"], row["response"]) == (90, "judge", texts[1])
 
 
-@pytest.mark.parametrize("reply, parts", [("20 25 25 10", [0.8, 1, 1, 0.4]), ("100 25 25 25", None), ("very good", None)])
+@pytest.mark.parametrize(
+    "reply, parts",
+    [("20 25 25 10", [0.8, 1, 1, 0.4]), ("100 25 25 25", None), ("very good", None)],
+)
 def test_a_judges_reply_is_four_numbers_or_nothing(item, monkeypatch, reply, parts):
     monkeypatch.setattr(quality, "ask", lambda chat, messages: (reply, True))
     judge = type("Judge", (), {"chat": None})()
@@ -246,7 +278,9 @@ def test_mixed_examples_are_of_other_domains_and_ask_for_no_thinking(tmp_path):
     assert Counter(e.id for e in mixed) == {"mix-caption": 4, "mix-direct": 4, "mix-text": 4}
     assert all(e.instruction and (e.image is None) == (e.id == "mix-text") for e in mixed)
     own = tmp_path / "mix.jsonl"
-    own.write_text('{"question": "2 + 2", "answer": "4"}\n{"question": "3 + 3", "answer": "6", "trace": "3 and 3."}\n')
+    own.write_text(
+        '{"question": "2 + 2", "answer": "4"}\n{"question": "3 + 3", "answer": "6", "trace": "3 and 3."}\n'
+    )
     direct, thought = reject.mix_examples(parse(["--method", "curr_reft", "--mix", str(own)]), 12)
     assert (direct.instruction, thought.instruction) == (DIRECT, None)
 
@@ -265,15 +299,29 @@ def test_pass_at_ks_comes_from_counts_that_no_batch_changes():
     model, processor = tiny_vlm(0)
     examples = stage_questions("judge", load_charts("test", 18, tasks=TASKS))[:5]
 
-    def score(texts, example, tolerance):  # random weights answer nothing: count what they say instead
+    def score(
+        texts, example, tolerance
+    ):  # random weights answer nothing: count what they say instead
         return {"accuracy": torch.tensor([float(len(text) % 3 == 0) for text in texts])}
 
     readings = [
-        pass_at_ks(model, processor, examples, samples=4, max_completion_length=6, score=score, batch_rows=rows) for rows in (4, 100)
+        pass_at_ks(
+            model,
+            processor,
+            examples,
+            samples=4,
+            max_completion_length=6,
+            score=score,
+            batch_rows=rows,
+        )
+        for rows in (4, 100)
     ]
     assert readings[0] == readings[1]
     assert readings[0]["pass@1"] == pytest.approx(sum(readings[0]["right"]) / 20)
-    assert set(readings[0]) == {"pass@1", "pass@2", "pass@4", "samples", "right"} and 0 < sum(readings[0]["right"]) < 20
+    assert (
+        set(readings[0]) == {"pass@1", "pass@2", "pass@4", "samples", "right"}
+        and 0 < sum(readings[0]["right"]) < 20
+    )
 
 
 # ---- all stages
@@ -281,7 +329,10 @@ def test_pass_at_ks_comes_from_counts_that_no_batch_changes():
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """Flags of a run of seconds; its random model is taught nothing, so that what is kept is kept at any score."""
+    """
+    Flags of a run of seconds; its random model is taught nothing, so that what is kept is kept at
+    any score.
+    """
     monkeypatch.chdir(tmp_path)
     flags = "--method curr_reft --base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18 --eval_size 18 --prompts_per_step 2 --reject_size 5"
     flags += " --max_completion_length 8 --reject_samples 2 --reject_steps 2 --final_splits test --log_groups_every 0 --no-eval_base"
@@ -297,11 +348,18 @@ def test_every_stage_starts_from_the_last_ones_weights(quick, tmp_path):
     result = run_stages(parse(quick), Ranks())
     stages = ["judge", "choice", "open", "reject"]
     folders = [tmp_path / "out" / "charts-curr_reft" / stage for stage in stages]
-    starts = [json.loads((folder / "result.json").read_text())["config"]["model"] for folder in folders]
+    starts = [
+        json.loads((folder / "result.json").read_text())["config"]["model"] for folder in folders
+    ]
     assert starts == ["tiny", *(str(f.relative_to(tmp_path)) for f in folders[:3])]
     assert [json.loads((f / "result.json").read_text())["step"] for f in folders] == [1, 1, 2, 2]
     assert all((f / "checkpoints").is_dir() and (f / "metrics.jsonl").exists() for f in folders)
-    assert result["step"] == 6 and set(result["final"]["test"]) == {"greedy", "sampled", "direct", *FORMS}
+    assert result["step"] == 6 and set(result["final"]["test"]) == {
+        "greedy",
+        "sampled",
+        "direct",
+        *FORMS,
+    }
     joined = (folders[0].parent / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in joined] == list(range(6))
 
@@ -310,7 +368,9 @@ def test_without_curriculum_the_open_stage_makes_all_updates(quick):
     assert run_stages(parse([*quick, "--stages", "open"]), Ranks())["step"] == 4
 
 
-def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick, tmp_path, monkeypatch):
+def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(
+    quick, tmp_path, monkeypatch
+):
     flags = [*quick, "--stages", "reject"]
     run_stages(parse(flags), Ranks())
     folder = tmp_path / "out" / "charts-curr_reft" / "reject"
@@ -321,7 +381,9 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
     shutil.rmtree(folder / "checkpoints")  # as if it had been stopped while it sampled
     (folder / "sampled.jsonl").write_text(whole[: len(whole) * 2 // 3])
     sampled, best_row = [], reject.best_row
-    monkeypatch.setattr(reject, "best_row", lambda e, *rest: sampled.append(e.id) or best_row(e, *rest))
+    monkeypatch.setattr(
+        reject, "best_row", lambda e, *rest: sampled.append(e.id) or best_row(e, *rest)
+    )
     run_stages(parse([*flags, "--resume"]), Ranks())
     assert (folder / "sampled.jsonl").read_text() == whole
     assert 0 < len(sampled) < 5

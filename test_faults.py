@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from checkpoint import (
 )
 from data import InputError
 from optim import build_optimizer
-from ranks import Interrupt, Ranks, shard, sum_gradients
+from ranks import Interrupt, Ranks, shard
 
 HERE = Path(__file__).parent
 

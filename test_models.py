@@ -1,8 +1,10 @@
 """
-Every supported family through the real path, from a hub-like folder on disk to a trained and saved model.
+Every supported family through the real path, from a hub-like folder on disk to a trained and saved
+model.
 
-Each is a tiny model of the real class with random weights, and a real tokenizer, image processor and chat template.
-Large initial weights keep the logits apart, so that a greedy choice doesn't hang on the last bit of a float.
+Each is a tiny model of the real class with random weights, and a real tokenizer, image processor
+and chat template. Large initial weights keep the logits apart, so that a greedy choice doesn't
+hang on the last bit of a float.
 """
 
 import gc
@@ -20,16 +22,31 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 import dyme
 from data import Example, InputError, open_image
-from families import FAMILIES, TEXT_FAMILIES, checkpoint_activations, load_vlm, one_line, parameter_counts, prepare
+from families import (
+    FAMILIES,
+    TEXT_FAMILIES,
+    checkpoint_activations,
+    load_vlm,
+    one_line,
+    parameter_counts,
+    prepare,
+)
 from families import save_model
 from memory import memory_estimate, report_memory, shape_of
-from model import completion_hidden, completion_logprobs, encode_prompt, get_tokenizer, image_features, token_logprobs
+from model import (
+    completion_hidden,
+    completion_logprobs,
+    encode_prompt,
+    get_tokenizer,
+    image_features,
+    token_logprobs,
+)
 from optim import build_optimizer
 from rollout import rollout
 
 torch.set_num_threads(1)
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # a hub checkpoint of each family, tiny
 
 CHATML = (
@@ -45,7 +62,13 @@ SMOLVLM = (  # as in HuggingFaceTB/SmolVLM-500M-Instruct
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 ROWS_COLUMNS = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-QWEN_SPECIAL = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_SPECIAL = [
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
@@ -76,7 +99,12 @@ QWEN = Kind(
     QWEN_SPECIAL,
     QWEN_IMAGE,
     "Qwen2VLImageProcessor",
-    dict(patch_size=4, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 256, "longest_edge": 1600}),
+    dict(
+        patch_size=4,
+        temporal_patch_size=2,
+        merge_size=2,
+        size={"shortest_edge": 256, "longest_edge": 1600},
+    ),
     image_token="<|image_pad|>",
 )
 KINDS = {
@@ -84,7 +112,10 @@ KINDS = {
         ["<image>", "<video>"],
         "<image>\n",
         "LlavaOnevisionImageProcessor",
-        dict(size={"height": 32, "width": 32}, image_grid_pinpoints=[[32, 32], [32, 64], [64, 32], [64, 64]]),
+        dict(
+            size={"height": 32, "width": 32},
+            image_grid_pinpoints=[[32, 32], [32, 64], [64, 32], [64, 64]],
+        ),
         dict(num_image_tokens=16, vision_feature_select_strategy="full"),
     ),
     "idefics3": IDEFICS3,
@@ -96,7 +127,9 @@ KINDS = {
         ["<IMG_CONTEXT>", "<img>", "</img>", "<video>"],
         "<IMG_CONTEXT>\n",
         "GotOcr2ImageProcessorFast",
-        dict(size={"height": 32, "width": 32}, crop_to_patches=False, max_patches=4),  # which the processor turns on
+        dict(
+            size={"height": 32, "width": 32}, crop_to_patches=False, max_patches=4
+        ),  # which the processor turns on
         dict(image_seq_length=4),
         dict(
             start_image_token="<img>",
@@ -116,7 +149,9 @@ def byte_tokenizer(kind):
     """Bytes and the family's special tokens."""
     special = ["<pad>", "<|im_start|>", "<|im_end|>", *kind.special]
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + special
-    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
@@ -153,12 +188,22 @@ def family_config(name, kind, tokenizer):
     small["initializer_range"] = 0.1
     tiles = dict(small, image_size=32, patch_size=8)
     blocks = dict(
-        depth=2, num_heads=4, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, initializer_range=0.1
+        depth=2,
+        num_heads=4,
+        patch_size=4,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        initializer_range=0.1,
     )
-    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in (
-        ("image_token_id", kind.image_token), ("video_token_id", kind.image_token.replace("image", "video")),
-        ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
-    )}
+    ids = {
+        key: tokenizer.convert_tokens_to_ids(token)
+        for key, token in (
+            ("image_token_id", kind.image_token),
+            ("video_token_id", kind.image_token.replace("image", "video")),
+            ("vision_start_token_id", "<|vision_start|>"),
+            ("vision_end_token_id", "<|vision_end|>"),
+        )
+    }
     sections = [1, 1, 2] if name == "qwen3_vl" else [2, 1, 1]
     mrope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 1e4}
     if name.startswith("qwen"):
@@ -205,7 +250,9 @@ def family_config(name, kind, tokenizer):
             **image_id,
         ),
     }[name]
-    return transformers.AutoConfig.for_model(name, text_config=text, tie_word_embeddings=False, **more)
+    return transformers.AutoConfig.for_model(
+        name, text_config=text, tie_word_embeddings=False, **more
+    )
 
 
 def write_checkpoint(folder, name, seed=0):
@@ -218,7 +265,9 @@ def write_checkpoint(folder, name, seed=0):
     model = auto_class.from_config(config)
     folder.mkdir(exist_ok=True)
     with torch.no_grad():
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3  # so that some responses end
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= (
+            3  # so that some responses end
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     template = kind.template.replace("IMAGE", kind.image)
@@ -227,14 +276,20 @@ def write_checkpoint(folder, name, seed=0):
     else:
         (folder / "chat_template.jinja").write_text(template)
     if name in FAMILIES:
-        image = {"image_processor_type": kind.image_processor, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-        (folder / "preprocessor_config.json").write_text(json.dumps({**image, **kind.image_settings}))
+        image = {
+            "image_processor_type": kind.image_processor,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+        }
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps({**image, **kind.image_settings})
+        )
         if kind.processor_settings:
             (folder / "processor_config.json").write_text(json.dumps(kind.processor_settings))
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def picture(width, height, seed):
@@ -248,7 +303,9 @@ def examples(vision):
     """Images of several sizes and shapes, two alike in size, and a question without one."""
     sizes = [(40, 28), (28, 70), (90, 80), (33, 17), (40, 28)] if vision else [None] * 3
     images = [size and picture(*size, seed) for seed, size in enumerate(sizes)] + [None]
-    return [Example(image, f"Q{i * 7}?", "3", trace="two and one") for i, image in enumerate(images)]
+    return [
+        Example(image, f"Q{i * 7}?", "3", trace="two and one") for i, image in enumerate(images)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +317,9 @@ def folders(tmp_path_factory):
         if name in FAMILIES:
             try:
                 getattr(transformers, FAMILIES[name].image_processor)()
-            except ImportError as error:  # transformers 5.17: Idefics3's needs torchvision, the Pillow one too
+            except (
+                ImportError
+            ) as error:  # transformers 5.17: Idefics3's needs torchvision, the Pillow one too
                 pytest.skip(" ".join(str(error).split())[:100])
         if name not in written:
             written[name] = write_checkpoint(tmp_path_factory.mktemp(name), name)
@@ -277,7 +336,11 @@ def loaded(folders, name, **options):
 
 
 def generate_inputs(prompt):
-    inputs = {"input_ids": prompt.input_ids, "attention_mask": torch.ones_like(prompt.input_ids), **prompt.images}
+    inputs = {
+        "input_ids": prompt.input_ids,
+        "attention_mask": torch.ones_like(prompt.input_ids),
+        **prompt.images,
+    }
     if prompt.token_types is not None and "image_grid_thw" in prompt.images:
         inputs["mm_token_type_ids"] = prompt.token_types
     return inputs
@@ -305,7 +368,10 @@ def test_greedy_rollout_equals_generate(folders, name):
 
 
 def some_completions(processor, prompts, seed=0):
-    """Two or three sequences of random letters for each prompt, of several lengths, each with the end token."""
+    """
+    Two or three sequences of random letters for each prompt, of several lengths, each with the end
+    token.
+    """
     generator = torch.Generator().manual_seed(seed)
     end = get_tokenizer(processor).eos_token_id
     lengths = [[5, 1, 9], [4, 7], [6, 3], [2, 8], [5, 6], [3, 3]]
@@ -314,13 +380,18 @@ def some_completions(processor, prompts, seed=0):
 
 
 def single_logprobs(model, prompt, completion):
-    """The same log-probabilities from a row of its own, pixels and all, through the model's own forward."""
+    """
+    The same log-probabilities from a row of its own, pixels and all, through the model's own
+    forward.
+    """
     inputs = generate_inputs(prompt)
     ids = torch.tensor([completion])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(ids)], dim=1)
+        inputs["mm_token_type_ids"] = torch.cat(
+            [inputs["mm_token_type_ids"], torch.zeros_like(ids)], dim=1
+        )
     logits = model(**inputs).logits[0, -len(completion) - 1 : -1]  # (C, V)
     logits[:, model.forbidden_ids] = -torch.inf
     return logits.log_softmax(dim=-1).gather(1, ids.T)[:, 0]
@@ -338,12 +409,18 @@ def test_packed_logprobs_and_gradients_equal_single_rows(folders, name):
     gradients = {key: value.grad for key, value in model.named_parameters()}
     model.zero_grad(set_to_none=True)
 
-    single = [single_logprobs(model, prompt, row) for prompt, group in zip(prompts, completions) for row in group]
+    single = [
+        single_logprobs(model, prompt, row)
+        for prompt, group in zip(prompts, completions)
+        for row in group
+    ]
     (torch.cat(single) * weights).sum().backward()
     assert (packed - torch.cat(single)).abs().max() < 1e-5
     for key, value in model.named_parameters():
         if value.grad is not None:  # a tower's last layer or pooling may be unused
-            assert (gradients[key] - value.grad).abs().max() <= 1e-5 * max(1, value.grad.abs().max()), key
+            assert (gradients[key] - value.grad).abs().max() <= 1e-5 * max(
+                1, value.grad.abs().max()
+            ), key
         else:
             assert gradients[key] is None, key
 
@@ -362,7 +439,9 @@ def explored_and_memorized(processor, prompts):
 def gradients_of_a_step(model, processor, prompts, **options):
     model.zero_grad(set_to_none=True)
     groups = explored_and_memorized(processor, prompts)
-    sums = dyme.packed_update(model, prompts, groups, normalizer=12, head_chunk_tokens=16, **options)
+    sums = dyme.packed_update(
+        model, prompts, groups, normalizer=12, head_chunk_tokens=16, **options
+    )
     assert sums["tokens"] == sum(len(row) for group in groups for row in group.completions)
     return {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
 
@@ -440,14 +519,20 @@ def test_the_models_own_generation_config_changes_nothing(folders, name, tmp_pat
     assert other.generation_config.top_k != 1
     assert other.generation_config.eos_token_id == get_tokenizer(processor).eos_token_id
     for temperature in (0.0, 1.0):
-        responses = [rollout(m, processor, prompts, 3, 8, temperature=temperature) for m in (model, other)]
+        responses = [
+            rollout(m, processor, prompts, 3, 8, temperature=temperature) for m in (model, other)
+        ]
         assert responses[0] == responses[1]
-    assert len({tuple(response.token_ids) for group in responses[1] for response in group}) > len(prompts)
+    assert len({tuple(response.token_ids) for group in responses[1] for response in group}) > len(
+        prompts
+    )
 
 
 def test_a_model_with_an_invalid_generation_config_can_be_saved(folders, tmp_path):
     folder = write_checkpoint(tmp_path / "in", "llama")
-    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.1, "top_k": 1}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"do_sample": False, "temperature": 0.1, "top_k": 1})
+    )
     model, processor = load_vlm(str(folder))
     save_model(tmp_path / "out", model, processor)
     load_vlm(str(tmp_path / "out"))
@@ -463,9 +548,15 @@ def test_a_frozen_tower_gets_no_gradient_and_its_projector_does(folders, name, f
     gradients = gradients_of_a_step(model, processor, prompts)
     parts = ("multi_modal_projector", "connector", "merger", "deepstack_merger_list")
     part_of = {key: part for key in gradients for part in key.split(".") if part in parts}
-    tower = [key for key in gradients if key.startswith(f"model.{FAMILIES[name].vision}.") and key not in part_of]
+    tower = [
+        key
+        for key in gradients
+        if key.startswith(f"model.{FAMILIES[name].vision}.") and key not in part_of
+    ]
     expected = {"idefics3": {parts[1]}, "smolvlm": {parts[1]}, "qwen3_vl": {*parts[2:]}}
-    assert set(part_of.values()) == expected.get(name, {"merger"} if name.startswith("qwen") else {parts[0]})
+    assert set(part_of.values()) == expected.get(
+        name, {"merger"} if name.startswith("qwen") else {parts[0]}
+    )
     assert all(gradients[key].any() for key in part_of)
     assert bool(tower) is not freeze
     trainable, frozen = parameter_counts(model)
@@ -479,7 +570,10 @@ def test_a_frozen_tower_gets_no_gradient_and_its_projector_does(folders, name, f
 def test_max_pixels_caps_the_image_before_the_processor(folders, name):
     _, processor = load_vlm(str(folders(name)))
     image = picture(100, 50, 0)
-    free, capped = (encode_prompt(processor, Example(image, "Q?", "3"), max_pixels=limit) for limit in (None, 300))
+    free, capped = (
+        encode_prompt(processor, Example(image, "Q?", "3"), max_pixels=limit)
+        for limit in (None, 300)
+    )
     small = encode_prompt(processor, Example(open_image(image, 300), "Q?", "3"))
     assert torch.equal(capped.images["pixel_values"], small.images["pixel_values"])
     if name.startswith(("qwen", "llava")):  # the others' tiles depend on the image's shape alone
@@ -499,7 +593,9 @@ def test_bf16_weights_roll_out_and_learn(folders, name):
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-@pytest.mark.parametrize("name", ["llava_onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "internvl", "llama"])
+@pytest.mark.parametrize(
+    "name", ["llava_onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "internvl", "llama"]
+)
 def test_gradient_checkpointing_gives_the_same_gradients(folders, name, freeze):
     model, processor, prompts = loaded(folders, name, freeze_vision=freeze)
     expected = gradients_of_a_step(model, processor, prompts)
@@ -515,7 +611,9 @@ def test_a_frozen_tower_keeps_no_activations_under_checkpointing(folders):
     model, _, prompts = loaded(folders, "llava_onevision")
     checkpoint_activations(model)
     outputs = []
-    model.model.vision_tower.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model.model.vision_tower.register_forward_hook(
+        lambda module, inputs, output: outputs.append(output)
+    )
     features = image_features(model, prompts[0])
     assert features.pooler_output[0].requires_grad
     assert not outputs[0].last_hidden_state.requires_grad
@@ -555,9 +653,15 @@ def test_a_folder_without_config_or_without_weights_is_told(tmp_path):
 
 
 def test_a_missing_package_is_told_with_the_command_that_installs_it(tmp_path):
-    told = one_line(ImportError("\nIdefics3 requires the Torchvision library but it was not found in\nyour environment."))
+    told = one_line(
+        ImportError(
+            "\nIdefics3 requires the Torchvision library but it was not found in\nyour environment."
+        )
+    )
     assert told.endswith("pip install torchvision") and "\n" not in told
-    assert one_line(ModuleNotFoundError("No module named 'num2words'")).endswith("pip install num2words")
+    assert one_line(ModuleNotFoundError("No module named 'num2words'")).endswith(
+        "pip install num2words"
+    )
     assert "pip install" not in one_line(OSError("no such file"))
     if importlib.util.find_spec("tiktoken") is None:  # a folder that needs what isn't here
         folder = write_checkpoint(tmp_path, "llama")
@@ -584,7 +688,11 @@ def test_a_response_ends_where_the_chat_template_ends_a_turn(tmp_path):
     edit_json(folder / "tokenizer_config.json", eos_token="<pad>")
     model, processor = load_vlm(str(folder))
     assert processor.eos_token == "<|im_end|>"
-    assert model.generation_config.eos_token_id == processor.eos_token_id == dyme.target_ids(processor, "a", "b")[-1]
+    assert (
+        model.generation_config.eos_token_id
+        == processor.eos_token_id
+        == dyme.target_ids(processor, "a", "b")[-1]
+    )
 
 
 def test_a_text_only_model_refuses_an_image(folders):
@@ -599,15 +707,19 @@ def test_a_question_that_contains_the_image_token_is_refused(folders):
         encode_prompt(processor, Example(picture(8, 8, 0), "<image> Q?", "3"))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def peak_bytes(function):
-    """The most that `function` holds beyond what is there before it, from the allocator's own events."""
+    """
+    The most that `function` holds beyond what is there before it, from the allocator's own events.
+    """
     gc.collect()  # else what other tests left might be freed, and counted, in here
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     held = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
@@ -616,8 +728,14 @@ def peak_bytes(function):
 
 
 MEMORY_SHAPES = {  # the language model's sizes, and the knobs: where learning takes the most, and where sampling does
-    "learning": (dict(num_hidden_layers=4, num_key_value_heads=2), dict(prompts_per_step=2, num_generations=8)),
-    "sampling": (dict(num_hidden_layers=4, num_key_value_heads=4), dict(prompts_per_step=24, num_generations=2)),
+    "learning": (
+        dict(num_hidden_layers=4, num_key_value_heads=2),
+        dict(prompts_per_step=2, num_generations=8),
+    ),
+    "sampling": (
+        dict(num_hidden_layers=4, num_key_value_heads=4),
+        dict(prompts_per_step=24, num_generations=2),
+    ),
     "checkpointed": (
         dict(num_hidden_layers=6, num_key_value_heads=2),
         dict(prompts_per_step=2, num_generations=8, gradient_checkpointing=True),
@@ -636,12 +754,16 @@ def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, 
     config.text_config.layer_types = ["full_attention"] * sizes["num_hidden_layers"]
     model = prepare(AutoModelForImageTextToText.from_config(config, dtype=torch.float32))
     generations, length = knobs["num_generations"], 12
-    model.forbidden_ids.append(get_tokenizer(processor).eos_token_id)  # all responses reach their full length
+    model.forbidden_ids.append(
+        get_tokenizer(processor).eos_token_id
+    )  # all responses reach their full length
     if knobs.get("gradient_checkpointing"):
         checkpoint_activations(model)
     example = Example(picture(64, 64, 0), "how much " * 8, "3")
     prompts = [encode_prompt(processor, example) for _ in range(knobs["prompts_per_step"])]
-    estimate = memory_estimate(model, shape_of(model, prompts[0], max_completion_length=length, **knobs))
+    estimate = memory_estimate(
+        model, shape_of(model, prompts[0], max_completion_length=length, **knobs)
+    )
     optimizer = build_optimizer(model, "adamw", 1e-3)
 
     def step():
@@ -652,7 +774,12 @@ def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, 
         advantages = torch.linspace(-1, 1, generations)
         # as in real groups, no two lengths are alike
         groups = [
-            dyme.Group(p, dyme.EXPLORE, [r.token_ids[: length - g // 2] for g, r in enumerate(row)], advantages)
+            dyme.Group(
+                p,
+                dyme.EXPLORE,
+                [r.token_ids[: length - g // 2] for g, r in enumerate(row)],
+                advantages,
+            )
             for p, row in enumerate(responses)
         ]
         model.train(knobs.get("gradient_checkpointing", False))
@@ -677,7 +804,13 @@ def test_the_memory_estimate_needs_no_weights_and_is_one_line(folders):
     shape = shape_of(model, prompts[0], **knobs)
     assert shape.patches == 4 * shape.image_tokens > 0
     with torch.device("meta"):
-        bare = prepare(AutoModelForImageTextToText.from_config(transformers.AutoConfig.from_pretrained(folder)))
+        bare = prepare(
+            AutoModelForImageTextToText.from_config(
+                transformers.AutoConfig.from_pretrained(folder)
+            )
+        )
     assert memory_estimate(bare, shape) == memory_estimate(model, shape)
     (line,) = report_memory(memory_estimate(bare, shape))
-    assert all(part in line for part in ("weights", "optimizer", "activations", "caches", "head", "peak"))
+    assert all(
+        part in line for part in ("weights", "optimizer", "activations", "caches", "head", "peak")
+    )

@@ -1,10 +1,12 @@
 """
-The tiny model: a LLaVA-OneVision of a third of a million parameters, from scratch, for a machine without GPU or network.
+The tiny model: a LLaVA-OneVision of a third of a million parameters, from scratch, for a machine
+without GPU or network.
 
-The class is the paper's own (SigLIP tower, projector, Qwen2) through its own forward and image processor; only the
-sizes are small. The tokenizer knows the words of charts.py and falls back to bytes, so that any text goes through it
-unchanged. A random model can't be taught to think: `train_base` first gives it perception and short answers, and
-leaves it weak at the format, the paper's weak instruction follower.
+The class is the paper's own (SigLIP tower, projector, Qwen2) through its own forward and image
+processor; only the sizes are small. The tokenizer knows the words of charts.py and falls back to
+bytes, so that any text goes through it unchanged. A random model can't be taught to think:
+`train_base` first gives it perception and short answers, and leaves it weak at the format, the
+paper's weak instruction follower.
 """
 
 import math
@@ -42,7 +44,9 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level over charts.vocabulary(), any other text byte by byte: decode(encode(text)) == text."""
+    """
+    Word-level over charts.vocabulary(), any other text byte by byte: decode(encode(text)) == text.
+    """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     for word in charts.vocabulary():
@@ -63,7 +67,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_vlm(seed: int = 0):
-    """A LlavaOnevisionForConditionalGeneration with random weights drawn from `seed`, and its processor."""
+    """
+    A LlavaOnevisionForConditionalGeneration with random weights drawn from `seed`, and its
+    processor.
+    """
     tokenizer = tiny_tokenizer()
     image_processor = LlavaOnevisionImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -115,13 +122,23 @@ def tiny_vlm(seed: int = 0):
 
 
 def train_base(
-    model, processor, steps, *, seed=0, batch_size=32, learning_rate=3e-3, base_format_rate=0.0, base_tasks=("chart",)
+    model,
+    processor,
+    steps,
+    *,
+    seed=0,
+    batch_size=32,
+    learning_rate=3e-3,
+    base_format_rate=0.0,
+    base_tasks=("chart",),
 ):
     """
-    The base stage: plain supervised training of ALL weights on charts.base_batch. Returns the last 50 steps' mean loss.
+    The base stage: plain supervised training of ALL weights on charts.base_batch. Returns the last
+    50 steps' mean loss.
 
-    base_tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in these forms too (curr_reft.py).
-    AdamW, cosine decay with a warm-up of 5 %, token-mean loss; each batch is one packed row, so that nothing is padded.
+    base_tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in
+    these forms too (curr_reft.py). AdamW, cosine decay with a warm-up of 5 %, token-mean loss;
+    each batch is one packed row, so that nothing is padded.
     """
     # here, since model.py's users (charts.py) come before this file
     from curr_reft import answer_pool, mix_forms
@@ -132,7 +149,9 @@ def train_base(
     pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=tasks)) if forms else {}
     tokenizer = get_tokenizer(processor)
     model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True
+    )
     losses = []
     for step in tqdm(range(steps), desc="base stage", unit="step", disable=None):
         warmup = min(1.0, (step + 1) / (0.05 * steps))
@@ -141,11 +160,17 @@ def train_base(
         batch = charts.base_batch(seed, step, batch_size, base_format_rate, tasks)
         if forms:
             batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]))
-        prompts = [encode_prompt(processor, example, instruction) for example, instruction, _ in batch]
+        prompts = [
+            encode_prompt(processor, example, instruction) for example, instruction, _ in batch
+        ]
         targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for _, _, text in batch]
-        hidden = completion_hidden(model, prompts, [[target] for target in targets])  # (tokens, width)
+        hidden = completion_hidden(
+            model, prompts, [[target] for target in targets]
+        )  # (tokens, width)
         logits = model.get_output_embeddings()(hidden)  # (tokens, V)
-        loss = F.cross_entropy(logits, torch.tensor([token for target in targets for token in target]))
+        loss = F.cross_entropy(
+            logits, torch.tensor([token for target in targets for token in target])
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -164,9 +189,11 @@ def base_model(
     folder="out",
 ):
     """
-    The tiny model after its base stage: from `folder` where it lies already, else trained and put there.
+    The tiny model after its base stage: from `folder` where it lies already, else trained and put
+    there.
 
-    With other base_tasks than charts alone, the base that never follows the format is taught these for `task_steps` more.
+    With other base_tasks than charts alone, the base that never follows the format is taught these
+    for `task_steps` more.
     """
     name = f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
     more = list(base_tasks) != ["chart"]
@@ -175,7 +202,9 @@ def base_model(
         model, processor = base_model(steps, seed, folder=folder) if more else tiny_vlm(seed)
         settings = {"base_tasks": base_tasks, "learning_rate": 2e-3} if more else {}
         steps = task_steps if more else steps
-        train_base(model, processor, steps, seed=seed, base_format_rate=base_format_rate, **settings)
+        train_base(
+            model, processor, steps, seed=seed, base_format_rate=base_format_rate, **settings
+        )
         # renamed when it is whole: what lies at `path` is complete, whatever ends this process
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         save_model(temporary, model, processor)

@@ -5,10 +5,11 @@ Train a small vision-language model to think: DyME, its baselines, one loop.
     python train.py --dataset chartqa                 LLaVA-OneVision-0.5B on ChartQA, on one GPU
     torchrun --nproc_per_node 4 train.py ...          the same on several
 
-The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, one update. The other methods are
-the same loop with another switch: SFT always memorises, GRPO always explores, two-stage does one after the other;
-Curr-ReFT (stages.py) runs it once for each of its stages, with a Task of the stage's questions and rewards.
-Left out: learned rewards, value networks, several updates per batch of rollouts, LoRA.
+The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, one update.
+The other methods are the same loop with another switch: SFT always memorises, GRPO always
+explores, two-stage does one after the other; Curr-ReFT (stages.py) runs it once for each of its
+stages, with a Task of the stage's questions and rewards. Left out: learned rewards, value
+networks, several updates per batch of rollouts, LoRA.
 """
 
 import math
@@ -34,7 +35,15 @@ from model import THINK, encode_prompt, image_features, prompt_to
 from optim import lr_at
 from prepare import Run, Task, make_base, prepare_run, read_finals
 from ranks import Interrupt, Ranks, cleanup, reduce_sums, setup_distributed, shard, sum_gradients
-from rewards import apply_judge, as_ready, ask_judge, closing_judge, evolve_template, open_calls, score_group
+from rewards import (
+    apply_judge,
+    as_ready,
+    ask_judge,
+    closing_judge,
+    evolve_template,
+    open_calls,
+    score_group,
+)
 from rollout import rollout
 
 
@@ -54,7 +63,10 @@ def step_examples(data, config: Config, step: int) -> list:
 
 
 def encode_share(model, processor, config: Config, share: list) -> tuple[list, list, list]:
-    """The prompts of [(place, Example)], on the model's device: (places, examples, prompts), too long ones left out."""
+    """
+    The prompts of [(place, Example)], on the model's device: (places, examples, prompts), too long
+    ones left out.
+    """
     places, examples, prompts = [], [], []
     for place, example in share:
         prompt = encode_prompt(processor, example, example.instruction or THINK, config.max_pixels)
@@ -69,7 +81,10 @@ def encode_share(model, processor, config: Config, share: list) -> tuple[list, l
 
 
 def fits(config: Config, prompt, example) -> bool:
-    """Whether a prompt is short enough; InputError when it isn't and --skip_long_prompts is off. Nothing is truncated."""
+    """
+    Whether a prompt is short enough; InputError when it isn't and --skip_long_prompts is off.
+    Nothing is truncated.
+    """
     length = prompt.input_ids.shape[1]
     if config.max_prompt_length is None or length <= config.max_prompt_length:
         return True
@@ -82,19 +97,29 @@ def fits(config: Config, prompt, example) -> bool:
 
 
 def only_memorizes(config: Config, step: int) -> bool:
-    """Whether the method memorises at this step whatever the samples would be, so that none are drawn."""
-    return config.method == "sft" or (config.method == "two_stage" and step < config.max_steps // 2)
+    """
+    Whether the method memorises at this step whatever the samples would be, so that none are
+    drawn.
+    """
+    return config.method == "sft" or (
+        config.method == "two_stage" and step < config.max_steps // 2
+    )
 
 
 def choose(config: Config, correct: torch.Tensor) -> torch.Tensor:
-    """The mode of each group, (P,), from correct (P, G): DyME's switch; GRPO explores whatever comes."""
+    """
+    The mode of each group, (P,), from correct (P, G): DyME's switch; GRPO explores whatever comes.
+    """
     if config.method == "dyme":
         return dyme.switch(correct)
     return torch.full((len(correct),), dyme.EXPLORE)
 
 
 def reference_trace(config: Config, example, call=None) -> str | None:
-    """The thinking that is memorised: the visual refiner's, the judge's where there is one, or the data set's own."""
+    """
+    The thinking that is memorised: the visual refiner's, the judge's where there is one, or the
+    data set's own.
+    """
     if example.instruction is not None:
         return None  # it asks for no thinking: the answer alone is memorised
     if config.refiner == "off" and example.trace is not None:
@@ -104,7 +129,10 @@ def reference_trace(config: Config, example, call=None) -> str | None:
 
 
 def normalizer(config: Config, responses: list, ranks: Ranks) -> float:
-    """What the loss of the whole step is divided by: all P * G sequences, skipped ones included, or their tokens."""
+    """
+    What the loss of the whole step is divided by: all P * G sequences, skipped ones included, or
+    their tokens.
+    """
     sequences = config.prompts_per_step * config.num_generations
     if config.loss_type == "dr_grpo":
         return sequences * config.max_completion_length
@@ -121,9 +149,14 @@ def memorize_advantage(config: Config, step: int) -> float:
 
 
 def optimizer_step(model, optimizer, config: Config, step: int, loss: float) -> dict:
-    """Clip and apply the accumulated gradient, unless it or the loss isn't finite: then the step is left out."""
+    """
+    Clip and apply the accumulated gradient, unless it or the loss isn't finite: then the step is
+    left out.
+    """
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
-    learning_rate = lr_at(step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_schedule)
+    learning_rate = lr_at(
+        step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_schedule
+    )
     for param_group in optimizer.param_groups:
         param_group["lr"] = learning_rate
     finite = math.isfinite(grad_norm) and math.isfinite(loss)
@@ -134,11 +167,21 @@ def optimizer_step(model, optimizer, config: Config, step: int, loss: float) -> 
 
 
 def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
-    """One run, from loading to the last evaluation. Returns what it writes to <output_dir>/result.json."""
+    """
+    One run, from loading to the last evaluation. Returns what it writes to
+    <output_dir>/result.json.
+    """
     run = prepare_run(config, ranks, task)
     model, processor, judge = run.model, run.processor, run.judge
-    sampling = run.settings("num_generations", "max_completion_length", "temperature", "seed", "compile")
-    steps = tqdm(range(run.state["step"], config.max_steps), desc=config.method, unit="step", disable=None if run.log.active else True)
+    sampling = run.settings(
+        "num_generations", "max_completion_length", "temperature", "seed", "compile"
+    )
+    steps = tqdm(
+        range(run.state["step"], config.max_steps),
+        desc=config.method,
+        unit="step",
+        disable=None if run.log.active else True,
+    )
     proposal = None  # of a better template for the judge's refiner, under way
 
     with Interrupt() as interrupt, out_of_memory(run), closing_judge(judge):
@@ -157,16 +200,30 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
                 for call in calls:
                     request_trace(judge, call)
             else:
-                on_response = ask_judge(judge, calls, config, run.own_reward, run.task.score) if judge else None
+                on_response = (
+                    ask_judge(judge, calls, config, run.own_reward, run.task.score)
+                    if judge
+                    else None
+                )
                 responses = rollout(
-                    model, processor, prompts, step=step, prompt_indices=places, on_response=on_response, **sampling
+                    model,
+                    processor,
+                    prompts,
+                    step=step,
+                    prompt_indices=places,
+                    on_response=on_response,
+                    **sampling,
                 )
                 clock.append(time.perf_counter())
                 scores = [
                     score_group(group, example, config, run.own_reward, run.task.score)
                     for group, example in zip(responses, examples)
                 ]
-                correct = torch.stack([scored["correct"] for scored in scores]) if scores else torch.zeros(0, 1).bool()
+                correct = (
+                    torch.stack([scored["correct"] for scored in scores])
+                    if scores
+                    else torch.zeros(0, 1).bool()
+                )
                 # ---- the switch: memorise, explore or skip
                 modes = choose(config, correct)  # (P,)
             clock.append(time.perf_counter())
@@ -180,19 +237,27 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
                 for p in ready:
                     if scores:
                         apply_judge(judge, calls, p, scores, config)
-                        advantages[p] = group_advantages(scores[p]["total"][None], config.scale_rewards)[0]
+                        advantages[p] = group_advantages(
+                            scores[p]["total"][None], config.scale_rewards
+                        )[0]
                     if modes[p] == dyme.MEMORIZE:
                         if judge:
                             request_trace(judge, calls[p])  # unless it is under way
                         trace = reference_trace(config, examples[p], calls[p] if judge else None)
                         targets[p] = dyme.target_ids(processor, trace, examples[p].answer)
-                groups = dyme.build_groups(ready, modes, responses, advantages, targets, memorize_advantage(config, step))
+                groups = dyme.build_groups(
+                    ready, modes, responses, advantages, targets, memorize_advantage(config, step)
+                )
                 done = packed_update(run, prompts, groups, divisor)
                 update = {name: update[name] + value for name, value in done.items()}
             model.eval()
             sum_gradients(model, ranks)
 
-            sums = {**update, **rollout_sums(responses, scores, advantages, modes), "skipped": len(share) - len(prompts)}
+            sums = {
+                **update,
+                **rollout_sums(responses, scores, advantages, modes),
+                "skipped": len(share) - len(prompts),
+            }
             sums = reduce_sums({**sums, **(take_counts(judge) if judge else {})}, ranks)
             moved = optimizer_step(model, run.optimizer, config, step, sums["loss"])
             clock.append(time.perf_counter())
@@ -204,9 +269,13 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
             line = {"step": step, **means(sums), **moved, **seconds(clock)}
             line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
             run.log.append("metrics.jsonl", line)
-            steps.set_postfix({name: f"{line[name]:.2f}" for name in ("reward", "correct") if name in line})
+            steps.set_postfix(
+                {name: f"{line[name]:.2f}" for name in ("reward", "correct") if name in line}
+            )
             if config.log_groups_every and step % config.log_groups_every == 0:
-                for shown in group_lines(step, examples, responses, scores, advantages, modes, targets, processor):
+                for shown in group_lines(
+                    step, examples, responses, scores, advantages, modes, targets, processor
+                ):
                     run.log.append("groups.jsonl", shown)
             proposal = evolve_template(judge, calls, proposal, step, ranks)
             look_and_save(run, step + 1)
@@ -225,20 +294,39 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
 def packed_update(run: Run, prompts: list, groups: list, divisor: float) -> dict[str, float]:
     """dyme.packed_update with the run's knobs: adds to the gradient, returns sums."""
     knobs = run.settings(
-        "temperature", "micro_batch_prompts", "head_chunk_tokens", "epsilon_low", "epsilon_high", "loss_type", "beta"
+        "temperature",
+        "micro_batch_prompts",
+        "head_chunk_tokens",
+        "epsilon_low",
+        "epsilon_high",
+        "loss_type",
+        "beta",
     )
-    return dyme.packed_update(run.model, prompts, groups, normalizer=divisor, ref_model=run.ref_model, **knobs)
+    return dyme.packed_update(
+        run.model, prompts, groups, normalizer=divisor, ref_model=run.ref_model, **knobs
+    )
 
 
 def look_and_save(run: Run, step: int) -> None:
-    """After `step` updates: validation and a checkpoint where they are due; the end of a run that only fails."""
+    """
+    After `step` updates: validation and a checkpoint where they are due; the end of a run that
+    only fails.
+    """
     config, state, best = run.config, run.state, False
     if step % config.eval_steps == 0:
         settings = run.settings("max_completion_length", "max_pixels", "seed")
-        reading = evaluate(run.model, run.processor, run.task.val, score=run.task.score, **settings)
-        best = reading["accuracy"] > max((earlier["accuracy"] for earlier in state["val"]), default=-1.0)
+        reading = evaluate(
+            run.model, run.processor, run.task.val, score=run.task.score, **settings
+        )
+        best = reading["accuracy"] > max(
+            (earlier["accuracy"] for earlier in state["val"]), default=-1.0
+        )
         state["val"].append({"step": step, **reading})
-        run.log.say("step {}, {}: accuracy {accuracy:.3f}, format {format:.3f}".format(step, config.eval_split, **reading))
+        run.log.say(
+            "step {}, {}: accuracy {accuracy:.3f}, format {format:.3f}".format(
+                step, config.eval_split, **reading
+            )
+        )
     stuck = state["bad_steps"] >= config.max_bad_steps
     due = step % config.save_steps == 0 or step == config.max_steps
     saved = save(run, best) if best or stuck or due else ""
@@ -250,7 +338,9 @@ def look_and_save(run: Run, step: int) -> None:
 
 
 def save(run: Run, best: bool = False) -> str:
-    """A checkpoint of the run as it stands, written by the first process; says whether it lies there."""
+    """
+    A checkpoint of the run as it stands, written by the first process; says whether it lies there.
+    """
     written = True
     if run.log.active:
         state = {**run.state, **run.log.positions(), "config": asdict(run.config)}
@@ -265,7 +355,11 @@ def save(run: Run, best: bool = False) -> str:
             save_total_limit=limit,
             best=best,
         )
-    return f"step {run.state['step']} is saved" if written else f"step {run.state['step']} could NOT be saved"
+    return (
+        f"step {run.state['step']} is saved"
+        if written
+        else f"step {run.state['step']} could NOT be saved"
+    )
 
 
 @contextmanager
