@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time  # noqa: F401, for the child processes
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from checkpoint import (
 )
 from data import InputError
 from optim import build_optimizer
-from ranks import Interrupt, Ranks, shard
+from ranks import Interrupt, Ranks, shard, sum_gradients  # noqa: F401, for the child processes
 
 HERE = Path(__file__).parent
 
