@@ -169,3 +169,45 @@ def report_memory(parts: dict[str, int], device=None) -> list[str]:
                 f"warning: {free / 2**30:.1f} GiB are there for it, likely too little; what helps: {FLAGS}"
             )
     return lines
+
+
+def main() -> None:
+    """
+    The README's table, computed: published shapes without weights, a chart of 800 x 557 pixels, G
+    8, C 300, bf16.
+    """
+    # here, since only this table needs the shapes
+    from bench import CHART, SIZES, build_model
+    from data import Example
+    from model import encode_prompt
+    from PIL import Image
+
+    print(
+        "| model | parameters | prompt, tokens | prompts a step | peak, GiB | with --gradient_checkpointing |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
+    for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):
+        with torch.device("meta"):
+            model, processor = build_model(SIZES[size], "meta")
+        prompt = encode_prompt(
+            processor, Example(Image.new("RGB", CHART), "What is the highest value?", "1")
+        )
+        count = sum(p.numel() for p in model.parameters()) / 1e9
+        for prompts in (8, 32):
+            cells = []
+            for checkpointing in (False, True):
+                shape = shape_of(
+                    model,
+                    prompt,
+                    prompts_per_step=prompts,
+                    num_generations=8,
+                    max_completion_length=300,
+                    gradient_checkpointing=checkpointing,
+                )
+                cells.append(f"{memory_estimate(model, shape)['peak'] / 2**30:.1f}")
+            length = prompt.input_ids.shape[1]
+            print(f"| {name} | {count:.2f}B | {length} | {prompts} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
