@@ -128,6 +128,7 @@ def interrupted():
     """Ctrl-C in the last evaluation."""
     import train
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     train.read_finals = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 
 
