@@ -37,7 +37,6 @@ def save_checkpoint(
     root = Path(output_dir) / "checkpoints"
     final = root / f"step-{step:06d}"
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    pointer = root / f"best.json.tmp-{os.getpid()}"
     state = json.loads(json.dumps({**state, "step": step}))  # as it will be read
     try:
         if damage(final) or read_state(final) != state:
@@ -47,13 +46,10 @@ def save_checkpoint(
             os.rename(temporary, final)
             flush(root)
         if best:
-            write_json(pointer, {"folder": final.name})
-            flush(pointer)
-            os.rename(pointer, root / "best.json")
-            flush(root)
+            name_best(output_dir, step)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        pointer.unlink(missing_ok=True)
+        (root / f"best.json.tmp-{os.getpid()}").unlink(missing_ok=True)
         if not disk_full(error):
             raise
         kept = [folder.name for folder in step_folders(root)[-1:]] or ["none"]
@@ -64,6 +60,21 @@ def save_checkpoint(
         if folder != spared:
             remove(folder)
     return True
+
+
+def name_best(output_dir, step: int):
+    """
+    Lets `best.json` name a step's checkpoint, if there is one: the best by validation, which
+    pruning spares.
+    """
+    root = Path(output_dir) / "checkpoints"
+    folder = root / f"step-{step:06d}"
+    pointer = root / f"best.json.tmp-{os.getpid()}"
+    if folder.is_dir():
+        write_json(pointer, {"folder": folder.name})
+        flush(pointer)
+        os.rename(pointer, root / "best.json")
+        flush(root)
 
 
 def write_files(folder: Path, model, processor, optimizer, state: dict):

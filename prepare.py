@@ -265,6 +265,9 @@ def resume(config: Config, found, model, optimizer, log: Log) -> dict:
         log.say(f"warning: resumed with another {change}")
     log.cut(state)
     log.say(f"resumed from {found} at step {state['step']}")
+    best = max(state["val"], key=lambda reading: reading["accuracy"], default={"step": None})
+    if log.active and best["step"] == state["step"]:  # a kill can fall between checkpoint and name
+        checkpoint.name_best(config.output_dir, state["step"])
     return {name: state[name] for name in ("step", "seconds", "bad_steps", "val", "base")}
 
 
