@@ -310,13 +310,13 @@ def token_logprobs(model, hidden: torch.Tensor, targets: torch.Tensor, temperatu
     ids that a response can't contain. Returns log p of the targets (n,) with gradient, in nats,
     and the entropy (n,) without.
     """
-    logits = model.get_output_embeddings()(hidden).float() / temperature  # (n, V)
-    logits = forbid(model, logits)
-    logprobs = -F.cross_entropy(logits, targets, reduction="none")
+    logits = model.get_output_embeddings()(hidden).float()  # (n, V)
+    if temperature != 1:
+        logits = logits / temperature
+    every = forbid(model, logits).log_softmax(dim=-1)  # (n, V)
     with torch.no_grad():
-        probs = logits.softmax(dim=-1)
-        entropy = logits.logsumexp(dim=-1) - (probs * logits).sum(dim=-1)
-    return logprobs, entropy
+        entropy = -(every.exp() * every).sum(dim=-1)
+    return every.gather(1, targets[:, None])[:, 0], entropy
 
 
 def forbid(model, logits: torch.Tensor) -> torch.Tensor:
