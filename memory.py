@@ -177,7 +177,7 @@ def main() -> None:
     8, C 300, bf16.
     """
     # here, since only this table needs the shapes
-    from bench import CHART, SIZES, build_model
+    from shapes import CHART, SIZES, build_model
     from data import Example
     from model import encode_prompt
     from PIL import Image

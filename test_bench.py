@@ -1,5 +1,6 @@
 """bench.py: that it compares like with like. Small shapes, seconds in all."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -7,49 +8,38 @@ import pytest
 import torch
 
 import bench
+import shapes
+import sides
 
-LLAVA = bench.SIZES["small"]
+LLAVA = shapes.SIZES["small"]
 QWEN_TOWER = dict(depth=1, embed_dim=32, hidden_size=64, num_heads=2)
 QWEN = replace(LLAVA, text=(64, 2, 4, 2, 128, 1024), vision=QWEN_TOWER, image=(56, 84), tiles=[])
 
 
 def arguments(**changed):
     """main's arguments for the small size, as it would parse them."""
-    plain = dict(
-        size="small",
-        prompts=None,
-        num_generations=4,
-        completion_length=None,
-        device="cpu",
-        repeats=1,
-        threads=1,
-    )
-    plain.update(
-        train_vision=False,
-        gradient_checkpointing=False,
-        rows=None,
-        no_memory=True,
-        judge_seconds=0.01,
-    )
-    return bench.argparse.Namespace(**{**plain, **changed})
+    plain = dict(size="small", prompts=None, num_generations=4, completion_length=None)
+    plain |= dict(device="cpu", repeats=1, threads=1, rows=None, no_memory=True)
+    plain |= dict(train_vision=False, gradient_checkpointing=False, judge_seconds=0.01)
+    return argparse.Namespace(**{**plain, **changed})
 
 
 @pytest.mark.parametrize("size", [LLAVA, QWEN], ids=["llava", "qwen2vl"])
 def test_both_sides_compute_the_same(monkeypatch, size):
-    monkeypatch.setitem(bench.SIZES, "small", size)
-    found = bench.exactness(bench.build_case(arguments()))
+    monkeypatch.setitem(shapes.SIZES, "small", size)
+    found = bench.exactness(sides.build_case(arguments()))
     logprobs, gradients, greedy = found.values()
     assert logprobs < 5e-6 and gradients < 1e-5 and greedy == 1
 
 
 def test_every_response_has_exactly_c_tokens_on_both_sides():
-    case = bench.build_case(arguments())
+    case = sides.build_case(arguments())
     banned = {case.processor.tokenizer.eos_token_id, *case.model.forbidden_ids}
-    ours = [response.token_ids for group in bench.own_rollout(case)() for response in group]
+    ours = [response.token_ids for group in sides.own_rollout(case)() for response in group]
     for ids in (
         ours,
-        bench.generate(case, repeat=True)().tolist(),
-        bench.generate(case, repeat=False)().tolist(),
+        sides.generate(case, repeat=True)().tolist(),
+        sides.generate(case, repeat=False)().tolist(),
     ):
         assert [len(row) for row in ids] == [case.completion_length] * 8  # 2 prompts, G 4
         assert not banned & {token for row in ids for token in row}
@@ -57,9 +47,9 @@ def test_every_response_has_exactly_c_tokens_on_both_sides():
 
 @pytest.mark.parametrize("size", ["0.5b", "2b"])
 def test_the_large_sizes_are_the_published_ones(size):
-    text = bench.SIZES[size].text
+    text = shapes.SIZES[size].text
     with torch.device("meta"):
-        model, _ = bench.build_model(bench.SIZES[size], "meta")
+        model, _ = shapes.build_model(shapes.SIZES[size], "meta")
     assert (
         model.config.get_text_config().hidden_size,
         model.config.get_text_config().vocab_size,
@@ -69,24 +59,14 @@ def test_the_large_sizes_are_the_published_ones(size):
 
 
 def test_a_step_moves_no_weight():
-    case = bench.build_case(arguments())
+    case = sides.build_case(arguments())
     before = [p.clone() for p in case.model.parameters()]
-    bench.step(case, skip=True)()
+    sides.step(case, skip=True)()
     assert all(torch.equal(a, b) for a, b in zip(before, case.model.parameters()))
 
 
 def test_a_row_states_both_sides_and_the_ratio(tmp_path, capsys):
-    argv = [
-        "--size",
-        "small",
-        "--repeats",
-        "1",
-        "--num_generations",
-        "4",
-        "--no_memory",
-        "--device",
-        "cpu",
-    ]
+    argv = "--size small --repeats 1 --num_generations 4 --no_memory --device cpu".split()
     bench.main([*argv, "--rows", "update", "rollout", "--json", str(tmp_path / "out.json")])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert {row["against"] for row in rows} >= {"padded rows", "generate, repeated prompts", "4 G"}
@@ -105,3 +85,9 @@ def test_a_judge_is_asked_about_every_response(monkeypatch):
     )
     found = bench.judge_overlap(arguments())
     assert len(set(asked)) == 8 and found["the calls alone, s"] == pytest.approx(0.01)
+
+
+def test_memory_is_the_childs_own_peak_not_its_parents():
+    held = torch.ones(2**27)  # 512 MB here, which a child process must not count
+    bytes_of_update = bench.peak_elsewhere("update", ["--size", "small", "--device", "cpu"])
+    assert 0 < bytes_of_update < held.nbytes / 4
