@@ -8,11 +8,13 @@ thinking traces). So look at the G samples:
 
     none correct       memorise: one SFT sequence, the reference trace and answer, with advantage 1
     some correct       explore: GRPO on the G samples
-    all correct        skip: nothing to learn, and nothing computed
+    all correct        skip: nothing to learn, so it has no forward and no backward
 
 Both are one loss (see sft.py), so one update holds memorised and explored groups side by side: a
-group is a list of sequences with their advantages. Skipped groups stay in the normaliser, so a
-memorised sequence weighs 1/G of a group.
+group is a list of sequences with their advantages. The loss is divided by all P * G responses of
+the step, skipped ones too. An explored group brings G sequences, a memorised one brings 1, so it
+weighs 1/G of an explored one: a push towards the reference where nothing else teaches anything,
+soon outweighed once a group has its own right answers to learn from.
 
 Left out: where rewards come from (checker.py) and where the reference does (checker.refine,
 judge.py).
@@ -35,8 +37,8 @@ def switch(correct: torch.Tensor) -> torch.Tensor:
     """
     The dynamic switch (DyME, section 3.2). correct (P, G) bool: right answer in the right format.
 
-    Returns (P,) of SKIP, MEMORIZE, EXPLORE. Eight bare right answers, without thinking, are not
-    correct: memorised.
+    Returns (P,) of SKIP, MEMORIZE, EXPLORE. G right answers in the wrong format (bare ones, without
+    thinking) count as none correct: memorised, where accuracy alone would skip them for ever.
     """
     count = correct.sum(dim=1)  # (P,)
     modes = torch.full_like(count, EXPLORE)
@@ -80,30 +82,31 @@ def memorize_advantage(weight: str, num_generations: int, progress: float) -> fl
 
 
 def build_groups(
-    ready,
+    ready: list[int],
     modes: torch.Tensor,
     responses: list,
     advantages: torch.Tensor,
     targets: dict[int, list[int]],
-    memorize: float,
+    memorize_advantage: float = 1.0,
+    keep_equal: bool = False,
 ) -> list[Group]:
     """
     The sequences and advantages of the prompts `ready` (indices), for one update.
 
     modes (P,); responses: lists (P) of lists (G) of Response; advantages (P, G); targets: token
-    ids of the memorised sequence for each prompt that is to be memorised; memorize: its advantage.
-    A skipped group is not in the result, nor is an explored one whose rewards are all equal: its
-    gradient is zero (advantage collapse).
+    ids of the memorised sequence for each prompt that is to be memorised; memorize_advantage: its
+    advantage. A skipped group is not in the result, nor is an explored one whose rewards are all
+    equal: all advantages are 0, and so is its gradient (advantage collapse). keep_equal: keep it
+    all the same, for a KL term.
     """
     groups = []
     for p in ready:
         mode = int(modes[p])
         if mode == MEMORIZE:
-            groups.append(Group(p, mode, [targets[p]], torch.tensor([memorize])))
-        elif mode == EXPLORE and advantages[p].any():
-            groups.append(
-                Group(p, mode, [response.token_ids for response in responses[p]], advantages[p])
-            )
+            groups.append(Group(p, mode, [targets[p]], torch.tensor([memorize_advantage])))
+        elif mode == EXPLORE and (keep_equal or advantages[p].any()):
+            completions = [response.token_ids for response in responses[p]]
+            groups.append(Group(p, mode, completions, advantages[p]))
     return groups
 
 
@@ -124,13 +127,14 @@ def packed_update(
 ) -> dict[str, float]:
     """
     Accumulate the gradient of one update in the parameters' .grad, `micro_batch_prompts` groups to
-    a packed forward.
+    a packed forward. Returns sums over the tokens: loss, tokens, entropy, kl, clip_low, clip_high.
 
-    The head is the largest matrix: its logits and the loss are computed for a few sequences at a
-    time (about head_chunk_tokens tokens), on a detached copy of the hidden states, and each chunk
-    goes backward at once. The copy's gradient then goes through the model in one backward. The
-    chunks' losses add up to the whole step's, since `normalizer` is the whole step's. Returns sums
-    over the tokens: loss, tokens, entropy, kl, clip_low, clip_high.
+    The head is the largest matrix, so its logits exist for about head_chunk_tokens tokens at a
+    time. The backward is cut in two for that: `detached` is a copy of the hidden states that knows
+    nothing of the model. Each chunk of it goes forward through head and loss and backward at once,
+    which fills detached.grad; that then goes through the model in one backward. The chunks' losses
+    add up to the whole step's, since `normalizer` is the whole step's. A memorised sequence is
+    treated as a sampled one: divided by `temperature`, and with the KL term where beta > 0.
     """
     sums = dict.fromkeys(UPDATE_SUMS, 0.0)
     for start in range(0, len(groups), micro_batch_prompts):
@@ -143,29 +147,25 @@ def packed_update(
             with torch.no_grad():
                 reference = completion_hidden(ref_model, batch_prompts, batch_completions)
         detached = hidden.detach().requires_grad_()
-        rows = [ids for group in batch for ids in group.completions]
+        rows = [ids for group in batch for ids in group.completions]  # (N) sequences
         advantages = torch.cat([group.advantages for group in batch]).to(hidden.device)  # (N,)
 
         begin = 0  # first token of the chunk
         for chunk in chunks([len(ids) for ids in rows], head_chunk_tokens):
-            targets = torch.tensor(
-                [token for ids in rows[chunk] for token in ids], device=hidden.device
-            )
-            tokens = slice(begin, begin + len(targets))
+            tokens = slice(begin, begin + sum(len(ids) for ids in rows[chunk]))
             begin = tokens.stop
-            flat, entropy = token_logprobs(model, detached[tokens], targets, temperature)  # (n,)
-            lengths = [len(ids) for ids in rows[chunk]]
-            logprobs, mask = pad_rows(flat, lengths)  # (N', C)
+            logprobs, mask, entropy = chunk_logprobs(
+                model, detached[tokens], rows[chunk], temperature
+            )
             ref_logprobs = None
             if beta > 0:
                 with torch.no_grad():
-                    ref_flat, _ = token_logprobs(
-                        ref_model, reference[tokens], targets, temperature
+                    ref_logprobs, _, _ = chunk_logprobs(
+                        ref_model, reference[tokens], rows[chunk], temperature
                     )
-                ref_logprobs, _ = pad_rows(ref_flat, lengths)
             loss, stats = grpo_loss(
                 logprobs,
-                None,  # one update per batch of rollouts: the policy that sampled is the policy that learns
+                None,  # old_logprobs: one update per batch, so what sampled is what learns
                 advantages[chunk],
                 mask,
                 epsilon_low=epsilon_low,
@@ -176,14 +176,28 @@ def packed_update(
                 normalizer=normalizer,
             )
             loss.backward()
+            count = len(entropy)
             sums["loss"] += loss.item()
-            sums["tokens"] += len(targets)
+            sums["tokens"] += count
             sums["entropy"] += entropy.sum().item()
             for name, value in stats.items():
-                sums[name] += value * len(targets)
+                sums[name] += value * count
         with language_attention(model, "packed"):  # checkpointed layers run once more in here
             hidden.backward(detached.grad)
     return sums
+
+
+def chunk_logprobs(model, hidden: torch.Tensor, rows: list[list[int]], temperature: float):
+    """
+    The head on the hidden states (tokens, width) that predict some sequences' tokens.
+
+    Returns logprobs (N', C) and completion_mask (N', C) of the N' sequences, C the longest, and
+    the entropy (tokens,).
+    """
+    targets = torch.tensor([token for ids in rows for token in ids], device=hidden.device)
+    flat, entropy = token_logprobs(model, hidden, targets, temperature)  # (tokens,)
+    logprobs, mask = pad_rows(flat, [len(ids) for ids in rows])
+    return logprobs, mask, entropy
 
 
 def chunks(lengths: list[int], budget: int):

@@ -1,8 +1,9 @@
 """The judge: a language model that scores thinking and writes the memorised targets.
 
 "Full" DyME (arXiv 2506.23061, visual checker and visual refiner) asks a language model, through
-chat.py, where "pure" DyME asks the rules of checker.py. It reads the facts, never the image. Calls
-run beside decoding and updates; what the judge doesn't answer, the local checker and refiner do.
+chat.py, where "pure" DyME asks the rules of checker.py. It reads the facts, never the image. What
+it doesn't answer, the local checker and refiner do. When it is asked, beside decoding and updates:
+overlap.py. How the refiner's template is learned: template.py.
 
 Left out: a judge on the training's own GPU. Targets written ahead of training, for "pure" DyME:
 
@@ -18,7 +19,6 @@ import json
 import os
 import re
 import sys
-import time
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -27,7 +27,7 @@ import checker
 import data
 from chat import Chat, ChatError, ask, ask_word, close_chat, count, is_dead, open_chat
 from claims import claimed_facts
-from data import Example, InputError
+from data import InputError
 
 TEMPLATE = """Goal: what the question asks for.
 Observation: the facts that are needed, each name with its value.
@@ -52,28 +52,8 @@ template, one line for each of its parts:
 
 """ + CASE + """Write the explanation alone: name each needed fact with its value, use nothing
 but the facts, be brief, add no answer line."""
-GENERALISE = """A well structured explanation:
-<thinking>
-{thinking}
-</thinking>
-
-Turn it into a generic template for such explanations: keep its headings, one to a line, and after
-each say in a few words what belongs there. No name, number or result of this case may remain.
-Reply with the template alone."""
-COMPARE = """Two templates for explaining the answer to a question about an image.
-
-Template A:
-{best}
-
-Template B:
-{proposal}
-
-Does B lead to clearer and better grounded explanations than A? Reply with one word: yes or no."""
-
 LEVELS = {"low": 0.0, "medium": 0.5, "high": 1.0}
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
-MAX_TEMPLATE = 1000  # characters
 
 
 # ---- the judge --------------------------------------------------------------------------------
@@ -103,11 +83,13 @@ def close_judge(judge):
 
 
 def take_counts(judge):
-    """This process's counts since the last time, for a step's metrics.
+    """This process's counts since the last time, for a step's metrics; {} without a judge.
 
     judge_calls (HTTP attempts), judge_cache_hits, judge_failures (thinking that the local checker
-    scored instead), refiner_calls, refiner_fallbacks (groups), judge_wait_s (see as_finished).
+    scored instead), refiner_calls, refiner_fallbacks (groups), judge_wait_s (see overlap.as_finished).
     """
+    if judge is None:
+        return {}
     names = ["judge_calls", "judge_cache_hits", "judge_failures"]
     names += ["refiner_calls", "refiner_fallbacks", "judge_wait_s"]
     with judge.chat.lock:
@@ -202,157 +184,6 @@ def contradicts(trace, example):
 def mentions(text, word):
     """True if `word` stands in the text as a whole, in any case."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
-
-
-# ---- one group's calls, beside decoding and updates -------------------------------------------
-
-
-@dataclass
-class Calls:
-    """The calls for one prompt's responses, sent while other responses are still being decoded.
-
-    With `switch` (DyME's, by correctness alone) only what the update needs is sent: scores once
-    the group is sure to be explored, the trace once sure to be memorised, nothing if all are
-    right. Without it (GRPO, or a switch by reward) every response of format 1 is scored.
-    """
-
-    example: Example
-    num_generations: int
-    switch: bool = True
-    thinking: dict = field(default_factory=dict)  # g -> text; None: format 0, reward 0 unscored
-    correct: dict = field(default_factory=dict)   # g -> bool
-    scores: dict = field(default_factory=dict)    # g -> Future of judge_thinking
-    trace: concurrent.futures.Future | None = None  # of judge_refine
-
-
-def add_response(judge, calls, g, text, *, formatted, correct):
-    """Takes in response g and sends what is now sure to be needed.
-
-    `formatted` is its format reward, `correct` what the switch counts.
-    """
-    calls.thinking[g] = checker.split_response(text)[0] if formatted else None
-    calls.correct[g] = bool(correct)
-    right = sum(calls.correct.values())
-    if calls.switch and right == 0 and len(calls.correct) == calls.num_generations:
-        request_trace(judge, calls)
-    if calls.switch and not 0 < right < len(calls.correct):
-        return
-    for i, thinking in calls.thinking.items():
-        if thinking is not None and i not in calls.scores:
-            same = [f for j, f in calls.scores.items() if calls.thinking[j] == thinking]
-            calls.scores[i] = same[0] if same else judge.chat.pool.submit(
-                judge_thinking, judge, thinking, calls.example)
-
-
-def request_trace(judge, calls):
-    """Sends for the memorised target's trace, once; under `switch` add_response does it."""
-    if calls.trace is None:
-        calls.trace = judge.chat.pool.submit(judge_refine, judge, calls.example)
-
-
-def as_finished(judge, groups):
-    """Indices of `groups` (P Calls), each once its calls are done, those that need none first.
-
-    The time spent waiting here, the calls' whole cost beside the GPU, is counted as judge_wait_s.
-    """
-    waiting = {}
-    for i, calls in enumerate(groups):
-        waiting[i] = {*calls.scores.values(), *([calls.trace] if calls.trace else [])}
-    while waiting:
-        ready = [i for i, futures in waiting.items() if all(f.done() for f in futures)]
-        if not ready:
-            start = time.perf_counter()
-            pending = {f for futures in waiting.values() for f in futures if not f.done()}
-            concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-            count(judge.chat, "judge_wait_s", time.perf_counter() - start)
-        for i in ready:
-            del waiting[i]
-            yield i
-
-
-def thinking_scores(calls):
-    """The judge's scores, a list (G,); None: not asked or no answer, the local score stays."""
-    scores = {g: future.result() for g, future in calls.scores.items()}
-    return [scores.get(g) for g in range(calls.num_generations)]
-
-
-def apply_scores(rewards, scores, reward_weights=(1, 1, 1)):
-    """Puts the judge's scores, where there are any, into checker.score's dict and its totals."""
-    for g, score in enumerate(scores):
-        if score is not None:
-            rewards["thinking"][g] = score
-    parts = (rewards["format"], rewards["accuracy"], rewards["thinking"])  # (G,) each
-    weighted = sum(w * part for w, part in zip(reward_weights, parts))
-    rewards["total"] = weighted * (rewards["format"] > 0.5)
-
-
-# ---- the template, learned from the policy's own good responses -------------------------------
-
-
-def headings(text, example):
-    """The distinct headings of a text ("Goal: ..."), the chart's own ("Latvia: 3.0") left out."""
-    names = {name.casefold() for name, _ in example.facts}
-    return {h.casefold().strip() for h in HEADING.findall(text)} - names - {"answer"}
-
-
-def request_template(judge, groups):
-    """Future of propose_template for the first well structured response judged high, or None.
-
-    One a step, in the first process, after all groups are finished; collected a step later.
-    """
-    for calls in groups:
-        for g, score in enumerate(thinking_scores(calls)):
-            if score == 1.0 and len(headings(calls.thinking[g], calls.example)) >= 3:
-                return judge.chat.pool.submit(
-                    propose_template, judge, calls.thinking[g], calls.example, judge.template)
-    return None
-
-
-def propose_template(judge, thinking, example, best):
-    """The generic template of a good response if the judge prefers it to `best`, else None.
-
-    A proposal that keeps a name or value of this chart, has no structure, is cut off or overlong
-    is not compared at all.
-    """
-    try:
-        prompt = fill(GENERALISE, example, thinking=thinking)
-        proposal, finished = ask(judge.chat, [{"role": "user", "content": prompt}])
-        structured = len(headings(proposal, example)) >= 3 and len(proposal) <= MAX_TEMPLATE
-        specific = any(mentions(proposal, word) for fact in example.facts for word in fact)
-        if not finished or not structured or specific or checker.extract_answer(proposal):
-            return None
-        word = ask_word(judge.chat, COMPARE.format(best=best, proposal=proposal), ["yes", "no"])
-    except ChatError:
-        return None
-    return proposal if word == "yes" and proposal != best else None
-
-
-def adopt_template(judge, template, step):
-    """Makes `template` the current one and writes `template.txt` and `template_history.jsonl`."""
-    judge.template = template
-    judge.history.append({"step": step, "template": template})
-    save_template(judge)
-
-
-def restore_template(judge, step):
-    """Reads the history up to `step` back: what a run resumed from that step's checkpoint had."""
-    path = os.path.join(judge.output_dir, "template_history.jsonl")
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        judge.history = [row for row in rows if row["step"] <= step]
-        judge.template = judge.history[-1]["template"]
-
-
-def save_template(judge):
-    """Writes the current template and the history, each file whole or not at all."""
-    files = {"template.txt": judge.template + "\n"}
-    files["template_history.jsonl"] = "".join(json.dumps(row) + "\n" for row in judge.history)
-    for name, text in files.items():
-        path = os.path.join(judge.output_dir, name)
-        with open(path + ".tmp", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(path + ".tmp", path)
 
 
 # ---- traces ahead of training -----------------------------------------------------------------

@@ -17,7 +17,7 @@ from checker import score
 from data import InputError, NoSplit, load_data
 from evaluate import evaluate_all
 from families import checkpoint_activations, load_vlm, parameter_counts
-from judge import open_judge, restore_template, save_template
+from judge import open_judge
 from knobs import Config
 from memory import memory_estimate, report_memory, shape_of
 from metrics import Log, summary
@@ -25,6 +25,7 @@ from model import encode_prompt
 from optim import build_optimizer
 from ranks import Ranks, broadcast_object
 from rewards import load_reward
+from template import restore_template, save_template
 from tiny import base_model
 
 # flags that may change when a run is resumed

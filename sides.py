@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import dyme
-import judge
+import overlap
 from data import Example
 from families import checkpoint_activations
 from grpo import group_advantages, grpo_loss
@@ -200,11 +200,11 @@ def step(case: Case, skip: bool = False, judging=None):
             for prompt in prompts:
                 prompt.features = image_features(case.model, prompt)
         calls = [
-            judge.Calls(example, case.num_generations, switch=False) for example in case.examples
+            overlap.Calls(example, case.num_generations, switch=False) for example in case.examples
         ]
 
         def ask(p, g, response):
-            judge.add_response(
+            overlap.add_response(
                 judging,
                 calls[p],
                 g,
@@ -221,8 +221,8 @@ def step(case: Case, skip: bool = False, judging=None):
         )  # (P, G)
         advantages = group_advantages(rewards)
         case.model.train(case.args.gradient_checkpointing)
-        for p in judge.as_finished(judging, calls) if judging else range(len(prompts)):
-            groups = dyme.build_groups([p], modes, responses, advantages, {}, 1.0)
+        for ready in overlap.as_ready(judging, calls):
+            groups = dyme.build_groups(ready, modes, responses, advantages, {})
             dyme.packed_update(case.model, prompts, groups, normalizer=rewards.numel())
         case.model.eval()
         torch.nn.utils.clip_grad_norm_(case.model.parameters(), 1.0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bench
+import overlap
 import shapes
 import sides
 
@@ -79,7 +80,7 @@ def test_a_row_states_both_sides_and_the_ratio(tmp_path, capsys):
 def test_a_judge_is_asked_about_every_response(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        bench.judge,
+        overlap,
         "judge_thinking",
         lambda judging, thinking, example: asked.append(thinking) or 0.5,
     )

@@ -15,6 +15,8 @@ import torch
 import chat
 import checker
 import judge as j
+import overlap
+import template
 from data import Example, InputError
 
 FACTS = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
@@ -433,7 +435,7 @@ def test_without_facts_no_refiner_is_paid(server, connect):
 def add(judge, calls, *responses):
     for g, (text, correct) in enumerate(responses, start=len(calls.correct)):
         formatted = bool(checker.format_reward(text))
-        j.add_response(judge, calls, g, text, formatted=formatted, correct=correct and formatted)
+        overlap.add_response(judge, calls, g, text, formatted=formatted, correct=correct and formatted)
 
 
 def test_only_explored_groups_are_scored_and_only_memorised_ones_refined(server, connect):
@@ -441,7 +443,7 @@ def test_only_explored_groups_are_scored_and_only_memorised_ones_refined(server,
     judge = connect()
     right, wrong = ("a 1\nAnswer: 8.3", True), ("b 2\nAnswer: 9", False)
     bare = ("Answer: 8.3", True)
-    groups = [j.Calls(example(), 4) for _ in range(3)]
+    groups = [overlap.Calls(example(), 4) for _ in range(3)]
     add(judge, groups[0], right, right, right, right)
     add(judge, groups[1], wrong, wrong, bare)
     assert server.requests == [] and groups[1].trace is None
@@ -451,8 +453,8 @@ def test_only_explored_groups_are_scored_and_only_memorised_ones_refined(server,
     add(judge, groups[2], right)
     assert set(groups[2].scores) == {0, 1, 2}  # sure to be explored before the last has ended
     add(judge, groups[2], bare)
-    assert sorted(j.as_finished(judge, groups)) == [0, 1, 2]
-    scores = [j.thinking_scores(calls) for calls in groups]
+    assert sorted(sum(overlap.as_finished(judge, groups), [])) == [0, 1, 2]
+    scores = [overlap.thinking_scores(calls) for calls in groups]
     assert scores == [[None] * 4, [None] * 4, [1.0, 1.0, 1.0, None]]
     assert groups[1].trace.result() == GOOD and groups[0].trace is None
     assert len(server.requests) == 3  # the same thinking is asked for once
@@ -460,31 +462,31 @@ def test_only_explored_groups_are_scored_and_only_memorised_ones_refined(server,
 
 def test_without_the_switch_every_formatted_response_is_scored(server, connect):
     judge = connect()
-    calls = j.Calls(example(), 2, switch=False)
+    calls = overlap.Calls(example(), 2, switch=False)
     add(judge, calls, ("a\nAnswer: 9", False), ("b\nAnswer: 9", False))
-    assert list(j.as_finished(judge, [calls])) == [0]
-    assert j.thinking_scores(calls) == [1.0, 1.0] and calls.trace is None
+    assert list(overlap.as_finished(judge, [calls])) == [[0]]
+    assert overlap.thinking_scores(calls) == [1.0, 1.0] and calls.trace is None
 
 
 def test_groups_come_in_the_order_their_calls_end(server, connect):
     answer = threading.Event()
     server.default = lambda prompt: "low" if "fast" in prompt or answer.wait(20) else ""
     judge = connect(timeout=60)
-    groups = [j.Calls(example(question=q), 2) for q in ("slow?", "fast?", "none?")]
+    groups = [overlap.Calls(example(question=q), 2) for q in ("slow?", "fast?", "none?")]
     for calls in groups[:2]:
         add(judge, calls, ("a\nAnswer: 8.3", True), ("b\nAnswer: 9", False))
     wait(groups[1].scores.values())
-    order = j.as_finished(judge, groups)
-    assert [next(order), next(order)] == [1, 2]
+    order = overlap.as_finished(judge, groups)
+    assert next(order) == [1, 2]
     threading.Timer(0.05, answer.set).start()
-    assert list(order) == [0] and j.thinking_scores(groups[0]) == [0.0, 0.0]
+    assert list(order) == [[0]] and overlap.thinking_scores(groups[0]) == [0.0, 0.0]
     assert j.take_counts(judge)["judge_wait_s"] > 0
 
 
 def test_judged_scores_replace_the_local_ones_and_their_totals():
     responses = [GOOD + "\nAnswer: 8.3", "x\nAnswer: 9", "Answer: 8.3", "y\nAnswer: 8.3"]
     rewards = checker.score(responses, example(), reward_weights=(0.5, 1, 2))
-    j.apply_scores(rewards, [0.5, 1.0, None, None], (0.5, 1, 2))
+    overlap.apply_scores(rewards, [0.5, 1.0, None, None], (0.5, 1, 2))
     assert torch.equal(rewards["total"], torch.tensor([2.5, 2.5, 0.0, 1.5]))
 
 
@@ -495,17 +497,17 @@ def test_judged_scores_replace_the_local_ones_and_their_totals():
 def test_a_template_the_judge_prefers_is_adopted(server, connect, tmp_path, verdict, adopted):
     server.default = lambda prompt: GENERIC if "generic" in prompt else verdict
     judge = connect()
-    proposal = j.propose_template(judge, GOOD, example(), judge.template)
+    proposal = template.propose_template(judge, GOOD, example(), judge.template)
     assert proposal == (GENERIC if adopted else None)
     if adopted:
-        j.adopt_template(judge, proposal, step=7)
+        template.adopt_template(judge, proposal, step=7)
         assert (tmp_path / "template.txt").read_text().strip() == judge.template == GENERIC
         rows = [json.loads(line) for line in (tmp_path / "template_history.jsonl").open()]
         assert [row["step"] for row in rows] == [0, 7] and rows[1]["template"] == GENERIC
-        for step, template in ((6, j.TEMPLATE), (7, GENERIC)):
+        for step, current in ((6, j.TEMPLATE), (7, GENERIC)):
             resumed = connect()
-            j.restore_template(resumed, step)
-            assert resumed.template == template
+            template.restore_template(resumed, step)
+            assert resumed.template == current
 
 
 @pytest.mark.parametrize("proposal", [GOOD, "a plain text", GENERIC + "\nLatvia", GENERIC + " 8.9",
@@ -513,7 +515,7 @@ def test_a_template_the_judge_prefers_is_adopted(server, connect, tmp_path, verd
 def test_a_proposal_that_is_not_generic_is_not_compared(server, connect, proposal):
     server.default = proposal
     judge = connect(max_retries=0)
-    assert j.propose_template(judge, GOOD, example(), judge.template) is None
+    assert template.propose_template(judge, GOOD, example(), judge.template) is None
     assert len(server.requests) == 1
 
 
@@ -522,9 +524,9 @@ def test_only_a_structured_response_judged_high_proposes(server, connect):
     server.default = lambda prompt: "medium" if "so-so" in prompt else "high"
     plain, good, so_so = "plain, Latvia: 3.0", GOOD, GOOD + " so-so"
     for texts, proposes in (((plain, so_so), False), ((plain, good), True)):
-        calls = j.Calls(example(), 2)
+        calls = overlap.Calls(example(), 2)
         add(judge, calls, *[(f"{t}\nAnswer: 8.3", t is plain) for t in texts])
-        assert (j.request_template(judge, [calls]) is not None) is proposes
+        assert (template.request_template(judge, [calls]) is not None) is proposes
 
 
 # ---- traces ahead of training ------------------------------------------------------------------

@@ -6,45 +6,125 @@ Train a small vision-language model to think: DyME, its baselines, one loop.
     torchrun --nproc_per_node 4 train.py ...          the same on several
 
 The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, one update.
-The other methods are the same loop with another switch: SFT always memorises, GRPO always
-explores, two-stage does one after the other; Curr-ReFT (stages.py) runs it once for each of its
-stages, with a Task of the stage's questions and rewards. Left out: learned rewards, value
+The other methods are the same loop with another switch (`choose`): SFT always memorises, GRPO
+always explores, two-stage does one after the other; Curr-ReFT (stages.py) runs it once for each of
+its stages, with a Task of the stage's questions and rewards. Left out: learned rewards, value
 networks, several updates per batch of rollouts, LoRA.
 """
 
 import math
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
 
-import checkpoint
 import dyme
 from checker import refine
 from data import InputError
-from evaluate import evaluate
 from families import save_model
 from grpo import group_advantages
-from judge import request_trace, take_counts
+from judge import take_counts
 from knobs import Config, parse
 from metrics import group_lines, means, rollout_sums, seconds
 from model import THINK, encode_prompt, image_features, prompt_to
 from optim import lr_at
+from overlap import apply_judge, as_ready, ask_judge, closing_judge, open_calls, request_trace
 from prepare import Run, Task, make_base, prepare_run, read_finals
 from ranks import Interrupt, Ranks, cleanup, reduce_sums, setup_distributed, shard, sum_gradients
-from rewards import (
-    apply_judge,
-    as_ready,
-    ask_judge,
-    closing_judge,
-    evolve_template,
-    open_calls,
-    score_group,
-)
+from rewards import score_group
 from rollout import rollout
+from template import evolve_template
+from watch import look_and_save, out_of_memory, save
+
+
+def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
+    """
+    One run, from loading to the last evaluation. Returns what it writes to
+    <output_dir>/result.json.
+    """
+    run = prepare_run(config, ranks, task)
+    model, processor, judge = run.model, run.processor, run.judge
+    steps = range(run.state["step"], config.max_steps)
+    steps = tqdm(steps, desc=config.method, unit="step", disable=None if run.log.active else True)
+    proposal = None  # of a better template for the judge's refiner, under way
+
+    with Interrupt() as interrupt, out_of_memory(run), closing_judge(judge):
+        for step in steps:
+            clock = [time.perf_counter()]
+            # ---- data and prompts: P of them, of which this process takes its share
+            share = shard(step_examples(run.task.train, config, step), ranks)
+            places, examples, prompts = encode_prompts(run, share)
+            calls = open_calls(judge, examples, config)  # Nones, unless there is a --judge_url
+
+            # ---- rollout: G responses to each, unless they would not be looked at
+            responses = []
+            if not only_memorizes(config, step):
+                responses = rollout(
+                    model,
+                    processor,
+                    prompts,
+                    num_generations=config.num_generations,
+                    max_completion_length=config.max_completion_length,
+                    temperature=config.temperature,
+                    seed=config.seed,
+                    step=step,
+                    prompt_indices=places,
+                    on_response=ask_judge(run, calls),
+                    compile=config.compile,
+                )
+            clock.append(time.perf_counter())
+
+            # ---- rewards, and the switch: memorise, explore or skip
+            scores = [
+                score_group(group, example, config, run.own_reward, run.task.score)
+                for group, example in zip(responses, examples)
+            ]
+            modes = choose(config, step, scores, len(prompts))  # (P,)
+            clock.append(time.perf_counter())
+
+            # ---- one packed update on memorised and explored groups together
+            advantages, targets, sums = add_gradients(
+                run, step, examples, prompts, responses, scores, modes, calls
+            )
+            sum_gradients(model, ranks)
+            sums.update(rollout_sums(responses, scores, advantages, modes), **take_counts(judge))
+            sums["skipped"] = len(share) - len(prompts)
+            sums = reduce_sums(sums, ranks)
+            moved = optimizer_step(model, run.optimizer, config, step, sums["loss"])
+            clock.append(time.perf_counter())
+
+            # ---- log, evaluate, save
+            run.state["step"] = step + 1
+            run.state["seconds"] += clock[-1] - clock[0]
+            run.state["bad_steps"] = 0 if moved["finite"] else run.state["bad_steps"] + 1
+            line = {"step": step, **means(sums), **moved, **seconds(clock)}
+            line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
+            run.log.append("metrics.jsonl", line)
+            shown = {name: f"{line[name]:.2f}" for name in ("reward", "correct") if name in line}
+            steps.set_postfix(shown)
+            if config.log_groups_every and step % config.log_groups_every == 0:
+                for group in group_lines(
+                    step, examples, responses, scores, advantages, modes, targets, processor
+                ):
+                    run.log.append("groups.jsonl", group)
+            proposal = evolve_template(judge, calls, proposal, step, ranks)
+            look_and_save(run, step + 1)
+            if signal := interrupt.agreed(ranks):
+                run.log.say(f"interrupted: {save(run)}; go on with --resume")
+                raise SystemExit(128 + signal)
+
+    result = {"config": asdict(config), **run.state, "final": read_finals(run, config.method)}
+    if run.log.active:
+        save_model(config.output_dir, model, processor)
+        run.log.write("result.json", result)
+        run.log.say(f"model, metrics and result are in {config.output_dir}")
+    return result
+
+
+# -------------------------------------------------------------------------------------------------
+# data and prompts
 
 
 def step_examples(data, config: Config, step: int) -> list:
@@ -62,14 +142,16 @@ def step_examples(data, config: Config, step: int) -> list:
     return picked
 
 
-def encode_share(model, processor, config: Config, share: list) -> tuple[list, list, list]:
+def encode_prompts(run: Run, share: list) -> tuple[list, list, list]:
     """
-    The prompts of [(place, Example)], on the model's device: (places, examples, prompts), too long
-    ones left out.
+    The prompts of [(place in the step, Example)], on the model's device, with their images'
+    features where the vision tower is frozen: (places, examples, prompts), too long ones left out.
     """
+    config, model = run.config, run.model
     places, examples, prompts = [], [], []
     for place, example in share:
-        prompt = encode_prompt(processor, example, example.instruction or THINK, config.max_pixels)
+        instruction = example.instruction or THINK
+        prompt = encode_prompt(run.processor, example, instruction, config.max_pixels)
         if fits(config, prompt, example):
             prompt = prompt_to(prompt, model.device)
             if config.freeze_vision:
@@ -96,36 +178,92 @@ def fits(config: Config, prompt, example) -> bool:
     return False
 
 
+# -------------------------------------------------------------------------------------------------
+# which method memorises, explores or skips when
+
+
 def only_memorizes(config: Config, step: int) -> bool:
-    """
-    Whether the method memorises at this step whatever the samples would be, so that none are
-    drawn.
-    """
-    return config.method == "sft" or (
-        config.method == "two_stage" and step < config.max_steps // 2
-    )
+    """Whether the method memorises at this step whatever the responses would be."""
+    first_stage = config.method == "two_stage" and step < config.max_steps // 2
+    return config.method == "sft" or first_stage
 
 
-def choose(config: Config, correct: torch.Tensor) -> torch.Tensor:
+def choose(config: Config, step: int, scores: list[dict], prompts: int) -> torch.Tensor:
     """
-    The mode of each group, (P,), from correct (P, G): DyME's switch; GRPO explores whatever comes.
+    The mode of each of the P prompts' groups, (P,): DyME's switch looks at which responses are
+    correct; the other methods don't.
     """
-    if config.method == "dyme":
-        return dyme.switch(correct)
-    return torch.full((len(correct),), dyme.EXPLORE)
+    if only_memorizes(config, step):
+        return torch.full((prompts,), dyme.MEMORIZE)
+    if config.method == "dyme" and scores:
+        return dyme.switch(torch.stack([scored["correct"] for scored in scores]))  # from (P, G)
+    return torch.full((prompts,), dyme.EXPLORE)
 
 
 def reference_trace(config: Config, example, call=None) -> str | None:
     """
-    The thinking that is memorised: the visual refiner's, the judge's where there is one, or the
-    data set's own.
+    The thinking that is memorised: the data's own with --refiner off; else the judge's; else, or
+    where the data has none, what checker.refine writes. None: the answer alone is memorised.
     """
     if example.instruction is not None:
-        return None  # it asks for no thinking: the answer alone is memorised
+        return None  # it asks for no thinking
     if config.refiner == "off" and example.trace is not None:
         return example.trace
     written = call.trace.result() if call is not None else None
     return written or refine(example)
+
+
+# -------------------------------------------------------------------------------------------------
+# the update
+
+
+def add_gradients(run: Run, step, examples, prompts, responses, scores, modes, calls):
+    """
+    Add the step's gradient to the parameters': advantages for groups that are explored, targets
+    for groups that are memorised, one packed update. With a judge it is made in parts, each as
+    soon as its groups' answers are there.
+
+    Returns advantages (P, G), targets {prompt: token ids}, and dyme.packed_update's sums.
+    """
+    config = run.config
+    divisor = normalizer(config, responses, run.ranks)
+    # in plain SFT a sequence weighs a whole group
+    weight = "one" if only_memorizes(config, step) else config.memorize_weight
+    advantage = dyme.memorize_advantage(weight, config.num_generations, step / config.max_steps)
+    advantages = torch.zeros(len(prompts), config.num_generations)  # (P, G)
+    targets, sums = {}, dict.fromkeys(dyme.UPDATE_SUMS, 0.0)
+    for call, mode in zip(calls, modes):
+        if mode == dyme.MEMORIZE:
+            request_trace(run.judge, call)  # unless it is under way
+    run.model.train(config.gradient_checkpointing)  # transformers checkpoints in no other mode
+    for ready in as_ready(run.judge, calls):
+        for p in ready:
+            if scores:
+                apply_judge(calls[p], scores[p], config.reward_weights)
+                advantages[p] = group_advantages(scores[p]["total"], config.scale_rewards)
+            if modes[p] == dyme.MEMORIZE:
+                trace = reference_trace(config, examples[p], calls[p])
+                targets[p] = dyme.target_ids(run.processor, trace, examples[p].answer)
+        groups = dyme.build_groups(
+            ready, modes, responses, advantages, targets, advantage, keep_equal=config.beta > 0
+        )
+        done = dyme.packed_update(
+            run.model,
+            prompts,
+            groups,
+            normalizer=divisor,
+            temperature=config.temperature,
+            micro_batch_prompts=config.micro_batch_prompts,
+            head_chunk_tokens=config.head_chunk_tokens,
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            loss_type=config.loss_type,
+            beta=config.beta,
+            ref_model=run.ref_model,
+        )
+        sums = {name: sums[name] + value for name, value in done.items()}
+    run.model.eval()
+    return advantages, targets, sums
 
 
 def normalizer(config: Config, responses: list, ranks: Ranks) -> float:
@@ -134,18 +272,12 @@ def normalizer(config: Config, responses: list, ranks: Ranks) -> float:
     their tokens.
     """
     sequences = config.prompts_per_step * config.num_generations
-    if config.loss_type == "dr_grpo":
-        return sequences * config.max_completion_length
     if config.loss_type == "grpo":
         return sequences
+    if config.loss_type == "dr_grpo":
+        return sequences * config.max_completion_length
     tokens = sum(len(response.token_ids) for group in responses for response in group)
     return max(reduce_sums({"tokens": tokens}, ranks)["tokens"], 1.0)
-
-
-def memorize_advantage(config: Config, step: int) -> float:
-    """The advantage of a memorised sequence; in plain SFT each weighs a whole group."""
-    weight = "one" if only_memorizes(config, step) else config.memorize_weight
-    return dyme.memorize_advantage(weight, config.num_generations, step / config.max_steps)
 
 
 def optimizer_step(model, optimizer, config: Config, step: int, loss: float) -> dict:
@@ -164,216 +296,6 @@ def optimizer_step(model, optimizer, config: Config, step: int, loss: float) -> 
         optimizer.step()
     optimizer.zero_grad()
     return {"grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
-
-
-def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
-    """
-    One run, from loading to the last evaluation. Returns what it writes to
-    <output_dir>/result.json.
-    """
-    run = prepare_run(config, ranks, task)
-    model, processor, judge = run.model, run.processor, run.judge
-    sampling = run.settings(
-        "num_generations", "max_completion_length", "temperature", "seed", "compile"
-    )
-    steps = tqdm(
-        range(run.state["step"], config.max_steps),
-        desc=config.method,
-        unit="step",
-        disable=None if run.log.active else True,
-    )
-    proposal = None  # of a better template for the judge's refiner, under way
-
-    with Interrupt() as interrupt, out_of_memory(run), closing_judge(judge):
-        for step in steps:
-            clock = [time.perf_counter()]
-            # ---- P prompts, of which this process takes its share
-            share = shard(step_examples(run.task.train, config, step), ranks)
-            places, examples, prompts = encode_share(model, processor, config, share)
-            calls = open_calls(judge, examples, config)
-
-            # ---- G responses to each, and which are right
-            if only_memorizes(config, step):
-                responses, scores = [], []
-                clock.append(time.perf_counter())
-                modes = torch.full((len(prompts),), dyme.MEMORIZE)
-                for call in calls:
-                    request_trace(judge, call)
-            else:
-                on_response = (
-                    ask_judge(judge, calls, config, run.own_reward, run.task.score)
-                    if judge
-                    else None
-                )
-                responses = rollout(
-                    model,
-                    processor,
-                    prompts,
-                    step=step,
-                    prompt_indices=places,
-                    on_response=on_response,
-                    **sampling,
-                )
-                clock.append(time.perf_counter())
-                scores = [
-                    score_group(group, example, config, run.own_reward, run.task.score)
-                    for group, example in zip(responses, examples)
-                ]
-                correct = (
-                    torch.stack([scored["correct"] for scored in scores])
-                    if scores
-                    else torch.zeros(0, 1).bool()
-                )
-                # ---- the switch: memorise, explore or skip
-                modes = choose(config, correct)  # (P,)
-            clock.append(time.perf_counter())
-
-            # ---- one update on memorised and explored groups together; with a judge, each when its answers are there
-            divisor = normalizer(config, responses, ranks)
-            advantages = torch.zeros(len(prompts), config.num_generations)  # (P, G)
-            targets, update = {}, dict.fromkeys(dyme.UPDATE_SUMS, 0.0)
-            model.train(config.gradient_checkpointing)
-            for ready in as_ready(judge, calls, len(prompts)):
-                for p in ready:
-                    if scores:
-                        apply_judge(judge, calls, p, scores, config)
-                        advantages[p] = group_advantages(
-                            scores[p]["total"][None], config.scale_rewards
-                        )[0]
-                    if modes[p] == dyme.MEMORIZE:
-                        if judge:
-                            request_trace(judge, calls[p])  # unless it is under way
-                        trace = reference_trace(config, examples[p], calls[p] if judge else None)
-                        targets[p] = dyme.target_ids(processor, trace, examples[p].answer)
-                groups = dyme.build_groups(
-                    ready, modes, responses, advantages, targets, memorize_advantage(config, step)
-                )
-                done = packed_update(run, prompts, groups, divisor)
-                update = {name: update[name] + value for name, value in done.items()}
-            model.eval()
-            sum_gradients(model, ranks)
-
-            sums = {
-                **update,
-                **rollout_sums(responses, scores, advantages, modes),
-                "skipped": len(share) - len(prompts),
-            }
-            sums = reduce_sums({**sums, **(take_counts(judge) if judge else {})}, ranks)
-            moved = optimizer_step(model, run.optimizer, config, step, sums["loss"])
-            clock.append(time.perf_counter())
-
-            # ---- log, evaluate, save
-            run.state["step"] = step + 1
-            run.state["seconds"] += clock[-1] - clock[0]
-            run.state["bad_steps"] = 0 if moved["finite"] else run.state["bad_steps"] + 1
-            line = {"step": step, **means(sums), **moved, **seconds(clock)}
-            line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
-            run.log.append("metrics.jsonl", line)
-            steps.set_postfix(
-                {name: f"{line[name]:.2f}" for name in ("reward", "correct") if name in line}
-            )
-            if config.log_groups_every and step % config.log_groups_every == 0:
-                for shown in group_lines(
-                    step, examples, responses, scores, advantages, modes, targets, processor
-                ):
-                    run.log.append("groups.jsonl", shown)
-            proposal = evolve_template(judge, calls, proposal, step, ranks)
-            look_and_save(run, step + 1)
-            if signal := interrupt.agreed(ranks):
-                run.log.say(f"interrupted: {save(run)}; go on with --resume")
-                raise SystemExit(128 + signal)
-
-    result = {"config": asdict(config), **run.state, "final": read_finals(run, config.method)}
-    if run.log.active:
-        save_model(config.output_dir, model, processor)
-        run.log.write("result.json", result)
-        run.log.say(f"model, metrics and result are in {config.output_dir}")
-    return result
-
-
-def packed_update(run: Run, prompts: list, groups: list, divisor: float) -> dict[str, float]:
-    """dyme.packed_update with the run's knobs: adds to the gradient, returns sums."""
-    knobs = run.settings(
-        "temperature",
-        "micro_batch_prompts",
-        "head_chunk_tokens",
-        "epsilon_low",
-        "epsilon_high",
-        "loss_type",
-        "beta",
-    )
-    return dyme.packed_update(
-        run.model, prompts, groups, normalizer=divisor, ref_model=run.ref_model, **knobs
-    )
-
-
-def look_and_save(run: Run, step: int) -> None:
-    """
-    After `step` updates: validation and a checkpoint where they are due; the end of a run that
-    only fails.
-    """
-    config, state, best = run.config, run.state, False
-    if step % config.eval_steps == 0:
-        settings = run.settings("max_completion_length", "max_pixels", "seed")
-        reading = evaluate(
-            run.model, run.processor, run.task.val, score=run.task.score, **settings
-        )
-        best = reading["accuracy"] > max(
-            (earlier["accuracy"] for earlier in state["val"]), default=-1.0
-        )
-        state["val"].append({"step": step, **reading})
-        run.log.say(
-            "step {}, {}: accuracy {accuracy:.3f}, format {format:.3f}".format(
-                step, config.eval_split, **reading
-            )
-        )
-    stuck = state["bad_steps"] >= config.max_bad_steps
-    due = step % config.save_steps == 0 or step == config.max_steps
-    saved = save(run, best) if best or stuck or due else ""
-    if stuck:
-        raise InputError(
-            f"--max_bad_steps: the gradient was not finite for {state['bad_steps']} steps in a row; {saved} with the last "
-            f"good weights; lower --learning_rate and --resume"
-        )
-
-
-def save(run: Run, best: bool = False) -> str:
-    """
-    A checkpoint of the run as it stands, written by the first process; says whether it lies there.
-    """
-    written = True
-    if run.log.active:
-        state = {**run.state, **run.log.positions(), "config": asdict(run.config)}
-        limit = run.config.save_total_limit
-        written = checkpoint.save_checkpoint(
-            run.config.output_dir,
-            run.state["step"],
-            run.model,
-            run.processor,
-            run.optimizer,
-            state,
-            save_total_limit=limit,
-            best=best,
-        )
-    return (
-        f"step {run.state['step']} is saved"
-        if written
-        else f"step {run.state['step']} could NOT be saved"
-    )
-
-
-@contextmanager
-def out_of_memory(run: Run):
-    """Memory that runs out ends the run in one line, after saving the last whole step."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        run.optimizer.zero_grad()
-        torch.cuda.empty_cache()
-        raise InputError(
-            f"out of memory; {save(run)}: --gradient_checkpointing, --micro_batch_prompts 1, "
-            f"lower --max_pixels, --head_chunk_tokens, --prompts_per_step or --max_completion_length; then --resume"
-        ) from None
 
 
 def main(argv: list[str]) -> None:
