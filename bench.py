@@ -1,9 +1,10 @@
 """
 Speed and memory, ours against the usual way: one command, one table.
 
-    python bench.py --size p700                 on one CPU thread; --prompts 4 for four prompts to a step
-    python bench.py --size 0.5b --json out.json on a GPU; 0.5b and 2b have the published models' shapes
-    python bench.py --judge_overlap             what a judge that takes a second costs a step
+    python bench.py --size p700                   on one CPU thread
+    python bench.py --size p700 --prompts 4       four prompts to a step
+    python bench.py --size 0.5b --json out.json   on a GPU; 0.5b and 2b: the published shapes
+    python bench.py --judge_overlap               what a judge that takes a second costs a step
 
 Every row is from one run: the same random weights (shapes.py), prompts, G and C on both sides
 (sides.py), the sides taken in turn, medians. Every response has exactly C tokens: the end token is

@@ -70,7 +70,8 @@ CAPTION = "Describe the chart."
 EXPLAIN = "Think step by step in your own words."
 GOAL = "What is the goal?"
 CAPTION_QUESTION = "What are the bars"
-BASE_MIX = {"caption": 0.1, "direct": 0.2, "explain": 0.35, "goal": 0.05, "think": 0.1, "sums": 0.05, "text": 0.15}
+BASE_MIX = {"caption": 0.1, "direct": 0.2, "explain": 0.35, "goal": 0.05, "think": 0.1}
+BASE_MIX |= {"sums": 0.05, "text": 0.15}
 # A working with fixed words is copied and not reasoned, so the base stage's words vary.
 # It has met the words of the required format, as any language model has, but never in that order.
 OPENERS = ("I see", "there is", "look,", "we have", "first", "Observation:")
@@ -259,8 +260,8 @@ def load_charts(split, size=None, data_seed=0, trace_noise=0.0, tasks=("chart",)
     "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
     tasks are Curr-ReFT's (arXiv 2503.07065): "chart" (KINDS), "detection" (answer
     "left,top,right,bottom" in pixels, see bar_boxes), "classification" (the colours there).
-    trace_noise is the share of wrong facts in the train split's traces. A misread value goes on into
-    the Reasoning clause, whose result is right all the same ("7 - 4 = 2"): the trace is fluent, ends
+    trace_noise is the share of wrong facts in the train split's traces. A misread value goes on
+    into the Reasoning clause, whose result is right all the same ("7 - 4 = 2"): it is fluent, ends
     well, and is not about the picture. So are traces that a model wrote who knew the answer.
     InputError for an unknown split or task, or a number out of range.
     """
@@ -318,7 +319,7 @@ def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart"
                               facts=example.facts, task="caption")
             batch.append((example, CAPTION, caption))
         elif mode == "text" and kind != "detection":  # no box can be told from words
-            # the chart in words: to look a name up and copy it is learnt far sooner without a picture
+            # the chart in words: looking a name up is learnt far sooner without a picture
             facts = ", ".join(f"{name} {value}" for name, value in example.facts)
             working = explain(rng, kind, example.needed, example.answer)
             example = replace(example, image=None, question=f"{facts}. {example.question}")

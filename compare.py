@@ -92,7 +92,8 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
         if code != 0:
             last = (folder / "log.txt").read_text().strip().splitlines()[-1:]
             raise InputError(
-                f"{row}: train.py ended with code {code}: {' '.join(last)} (all of it in {folder}/log.txt)"
+                f"{row}: train.py ended with code {code}: {' '.join(last)} "
+                f"(all of it in {folder}/log.txt)"
             )
     result = json.loads((folder / "result.json").read_text())
     with open(folder / "metrics.jsonl") as lines:
@@ -304,9 +305,8 @@ def paired(records: list[dict], a: str, b: str) -> str:
                 centre = average(pairs)
                 name = split if reading == "greedy" else f"{split}, T = 1"
                 wins = sum(p > 0 for p in pairs)
-                lines.append(
-                    f"| {noise:g} | {name} | {centre:+.1f} [{centre - half:+.1f}, {centre + half:+.1f}] | {len(pairs)} | {wins} |"
-                )
+                found = f"{centre:+.1f} [{centre - half:+.1f}, {centre + half:+.1f}]"
+                lines.append(f"| {noise:g} | {name} | {found} | {len(pairs)} | {wins} |")
     return "\n".join(lines)
 
 

@@ -184,7 +184,8 @@ def load_data(name, split, data_dir=None, *, size=None, data_seed=0, trace_noise
 
     name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl or .json. data_dir: where the
     files lie (see published.py, load_own). size: the first so many; for charts how many are drawn.
-    data_seed, trace_noise, tasks (charts.TASKS): charts only. questions: "human", "augmented" or "all", where the data
+    data_seed, trace_noise, tasks (charts.TASKS): charts only.
+    questions: "human", "augmented" or "all", where the data
     tells them apart. traces: a .jsonl of reference traces. Raises InputError, with every bad row.
     """
     if questions not in ("human", "augmented", "all"):

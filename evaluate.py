@@ -16,7 +16,8 @@ from claims import claimed_facts
 from model import DIRECT, THINK, encode_prompt, prompt_to
 from rollout import rollout
 
-GROUNDED = 0.8  # a right answer counts as grounded when the visual checker gives its thinking at least this
+# a right answer counts as grounded when the visual checker gives its thinking at least this
+GROUNDED = 0.8
 
 
 def evaluate(

@@ -105,19 +105,22 @@ def load_vlm(
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, hub errors: all mean "can't read it"
-        told = f"--model {name_or_path}: {one_line(error)}; give a hub name or a folder with config.json"
+        told = f"--model {name_or_path}: {one_line(error)}; "
+        told += "give a hub name or a folder with config.json"
         raise InputError(told) from None
     family = FAMILIES.get(config.model_type)
     if family is None and config.model_type not in TEXT_FAMILIES:
         known = ", ".join([*FAMILIES, *TEXT_FAMILIES])
         raise InputError(
-            f"--model {name_or_path}: model_type {config.model_type!r} is not supported; supported: {known}; "
+            f"--model {name_or_path}: model_type {config.model_type!r} is not supported; "
+            f"supported: {known}; "
             f"to add it, give it a row in families.py's FAMILIES"
         )
     kinds = getattr(config.get_text_config(), "layer_types", None) or []
     if set(kinds) - {"full_attention"}:
         raise InputError(
-            f"--model {name_or_path}: has {sorted(set(kinds))} layers; full_attention alone is supported"
+            f"--model {name_or_path}: has {sorted(set(kinds))} layers; "
+            "full_attention alone is supported"
         )
     try:
         processor = load_processor(name_or_path, family)

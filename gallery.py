@@ -139,7 +139,8 @@ def group_card(line: dict, variant: int) -> str:
         "skip": "so there is nothing to learn, and the group is skipped.",
     }[mode]
     if collapsed:
-        verdict = "and all rewards are equal: every advantage is 0, and nothing is learned (advantage collapse)."
+        verdict = "and all rewards are equal: every advantage is 0, and nothing is learned "
+        verdict += "(advantage collapse)."
     told = (
         f"{correct} of {len(responses)} correct, {verdict}"
         if responses

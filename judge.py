@@ -86,7 +86,7 @@ def take_counts(judge):
     """This process's counts since the last time, for a step's metrics; {} without a judge.
 
     judge_calls (HTTP attempts), judge_cache_hits, judge_failures (thinking that the local checker
-    scored instead), refiner_calls, refiner_fallbacks (groups), judge_wait_s (see overlap.as_finished).
+    scored instead), refiner_calls, refiner_fallbacks (groups), judge_wait_s (overlap.as_finished).
     """
     if judge is None:
         return {}

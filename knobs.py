@@ -180,19 +180,18 @@ class Config:
     )
 
 
-DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparameters (method notes in README)
+# what a None above means; "*" are the published hyperparameters, for ChartQA
+DEFAULTS = {
     "charts": dict(
         model="tiny",
         max_completion_length=48,
-        reward_weights=[
-            0.5,
-            1.0,
-            0.5,
-        ],  # ours: a tiny model's right answer must outweigh fluent wrong thinking
+        # ours: a tiny model's right answer must outweigh fluent wrong thinking
+        reward_weights=[0.5, 1.0, 0.5],
         max_steps=300,
         prompts_per_step=16,
         learning_rate=1e-3,
-        adam_beta2=0.99,  # 200 updates are too few for 0.999 to forget the first, large gradients
+        # 300 updates are too few for 0.999 to forget the first, large gradients
+        adam_beta2=0.99,
         micro_batch_prompts=16,
     ),
     "gsm8k": dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", num_train_epochs=1, refiner="off"),
@@ -215,11 +214,13 @@ DEFAULTS = {  # what a None above means; ChartQA's are the published hyperparame
 CURR_REFT = {
     "charts": dict(
         base_tasks=["chart", "detection", "classification", "judge", "choice"],
-        base_format_rate=0.1,  # without memorising, a format that is never sampled is never learned
+        # without memorising, a format that is never sampled is never learned
+        base_format_rate=0.1,
         num_generations=4,
         max_completion_length=64,  # to name five colours twice
         reward_weights=[0.5, 1.0, 0.0],
-        learning_rate=3e-4,  # a form that the model only guesses at gives noisy advantages: at 1e-3 they ruin it
+        # a form that the model only guesses at gives noisy advantages: at 1e-3 they ruin it
+        learning_rate=3e-4,
         beta=0.04,
         max_steps=200,
     ),
@@ -292,6 +293,11 @@ def resolve(config: Config) -> Config:
         (
             len(config.reward_weights) == 3,
             "--reward_weights: three numbers, for format, accuracy, thinking",
+        ),
+        (
+            config.loss_type in ("grpo", "dr_grpo") or config.method not in ("sft", "two_stage"),
+            f"--loss_type {config.loss_type}: divides by sampled tokens, and --method "
+            f"{config.method} samples none while it memorises; take grpo",
         ),
         (config.method != "curr_reft" or config.stages, "--stages: at least one"),
         (config.reject_samples >= 1, "--reject_samples: at least 1"),

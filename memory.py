@@ -19,8 +19,8 @@ import torch
 from rollout import PREFILL_TOKENS
 
 FLAGS = (
-    "--gradient_checkpointing, --micro_batch_prompts 1, a smaller --max_pixels, --prompts_per_step, --num_generations, "
-    "--max_completion_length, --head_chunk_tokens or --model"
+    "--gradient_checkpointing, --micro_batch_prompts 1, a smaller --max_pixels, "
+    "--prompts_per_step, --num_generations, --max_completion_length, --head_chunk_tokens or --model"
 )
 
 
@@ -166,7 +166,8 @@ def report_memory(parts: dict[str, int], device=None) -> list[str]:
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         if parts["peak"] > 0.9 * free:
             lines.append(
-                f"warning: {free / 2**30:.1f} GiB are there for it, likely too little; what helps: {FLAGS}"
+                f"warning: {free / 2**30:.1f} GiB are there for it, likely too little; "
+                f"what helps: {FLAGS}"
             )
     return lines
 
@@ -183,7 +184,8 @@ def main() -> None:
     from PIL import Image
 
     print(
-        "| model | parameters | prompt, tokens | prompts a step | peak, GiB | with --gradient_checkpointing |"
+        "| model | parameters | prompt, tokens | prompts a step | peak, GiB "
+        "| with --gradient_checkpointing |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):

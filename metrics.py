@@ -21,18 +21,9 @@ from dyme import MODE_NAMES
 from evaluate import interval
 from model import get_tokenizer
 
-SUMMED = (
-    "responses",
-    "reward",
-    "format",
-    "accuracy",
-    "thinking",
-    "correct",
-    "length",
-    "truncated",
-    "distinct",
-    "advantage",
-)
+# of a step's responses: summed up, and divided by their number
+SUMMED = ("reward", "format", "accuracy", "thinking", "correct")
+SUMMED += ("truncated", "distinct", "advantage")
 
 
 def rollout_sums(responses, scores, advantages, modes) -> dict[str, float]:
@@ -43,7 +34,9 @@ def rollout_sums(responses, scores, advantages, modes) -> dict[str, float]:
     sums = {f"groups/{name}": float((modes == mode).sum()) for mode, name in enumerate(MODE_NAMES)}
     sums["groups"] = float(len(modes))
     sums.update(
-        dict.fromkeys((*SUMMED, "groups/equal", "groups/all_wrong", "groups/all_right"), 0.0)
+        dict.fromkeys((*SUMMED, "groups/equal", "groups/all_wrong", "groups/all_right"), 0.0),
+        responses=0.0,
+        length=0.0,
     )
     for group, scored, advantage in zip(responses, scores, advantages):
         sums["responses"] += len(group)
@@ -68,16 +61,7 @@ def means(sums: dict[str, float]) -> dict[str, float]:
         if name.startswith("groups/")
     }
     if sums["responses"]:
-        for name in (
-            "reward",
-            "format",
-            "accuracy",
-            "thinking",
-            "correct",
-            "truncated",
-            "distinct",
-            "advantage",
-        ):
+        for name in SUMMED:
             line[name] = sums[name] / sums["responses"]
         line["completion_length"] = sums["length"] / sums["responses"]
     for name in ("entropy", "kl", "clip_low", "clip_high"):
@@ -200,7 +184,8 @@ def summary(title: str, readings: dict[str, dict]) -> str:
     greedy, sampled, direct = readings["greedy"], readings["sampled"], readings["direct"]
     low, high = interval(greedy["accuracy"], greedy["count"])
     return (
-        f"{title}: accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy, {sampled['accuracy']:.3f} at "
-        f"temperature 1, {direct['accuracy']:.3f} answering directly; format {greedy['format']:.3f}, stated facts true "
-        f"{sampled['fact_precision']:.3f}, right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)"
+        f"{title}: accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy, "
+        f"{sampled['accuracy']:.3f} at temperature 1, {direct['accuracy']:.3f} answering directly; "
+        f"format {greedy['format']:.3f}, stated facts true {sampled['fact_precision']:.3f}, "
+        f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)"
     )

@@ -1,16 +1,17 @@
 """
-The model: load it, write its prompt, and read log-probabilities off ONE packed forward.
+The model: write its prompt, and read log-probabilities off ONE packed forward.
 
 DyME needs the log-probabilities of G completions of the same prompt. Padded rows [G, P + C] would
 push the image prompt, nearly all of the tokens, through the model G times. Here the row is
 [prompt, c1, c2, .. cG]: the prompt once, each completion attending to the prompt and to itself
 alone, its positions restarting where the prompt ends. A causal model can't tell the difference
-(test_core.py), and an update is several times faster and smaller (README, bench.py).
+(test_core.py), and an update is several times faster and smaller (bench.py).
 
 What differs between model families stands in families.py, the embedded tiny model in tiny.py.
 Left out: several images in one prompt, video, tensor parallelism.
 """
 
+import importlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -64,7 +65,8 @@ def encode_prompt(
     image_token = getattr(processor, "image_token", None)
     if image_token and image_token in text:
         raise InputError(
-            f"{example.id or 'example'}: take {image_token} out of the question; the image is put in for you"
+            f"{example.id or 'example'}: take {image_token} out of the question; "
+            "the image is put in for you"
         )
     if hasattr(processor, "image_processor"):
         content = [{"type": "text", "text": text}]
@@ -75,7 +77,8 @@ def encode_prompt(
         messages = [{"role": "user", "content": text}]
     else:
         raise InputError(
-            f"{example.id or 'example'}: has an image, but the model is text only; choose a VLM with --model"
+            f"{example.id or 'example'}: has an image, but the model is text only; "
+            "choose a VLM with --model"
         )
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if image is None:
@@ -357,3 +360,11 @@ def pad_rows(flat: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torc
         < torch.tensor(lengths, device=flat.device)[:, None]
     )
     return rows, mask
+
+
+def __getattr__(name: str):
+    """`load_vlm` and `tiny_vlm` can be had from here too; their files build on this one."""
+    homes = {"load_vlm": "families", "tiny_vlm": "tiny"}
+    if name not in homes:
+        raise AttributeError(f"module 'model' has no attribute {name!r}")
+    return getattr(importlib.import_module(homes[name]), name)

@@ -44,7 +44,8 @@ def open_calls(judge, examples: list, config) -> list:
     """One Calls for each prompt, or None in its place without a judge."""
     if judge is None:
         return [None] * len(examples)
-    calls = [Calls(example, config.num_generations, config.method == "dyme") for example in examples]
+    switch = config.method == "dyme"
+    calls = [Calls(example, config.num_generations, switch) for example in examples]
     for call in calls:
         if config.refiner == "off" or call.example.instruction is not None:
             call.trace = Future()  # what isn't refined is never asked for

@@ -104,7 +104,8 @@ def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
         "{}: {:,} parameters train, {:,} are frozen".format(config.model, *parameter_counts(model))
     )
     log.say(
-        f"{len(task.train)} training examples, {config.max_steps} steps of {config.prompts_per_step} prompts"
+        f"{len(task.train)} training examples, {config.max_steps} steps of "
+        f"{config.prompts_per_step} prompts"
     )
 
     state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}}
@@ -251,7 +252,8 @@ def find_run(config: Config):
         return found
     if (Path(config.output_dir) / "metrics.jsonl").exists() and not config.overwrite:
         raise InputError(
-            f"{config.output_dir}: holds a run; --resume it, --overwrite it, or give another --output_dir"
+            f"{config.output_dir}: holds a run; --resume it, --overwrite it, "
+            "or give another --output_dir"
         )
     return None
 
@@ -276,7 +278,8 @@ def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
     """The knobs that depend on the model or on the number of training examples."""
     if config.prompts_per_step < ranks.world_size:
         raise InputError(
-            f"--prompts_per_step {config.prompts_per_step}: {ranks.world_size} processes need at least one each"
+            f"--prompts_per_step {config.prompts_per_step}: "
+            f"{ranks.world_size} processes need at least one each"
         )
     if config.max_steps is None:
         config.max_steps = max(

@@ -18,8 +18,10 @@ from pathlib import Path
 import huggingface_hub
 
 from data import SPLITS, Example, clean_trace, hold_out, object_facts, pairs
-from reading import (BROKEN, MAX_FILE, MAX_LINE, InputError, NoSplit, ZipImage, hub_file, leaves_folder,
-                     open_zip, parse_file, say, text, texts)
+from reading import (
+    BROKEN, MAX_FILE, MAX_LINE, InputError, NoSplit, ZipImage, hub_file, leaves_folder,
+    open_zip, parse_file, say, text, texts,
+)
 
 GSM8K_URL = ("https://raw.githubusercontent.com/openai/grade-school-math/"
              "3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/")

@@ -222,16 +222,17 @@ def page(variants: list[Variant], title: str = "What the runs learned") -> str:
         "title": esc(title),
         "colours": colour_rules(),
         "summary": esc(about + "."),
-        "results_note": "Shares of the questions of a split. Small: the 95 % interval of one run, or the standard deviation "
-        "over seeds.",
+        "results_note": "Shares of the questions of a split. Small: the 95 % interval of one run, "
+        "or the standard deviation over seeds.",
         "table": results_table(variants),
         "smoothing": smoothing,
         "modes": mode_figures(variants) or '<p class="empty">No shares were logged.</p>',
-        "curves_note": f"{spread}{smoothing} Point at a picture for its numbers, press a name to hide its line.",
+        "curves_note": f"{spread}{smoothing} Point at a picture for its numbers, "
+        "press a name to hide its line.",
         "legend": legend(variants),
         "curves": curve_figures(variants),
-        "gallery_note": "What the method saw: the samples of a group, best reward first, equal ones together. Stated facts "
-        f"are marked {sign(True)} or {sign(False)}.",
+        "gallery_note": "What the method saw: the samples of a group, best reward first, equal "
+        f"ones together. Stated facts are marked {sign(True)} or {sign(False)}.",
         "variant_options": "".join(
             f'<option value="{i}">{esc(v.label)}</option>' for i, v in enumerate(variants)
         ),

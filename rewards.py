@@ -4,8 +4,8 @@ Rewards of a group: checker.py's, joined or replaced by a function of one's own.
 A file with `def reward(response, example) -> float` (response: the whole text; example:
 data.Example) is all it takes:
 
-    python train.py --reward my_reward.py                        it takes the place of the accuracy reward
-    python train.py --reward my_reward.py --reward_mode join     the mean of both
+    python train.py --reward my_reward.py                      in the place of the accuracy reward
+    python train.py --reward my_reward.py --reward_mode join   the mean of both
 
 A response counts as correct for the switch when this is above 0.5 and the format is right. The LLM
 judge that may score the thinking in the checker's place is judge.py. Left out: learned rewards.
@@ -28,7 +28,8 @@ def load_reward(path: str | None):
         return None
     if not Path(path).is_file():
         raise InputError(
-            f"--reward {path}: no such file; it should hold `def reward(response, example) -> float`"
+            f"--reward {path}: no such file; "
+            "it should hold `def reward(response, example) -> float`"
         )
     spec = importlib.util.spec_from_file_location("own_reward", path)
     if spec is None:
@@ -67,7 +68,8 @@ def score_group(
         scored = score(texts, example, accuracy=own.tolist(), **settings)
     if not torch.isfinite(scored["total"]).all():
         raise InputError(
-            f"{example.id}: a reward is not finite ({scored['total'].tolist()}); mend the reward function"
+            f"{example.id}: a reward is not finite ({scored['total'].tolist()}); "
+            "mend the reward function"
         )
     return scored
 

@@ -25,9 +25,7 @@ from transformers import AttentionInterface, DynamicCache, StaticCache
 from model import Prompt, forbid, get_tokenizer, language_attention, pack, prompt_positions
 
 PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
-BUCKET = (
-    128  # with compile, prompt lengths are padded to a multiple, so that few shapes are compiled
-)
+BUCKET = 128  # with compile, prompt lengths are padded to a multiple: few shapes to compile
 
 
 @dataclass
@@ -72,43 +70,29 @@ def decode_attention(
     (S,): 0 on filled slots of a static cache. Returns (N, 1, H, D).
     """
     rows, heads, _, dim = query.shape
-    prompt_key, prompt_value = (
-        prompt_cache.keys[module.layer_idx],
-        prompt_cache.values[module.layer_idx],
-    )
+    prompt_key = prompt_cache.keys[module.layer_idx]  # (P, K, L, D)
+    prompt_value = prompt_cache.values[module.layer_idx]
     prompts, key_heads, length, _ = prompt_key.shape
-    width, repeats = (
-        rows // prompts,
-        heads // key_heads,
-    )  # G rows a prompt, H / K query heads a key head
+    width = rows // prompts  # G rows a prompt
+    repeats = heads // key_heads  # H / K query heads a key head
 
-    def by_prompt(
-        x,
-    ):  # (N, K, H/K, x) -> (P, K, G * H/K, x): all queries that read the same prompt keys
-        return (
-            x.view(prompts, width, key_heads, repeats, -1)
-            .transpose(1, 2)
-            .reshape(prompts, key_heads, width * repeats, -1)
-        )
+    def by_prompt(x):  # (N, K, H/K, x) -> (P, K, G * H/K, x): all that read the same prompt keys
+        x = x.view(prompts, width, key_heads, repeats, -1).transpose(1, 2)
+        return x.reshape(prompts, key_heads, width * repeats, -1)
 
     def by_row(x):  # back: (P, K, G * H/K, x) -> (N, K, H/K, x)
-        return (
-            x.view(prompts, key_heads, width, repeats, -1)
-            .transpose(1, 2)
-            .reshape(rows, key_heads, repeats, -1)
-        )
+        x = x.view(prompts, key_heads, width, repeats, -1).transpose(1, 2)
+        return x.reshape(rows, key_heads, repeats, -1)
 
     query = query.reshape(rows, key_heads, repeats, dim) * scaling
-    prompt_scores = (
-        by_prompt(query) @ prompt_key.transpose(2, 3) + prompt_cache.bias
-    )  # (P, K, G * H/K, L)
+    prompt_scores = by_prompt(query) @ prompt_key.transpose(2, 3)  # (P, K, G * H/K, L)
+    prompt_scores = prompt_scores + prompt_cache.bias
     own_scores = query @ key.transpose(2, 3)  # (N, K, H/K, S)
     if suffix_bias is not None:
         own_scores = own_scores + suffix_bias
     scores = torch.cat([prompt_scores, by_prompt(own_scores)], dim=-1)
-    probs = scores.softmax(dim=-1, dtype=torch.float32).to(
-        value.dtype
-    )  # one softmax over prompt and suffix
+    # one softmax over prompt and suffix
+    probs = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     out = by_row(probs[..., :length] @ prompt_value) + by_row(probs[..., length:]) @ value
     return out.reshape(rows, 1, heads, dim), None
 
@@ -161,9 +145,7 @@ def rollout(
     with torch.no_grad():
         prompt_cache, logits, position = prefill(model, prompts, BUCKET if compile else 1)
         logits = logits.repeat_interleave(num_generations, dim=0)  # (P * G, V)
-        position = position.repeat_interleave(
-            num_generations, dim=0
-        )  # (P * G, A): of the next token
+        position = position.repeat_interleave(num_generations, dim=0)  # (P * G, A): the next one's
         rows = torch.arange(len(sampled), device=device)  # which response each live row is
         done = torch.zeros(len(sampled), dtype=torch.bool)
         config = model.config.get_text_config()

@@ -2,9 +2,9 @@
 Ask a model: one question with the answer streaming, or a whole split with every prediction written
 down.
 
-    python sample.py --ckpt out/charts-dyme                              a random test question of the run's data set
+    python sample.py --ckpt out/charts-dyme                a random test question of its data set
     python sample.py --ckpt out/charts-dyme --image chart.png --question "Which bar is highest"
-    python sample.py --ckpt out/charts-dyme --eval test                  predictions.jsonl, accuracy and its interval
+    python sample.py --ckpt out/charts-dyme --eval test    predictions.jsonl, accuracy and interval
 
 --ckpt is a run's folder, one of its checkpoints, or a hub name. The prompt, the sampler and the
 metric are training's own. A whole split is predict.py's. Left out: conversations (chat.py),
@@ -42,7 +42,8 @@ def find_model(ckpt: str) -> tuple[str, dict]:
     if not folder.is_dir():
         if len(folder.parts) != 2 or folder.parts[0] in ("out", ".", "..", "/"):
             raise InputError(
-                f"--ckpt {ckpt}: no such folder; give a run's folder, a checkpoint or a hub name (org/name)"
+                f"--ckpt {ckpt}: no such folder; "
+                "give a run's folder, a checkpoint or a hub name (org/name)"
             )
         return ckpt, {}
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
@@ -127,7 +128,8 @@ def verdict(response: Response, example: Example, config: Config) -> str:
         return cut
     scored = score_one(response, example, config)
     parts = ", ".join(f"{name} {scored[name]:.2f}" for name in ("format", "accuracy", "thinking"))
-    text = f"{cut}{'✓ right' if scored['accuracy'] else '✗ wrong'}    reward {scored['total']:.2f}: {parts}\n"
+    verdict = "✓ right" if scored["accuracy"] else "✗ wrong"
+    text = f"{cut}{verdict}    reward {scored['total']:.2f}: {parts}\n"
     facts = [(str(name), str(value)) for name, value in example.facts]
     claims = claimed_facts(split_response(response.text)[0], facts)
     stated = ", ".join(

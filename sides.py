@@ -183,9 +183,8 @@ def step(case: Case, skip: bool = False, judging=None):
     response.
     """
     optim = "adamw_bf16" if case.model.dtype == BF16 else "adamw"
-    optimizer = build_optimizer(
-        case.model, optim, learning_rate=0.0
-    )  # every step starts from the same weights
+    # at learning rate 0 every step starts from the same weights
+    optimizer = build_optimizer(case.model, optim, learning_rate=0.0)
     sizes = (case.num_generations, case.completion_length)
     modes = torch.full((len(case.prompts),), dyme.EXPLORE)
     if skip:

@@ -45,10 +45,11 @@ def run_stages(config: Config, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     if config.resume not in (None, "last"):
         raise InputError("--resume: give no folder, curr_reft finds its stage itself")
-    files = [(stage, name) for stage in config.stages for name in ("metrics.jsonl", "sampled.jsonl")]
-    held = [stage for stage, name in files if (Path(config.output_dir) / stage / name).exists()]
+    folder = Path(config.output_dir)
+    logs = ("metrics.jsonl", "sampled.jsonl")
+    held = [s for s in config.stages if any((folder / s / name).exists() for name in logs)]
     if held and not (config.resume or config.overwrite):
-        raise InputError(f"{config.output_dir}/{held[0]}: holds a run; --resume it or --overwrite it")
+        raise InputError(f"{folder}/{held[0]}: holds a run; --resume it or --overwrite it")
     log = Log(config.output_dir, ranks.rank == 0)
     log.open(fresh=False)
     results, model = {}, config.model

@@ -172,8 +172,9 @@ def fits(config: Config, prompt, example) -> bool:
         return True
     if not config.skip_long_prompts:
         raise InputError(
-            f"{example.id}: its prompt has {length} tokens, --max_prompt_length is {config.max_prompt_length}; "
-            f"lower --max_pixels, raise the limit, or give --skip_long_prompts"
+            f"{example.id}: its prompt has {length} tokens, --max_prompt_length is "
+            f"{config.max_prompt_length}; lower --max_pixels, raise the limit, or give "
+            "--skip_long_prompts"
         )
     return False
 
