@@ -16,7 +16,7 @@ import dyme
 import model as model_file
 import rollout as rollout_file
 from checker import score
-from data import Example
+from data import Example, InputError
 from dyme import EXPLORE, MEMORIZE, SKIP, Group, build_groups, packed_update, switch, target_ids
 from grpo import group_advantages, grpo_loss
 from knobs import parse
@@ -220,6 +220,22 @@ def test_skipped_groups_change_no_parameter_and_cost_no_forward(vlm, prompts, mo
     model.zero_grad()
     packed_update(model, prompts, groups, normalizer=16)
     assert groups == [] and all(p.grad is None for p in model.parameters())
+
+
+def test_a_group_of_equal_rewards_is_kept_for_its_kl_term_alone():
+    responses = [[Response([1, 2], "x", False)] * 8] * 2
+    modes, advantages = torch.tensor([SKIP, EXPLORE]), torch.zeros(2, 8)
+    (group,) = build_groups([0, 1], modes, responses, advantages, {}, keep_equal=True)
+    assert group.prompt == 1 and not group.advantages.any()
+
+
+def test_a_loss_over_sampled_tokens_is_refused_where_nothing_is_sampled():
+    with pytest.raises(InputError, match="--loss_type dapo"):
+        parse(["--method", "sft", "--loss_type", "dapo"])
+
+
+def test_the_names_that_others_build_on_are_where_they_are_looked_for():
+    assert callable(model_file.load_vlm) and callable(model_file.tiny_vlm)
 
 
 def mixed_groups(processor):
