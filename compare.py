@@ -6,19 +6,19 @@ Comparing methods: the same base, the same prompts, the same traces, several see
 
 Each run is `train.py` in a process of its own, so that what is compared is what a user runs. A run
 that is finished is not run again. What the table is printed from is kept in results/<name>.json.
-Left out: choosing the better of two settings for you; the tables give means, spreads and paired
-intervals.
+Left out: the tables themselves (tables.py).
 """
 
 import argparse
+import itertools
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean
 
 import torch
 import transformers
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data import InputError
 from knobs import parse
 from prepare import load_model
+from tables import forms_table, paired, table
 
 # Every row: train.py's flags. Without "refined", all methods memorise the data's own (noisy)
 # traces.
@@ -46,28 +47,6 @@ ROWS = {
 }
 LONG = "sft_long"  # SFT for as many seconds as DyME took
 BESIDE = [LONG, "sft_refined", "dyme_refined"]
-# Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal's 1.96 is a
-# little narrow and used
-STUDENT = {
-    1: 12.71,
-    2: 4.30,
-    3: 3.18,
-    4: 2.78,
-    5: 2.57,
-    6: 2.45,
-    7: 2.36,
-    8: 2.31,
-    9: 2.26,
-    10: 2.23,
-    11: 2.20,
-    12: 2.18,
-    13: 2.16,
-    14: 2.14,
-    15: 2.13,
-    19: 2.09,
-    24: 2.06,
-    29: 2.05,
-}
 
 
 def run(row: str, flags: list[str], folder: Path) -> dict:
@@ -77,44 +56,36 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
     """
     if not (folder / "result.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("train.py")),
-            *flags,
-            "--output_dir",
-            str(folder),
-        ]
+        train = str(Path(__file__).with_name("train.py"))
+        command = [sys.executable, train, *flags, "--output_dir", str(folder), "--overwrite"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with open(folder / "log.txt", "w") as log:
-            code = subprocess.run(
-                [*command, "--overwrite"], stdout=log, stderr=log, env=environment
-            ).returncode
+            code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
         if code != 0:
             last = (folder / "log.txt").read_text().strip().splitlines()[-1:]
             raise InputError(
                 f"{row}: train.py ended with code {code}: {' '.join(last)} "
                 f"(all of it in {folder}/log.txt)"
             )
+    return read_record(row, folder)
+
+
+def read_record(row: str, folder: Path) -> dict:
+    """What the tables need of a finished run."""
     result = json.loads((folder / "result.json").read_text())
-    with open(folder / "metrics.jsonl") as lines:
-        lines = [line for line in map(json.loads, lines) if line.get("stage") != "reject"]
-        equal = [
-            line["share_equal"] for line in lines if "reward" in line
-        ]  # of steps with rollouts
+    with open(folder / "metrics.jsonl") as file:
+        lines = [json.loads(line) for line in file]
+    sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
     accuracies = [reading["accuracy"] for reading in result["val"]]
+    falls = [max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)]
+    told = ("seed", "base_seed", "trace_noise", "base_format_rate", "base_tasks")
     return {
         "row": row,
-        "seed": result["config"]["seed"],
-        "base_seed": result["config"]["base_seed"],
-        "trace_noise": result["config"]["trace_noise"],
-        "base_format_rate": result["config"]["base_format_rate"],
-        "base_tasks": result["config"]["base_tasks"],
+        **{name: result["config"][name] for name in told},
         "steps": result["config"]["max_steps"],
         "seconds": result["seconds"],
-        "share_equal": sum(equal) / len(equal) if equal else None,
-        "largest_fall": max(
-            (max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)), default=None
-        ),
+        "share_equal": mean(line["share_equal"] for line in sampled) if sampled else None,
+        "largest_fall": max(falls, default=None),
         "val": accuracies,
         "base": result["base"],
         "final": result["final"],
@@ -130,38 +101,25 @@ def compare(args) -> list[dict]:
     jobs = []
     for base_seed in args.base_seeds:
         common = ["--base_seed", str(base_seed), "--num_threads", "1", *args.flags]
-        for row in args.rows:
-            load_model(
-                parse([*common, *ROWS.get(row, [])]), torch.device("cpu")
-            )  # the base stage, once
-        for noise in args.noises:
-            for seed in args.seeds:
-                flags = [*common, "--trace_noise", str(noise), "--seed", str(seed)]
-                name = f"base{base_seed}-noise{noise:g}-seed{seed}"
-                jobs += [
-                    (row, [*flags, *ROWS[row]], Path(args.output_dir) / f"{name}-{row}")
-                    for row in args.rows
-                    if row != LONG
-                ]
-    with_base = {
-        flags[1]: folder for _, flags, folder in reversed(jobs)
-    }  # each base is read once, by its first run
-    jobs = [
-        (row, flags if with_base[flags[1]] == folder else [*flags, "--no-eval_base"], folder)
-        for row, flags, folder in jobs
-    ]
+        for row in args.rows:  # the base stage, once
+            load_model(parse([*common, *ROWS.get(row, [])]), torch.device("cpu"))
+        read_base = []  # each base is read by its first run alone
+        for noise, seed in itertools.product(args.noises, args.seeds):
+            flags = [*common, "--trace_noise", str(noise), "--seed", str(seed)]
+            name = f"base{base_seed}-noise{noise:g}-seed{seed}"
+            for row in args.rows:
+                if row != LONG:
+                    folder = Path(args.output_dir) / f"{name}-{row}"
+                    jobs.append((row, [*flags, *read_base, *ROWS[row]], folder))
+                    read_base = ["--no-eval_base"]
     records = run_all(jobs, args.jobs)
     if LONG in args.rows:
-        steps = long_steps(records)
-        long_jobs = [
-            (
-                LONG,
-                [*flags, "--max_steps", str(steps)],
-                folder.with_name(folder.name.replace("-sft", f"-{LONG}")),
-            )
-            for row, flags, folder in jobs
-            if row == "sft"
-        ]
+        steps = ["--max_steps", str(long_steps(records))]
+        long_jobs = []
+        for row, flags, folder in jobs:
+            if row == "sft":
+                long_folder = folder.with_name(folder.name.replace("-sft", f"-{LONG}"))
+                long_jobs.append((LONG, [*flags, *steps], long_folder))
         records += run_all(long_jobs, args.jobs)
     return records
 
@@ -176,138 +134,11 @@ def run_all(jobs: list, workers: int) -> list[dict]:
 
 def long_steps(records: list[dict]) -> int:
     """How many steps SFT makes in the seconds of a DyME run."""
-    mean = {
-        row: average([r["seconds"] / r["steps"] for r in records if r["row"] == row])
-        for row in ("sft", "dyme")
-    }
-    steps = average([r["steps"] for r in records if r["row"] == "dyme"])
-    return max(1, round(steps * mean["dyme"] / mean["sft"]))
-
-
-# -------------------------------------------------------------------------------------------------
-# tables
-
-
-def average(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def deviation(values: list[float]) -> float:
-    """Sample standard deviation; 0 of a single value."""
-    centre = average(values)
-    return math.sqrt(sum((v - centre) ** 2 for v in values) / max(len(values) - 1, 1))
-
-
-def cell(values: list, digits: int = 1, scale: float = 100) -> str:
-    """mean ± standard deviation over runs, in percent."""
-    values = [scale * v for v in values if v is not None]
-    if not values:
-        return ""
-    spread = f" ± {deviation(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{average(values):.{digits}f}{spread}"
-
-
-def table(records: list[dict]) -> str:
-    """
-    Markdown: a line per row and setting, a column per reading; mean ± standard deviation over the
-    runs, in percent.
-    """
-    splits = list(records[0]["final"])
-    columns = ["row", "noise", "runs"]
-    for split in splits:
-        columns += [f"{split}", f"{split}, T = 1"]
-    columns += [
-        "direct",
-        "stated facts true, T = 1",
-        "right and grounded",
-        "groups of equal reward",
-        "largest fall",
-        "s",
-    ]
-    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
-
-    def line(row, noise, runs, readings, equal, falls, seconds):
-        cells = [row, noise, str(runs)]
-        for split in splits:
-            cells += [
-                cell([r[split]["greedy"]["accuracy"] for r in readings]),
-                cell([r[split]["sampled"]["accuracy"] for r in readings]),
-            ]
-        main = splits[0]
-        cells.append(cell([r[main]["direct"]["accuracy"] for r in readings]))
-        cells.append(cell([r[main]["sampled"]["fact_precision"] for r in readings]))
-        cells.append(cell([r[main]["greedy"]["grounded"] for r in readings]))
-        cells += [cell(equal), cell(falls), cell(seconds, 0, 1)]
-        lines.append("| " + " | ".join(cells) + " |")
-
-    bases = {}  # by what the base stage taught, then by its seed
-    for r in records:
-        if r["base"]:
-            about = f"format rate {r['base_format_rate']:g}" + (
-                ", all tasks and forms" if len(r.get("base_tasks", [])) > 1 else ""
-            )
-            bases.setdefault(about, {})[r["base_seed"]] = r["base"]
-    for about, readings in bases.items():
-        line(
-            f"base, before any training ({about})",
-            "",
-            len(readings),
-            list(readings.values()),
-            [],
-            [],
-            [],
-        )
-    for key in sorted(
-        {(r["trace_noise"], r["row"]) for r in records}, key=lambda k: (k[0], order(k[1]))
-    ):
-        runs = [r for r in records if (r["trace_noise"], r["row"]) == key]
-        line(
-            key[1],
-            f"{key[0]:g}",
-            len(runs),
-            [r["final"] for r in runs],
-            [r["share_equal"] for r in runs],
-            [r["largest_fall"] for r in runs],
-            [r["seconds"] for r in runs],
-        )
-    return "\n".join(lines)
-
-
-def order(row: str) -> int:
-    return [*ROWS, LONG].index(row) if row in [*ROWS, LONG] else len(ROWS) + 1
-
-
-def paired(records: list[dict], a: str, b: str) -> str:
-    """
-    a - b on the same base, noise and seed: mean difference in points with Student's 95 % interval,
-    per noise and split.
-    """
-    lines = [
-        f"| noise | split | {a} - {b}, points [95 %] | pairs | {a} better in |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    by_key = {(r["row"], r["trace_noise"], r["base_seed"], r["seed"]): r for r in records}
-    for noise in sorted({r["trace_noise"] for r in records}):
-        for split in records[0]["final"]:
-            for reading in ("greedy", "sampled"):
-                pairs = [
-                    100
-                    * (
-                        by_key[(a, *key[1:])]["final"][split][reading]["accuracy"]
-                        - r["final"][split][reading]["accuracy"]
-                    )
-                    for key, r in by_key.items()
-                    if key[0] == b and key[1] == noise and (a, *key[1:]) in by_key
-                ]
-                if len(pairs) < 2:
-                    continue
-                half = STUDENT.get(len(pairs) - 1, 1.96) * deviation(pairs) / math.sqrt(len(pairs))
-                centre = average(pairs)
-                name = split if reading == "greedy" else f"{split}, T = 1"
-                wins = sum(p > 0 for p in pairs)
-                found = f"{centre:+.1f} [{centre - half:+.1f}, {centre + half:+.1f}]"
-                lines.append(f"| {noise:g} | {name} | {found} | {len(pairs)} | {wins} |")
-    return "\n".join(lines)
+    pace = {}  # seconds a step
+    for row in ("sft", "dyme"):
+        pace[row] = mean(r["seconds"] / r["steps"] for r in records if r["row"] == row)
+    steps = mean(r["steps"] for r in records if r["row"] == "dyme")
+    return max(1, round(steps * pace["dyme"] / pace["sft"]))
 
 
 def main(argv: list[str]) -> None:
@@ -324,6 +155,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--table", nargs="+", metavar="JSON", help="print the table of kept results"
     )
+    parser.add_argument("--brief", action="store_true", help="a table with fewer columns")
     parser.add_argument(
         "--paired",
         nargs=2,
@@ -357,7 +189,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)"
     )
-    parser.add_argument("--name", default="compare", help="results/<name>.json (%(default)s)")
+    parser.add_argument(
+        "--name", help="results/<name>.json (compare; curr_reft for rows of Curr-ReFT alone)"
+    )
     parser.add_argument(
         "--output_dir", default="out/compare", help="where the runs go (%(default)s)"
     )
@@ -386,8 +220,10 @@ def main(argv: list[str]) -> None:
                 for record in json.loads(Path(path).read_text())["records"]
             ]
         elif args.compare:
-            alone = args.only or all(row.startswith("curr_reft") for row in args.compare)
-            args.rows = list(dict.fromkeys([*args.compare, *([] if alone else BESIDE)]))
+            alone = all(row.startswith("curr_reft") for row in args.compare)
+            args.name = args.name or ("curr_reft" if alone else "compare")
+            beside = [] if alone or args.only else BESIDE
+            args.rows = list(dict.fromkeys([*args.compare, *beside]))
             unknown = [row for row in args.rows if row not in ROWS and row != LONG]
             if unknown:
                 raise InputError(
@@ -401,10 +237,8 @@ def main(argv: list[str]) -> None:
             parser.error("give --compare, --table or --pass_at_k")
     except (InputError, OSError, json.JSONDecodeError, KeyError) as error:
         sys.exit(f"error: {error}")
-    print(table(records))
+    print(table(records, args.brief))
     if any(record.get("stages") for record in records):
-        from stages import forms_table
-
         print(f"\n{forms_table(records)}")
     if args.paired:
         print()

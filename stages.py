@@ -28,9 +28,9 @@ import torch
 
 import checkpoint
 from charts import TASKS
-from curr_reft import FORMS, kind_of, score_stage, stage_questions
+from curr_reft import FORMS, score_stage, stage_questions
 from data import InputError
-from evaluate import evaluate, evaluate_all, mean, pass_at_ks
+from evaluate import evaluate, evaluate_all, pass_at_ks
 from families import save_model
 from knobs import STAGES, Config
 from metrics import Log, summary
@@ -206,40 +206,6 @@ def join(config: Config, base: dict, results: dict, ranks: Ranks, log: Log) -> d
         save_model(config.output_dir, *load_model(trained, ranks.device))
         log.say(f"{', '.join(results)}: models, metrics and results are in {config.output_dir}")
     return joined
-
-
-def forms_table(records: list[dict]) -> str:
-    """
-    Markdown for compare.py: greedy accuracy by form and task, in percent, before and after; means
-    over the runs.
-    """
-    rows = {}  # (row, after which stage): its readings by split, one for each run
-    for record in records:
-        if record.get("base") and record.get("stages"):
-            rows.setdefault(("base", ""), []).append(record["base"])
-        for stage, result in (record.get("stages") or {}).items():
-            if result.get("final"):
-                rows.setdefault((record["row"], f"after {stage}"), []).append(result["final"])
-    splits = list(next(iter(rows.values()))[0])
-    tasks = ("math", "detection", "classification")
-    names = [f"{form}, {task}" for form in FORMS for task in tasks]
-    lines = [f"| row | split | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
-    for (row, stage), readings in rows.items():
-        for split in splits:
-            cells = []
-            for name in names:
-                form, task = name.split(", ")
-                found = [task_accuracy(reading[split][form], task) for reading in readings]
-                cells.append(f"{100 * mean(found):.1f}")
-            lines.append(f"| {row} {stage} | {split} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def task_accuracy(reading: dict, task: str) -> float:
-    """The mean of evaluate's "accuracy/<task>" that belong to one of the paper's three tasks."""
-    found = {name: value for name, value in reading.items() if name.startswith("accuracy/")}
-    own = [name for name in found if kind_of("open", name.removeprefix("accuracy/")) == task]
-    return mean([found[name] for name in own])
 
 
 def pass_at_k_table(config: Config, models: list[str], split: str, size: int, samples: int) -> str:
