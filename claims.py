@@ -2,7 +2,13 @@
 
 Takes the names and values of each clause (mentions.py) and finds out which value is claimed for
 which name. test_checker.py measures precision and recall of the claims against a table that was
-read by hand, test_claims.jsonl.
+read by hand, test_claims.jsonl. For example, with facts Latvia 3.0, Portugal 8.9, Romania 13.0:
+
+    "Latvia and Romania are at 3.0 and 13.0; their sum is 16.0. Portugal has 7."
+    mentions.py   clause 1: names Latvia, Romania, values 3.0, 13.0; clause 2: none, 16.0 being a
+                  result; clause 3: name Portugal, value 7
+    claims.py     as many values as names go in order: (Latvia, 3.0), (Romania, 13.0); and
+                  (Portugal, 7), which is no fact: two of three claims are right
 
 Left out: "the former"; a name in one sentence and its value in the next, except under a heading or
 the head of a table.

@@ -4,9 +4,9 @@ Curr-ReFT).
 
 G responses to one prompt are scored; a response's advantage is how much better it did than its
 group, in standard deviations. No value network. Then PPO's clipped surrogate pushes the tokens of
-good responses up and of bad ones down. When all G rewards are equal every advantage is 0 and the
-group teaches nothing: *advantage collapse*, the failure that DyME's switch (dyme.py) turns into a
-memorised reference.
+good responses up and of bad ones down. When all G rewards are equal, as they mostly are when all G
+answers are wrong, every advantage is 0 and the group teaches nothing: *advantage collapse*, the
+failure that DyME's switch (dyme.py) answers with a memorised reference.
 
 Left out: several updates per batch of rollouts. At one update the ratio is exactly 1 (the loss
 value is then about 0 while its gradient isn't), but clipping is written in full: it is what keeps
@@ -55,8 +55,9 @@ def grpo_loss(
     advantages (N,). completion_mask (N, C). ref_logprobs (N, C): under the reference model, needed
     when beta > 0. loss_type: what a token weighs. "grpo": 1 / its sequence's length. "bnpo",
     "dapo", "dr_grpo": every token alike. normalizer: what the sum is divided by. By default what
-    is at hand: the N rows (grpo), the tokens (bnpo, dapo), or N * C (dr_grpo: a constant, so that
-    a long wrong answer isn't cheaper). The training loop passes the whole step's, so that
+    is at hand: the N rows (grpo), the tokens (bnpo, dapo; they differ in whose tokens are counted,
+    one process's or all, and here it is all), or N * C (dr_grpo: a constant, so that a long wrong
+    answer isn't cheaper). The training loop passes the whole step's, so that
     micro-batches and processes change nothing. Returns the scalar loss and statistics: clip_low,
     clip_high (share of tokens clipped from below and from above), kl (mean per token, nats).
     ValueError on an unknown loss_type or a missing reference.

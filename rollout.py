@@ -6,6 +6,9 @@ once, and its keys and values are kept once, not G times: a decode step's G quer
 together, as one matrix product. What the rows add lies in a suffix cache of their own, and one
 softmax runs over both parts. And rows that have ended leave.
 
+    prompt cache (P, K, L, D)     image and question of p1 | of p2 | ..      written once, read by G
+    suffix cache (P * G, K, t, D) what each response has said so far         one slot more a step
+
 Nothing comes from the model's generation_config (its hidden defaults make rollouts near-greedy):
 temperature is the only knob, top_p is 1, top_k is off. A response's random numbers depend on
 (seed, step, prompt, g) alone, so that neither batching nor the number of processes changes what is

@@ -5,10 +5,11 @@ Supervised fine-tuning raises the log-probability of a given text. Written per t
 the mean over a sequence's tokens, summed over sequences and divided by a normaliser, so that it
 has the shape of grpo.py's loss: DyME (arXiv 2506.23061, section 3) rests on the two having the
 same gradient. GRPO's is -E[r A grad log p(y|x)] with the probability ratio r and the advantage A;
-with r = 1 and A = 1 that is SFT's -E[grad log p(y|x)]. test_core.py shows it.
+with r = 1 and A = 1 that is SFT's -E[grad log p(y|x)].
 
-Left out: label smoothing, and packing of several examples in one row (model.py packs for both
-losses).
+So train.py never calls this file: it memorises through grpo_loss, as a sequence of advantage 1,
+and one update holds both kinds. Here stands what that is equal to; test_core.py shows that the
+gradients agree. Left out: label smoothing.
 """
 
 import torch

@@ -52,8 +52,9 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
 
     with Interrupt() as interrupt, out_of_memory(run), closing_judge(judge):
         for step in steps:
-            clock = [time.perf_counter()]
+            clock = [time.perf_counter()]  # start, sampled, switched, updated: metrics.seconds
             # ---- data and prompts: P of them, of which this process takes its share
+            # places: of the prompts in the whole step; they key the rollout's random numbers
             share = shard(step_examples(run.task.train, config, step), ranks)
             places, examples, prompts = encode_prompts(run, share)
             calls = open_calls(judge, examples, config)  # Nones, unless there is a --judge_url
