@@ -41,6 +41,10 @@ from reject import account, account_lines, keep_best, mix_examples, sample_rows
 EPOCHS = {"judge": 1, "choice": 1, "open": 2}  # published
 
 
+class NothingKept(InputError):
+    """Rejected sampling has nothing to learn from: no response scored above the threshold."""
+
+
 def run_stages(config: Config, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     if config.resume not in (None, "last"):
@@ -58,7 +62,13 @@ def run_stages(config: Config, ranks: Ranks) -> dict:
         base = read_model(config, model, Path(config.output_dir) / "base.json", ranks, log)
     for stage in sorted(config.stages, key=STAGES.index):
         own = stage_config(config, stage, model)
-        results[stage] = run_stage(own, stage, ranks, log)
+        try:
+            results[stage] = run_stage(own, stage, ranks, log)
+        except NothingKept as error:
+            if not results:
+                raise
+            log.say(f"warning: {error}; the result is the model after {list(results)[-1]}")
+            break
         model = own.output_dir
         broadcast_object(None, ranks)  # nobody reads the model before it is written
         if stage in ("open", "reject"):
@@ -140,7 +150,7 @@ def reject_task(config: Config, ranks: Ranks, log: Log):
         log.say(line)
     kept, learned = keep_best(rows, examples, config.reject_threshold)
     if not learned:
-        raise InputError(f"{sampled}: nothing kept; lower --reject_threshold or train longer")
+        raise NothingKept(f"{sampled}: nothing kept; lower --reject_threshold or train longer")
     mixed = mix_examples(config, round(len(learned) * config.mix_share / (1 - config.mix_share)))
     if ranks.rank == 0:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)

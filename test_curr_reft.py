@@ -334,8 +334,10 @@ def quick(tmp_path, monkeypatch):
     any score.
     """
     monkeypatch.chdir(tmp_path)
-    flags = "--method curr_reft --base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18 --eval_size 18 --prompts_per_step 2 --reject_size 5"
-    flags += " --max_completion_length 8 --reject_samples 2 --reject_steps 2 --final_splits test --log_groups_every 0 --no-eval_base"
+    flags = "--method curr_reft --base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18"
+    flags += " --eval_size 18 --prompts_per_step 2 --reject_size 5 --max_completion_length 8"
+    flags += " --reject_samples 2 --reject_steps 2 --final_splits test --log_groups_every 0"
+    flags += " --no-eval_base"
     monkeypatch.setattr("stages.keep_best", functools.partial(keep_all))
     return flags.split()
 
@@ -362,6 +364,15 @@ def test_every_stage_starts_from_the_last_ones_weights(quick, tmp_path):
     }
     joined = (folders[0].parent / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in joined] == list(range(6))
+
+
+def test_when_nothing_is_kept_the_last_stages_model_is_the_result(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.keep_best", lambda *_: ([], []))
+    result = run_stages(parse([*quick, "--stages", "open", "reject"]), Ranks())
+    folder = tmp_path / "out" / "charts-curr_reft"
+    assert list(result["stages"]) == ["open"] and (folder / "model.safetensors").exists()
+    with pytest.raises(InputError, match="nothing kept"):
+        run_stages(parse([*quick, "--stages", "reject", "--overwrite"]), Ranks())
 
 
 def test_without_curriculum_the_open_stage_makes_all_updates(quick):
