@@ -15,6 +15,7 @@ is the reference's figure divided by ours. Left out: quality (evaluate.py), seve
 import argparse
 import importlib.util
 import json
+import math
 import os
 import resource
 import statistics
@@ -24,6 +25,7 @@ import threading
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -186,73 +188,86 @@ def roofline(case: Case, seconds: dict[str, float]) -> dict[str, float]:
     }
 
 
+class Sleeper(BaseHTTPRequestHandler):
+    """A judge that takes server.seconds to say "medium"."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.server.seconds)
+        message = {"role": "assistant", "content": "medium"}
+        body = json.dumps({"choices": [{"message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *parts):
+        pass
+
+
 def judge_overlap(args) -> dict[str, float]:
     """
-    Seconds of a step without a judge, and with one that takes args.judge_seconds for each of the P
-    * G responses.
-
-    The worst case for the overlap: all responses end together, so that only the updates are left
-    to hide the calls.
+    Seconds of a step without a judge, and with one that takes args.judge_seconds for each of the
+    P * G responses: once with responses that end here and there, at C / 2 tokens on average, and
+    once, the worst case, with responses that all end together, so that nothing but updates is left
+    to hide the calls behind.
     """
-
-    class Sleeper(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(args.judge_seconds)
-            body = json.dumps(
-                {"choices": [{"message": {"role": "assistant", "content": "medium"}}]}
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *parts):
-            pass
-
     server = ThreadingHTTPServer(("127.0.0.1", 0), Sleeper)
+    server.seconds = args.judge_seconds
     threading.Thread(target=server.serve_forever, daemon=True).start()
     judging = judge.open_judge(f"http://127.0.0.1:{server.server_port}/v1", "sleeper")
-    case = build_case(args)
-    runs = {
-        "step without a judge, s": step(case),
-        "step with a judge, s": step(case, judging=judging),
-    }
-    seconds = {name: [] for name in runs}
-    for name in tqdm([*runs] * args.repeats, desc="judge", unit="run"):
-        start = now(case.model)
-        runs[name]()
-        seconds[name].append(now(case.model) - start)
+    found = {}
+    for ends in ("here and there", "together"):
+        case = build_case(args)
+        if ends == "here and there":
+            end_responses(case, case.completion_length / 2)
+        runs = {"without": step(case), "with": step(case, judging=judging)}
+        seconds = {name: [] for name in runs}
+        for name in tqdm([*runs] * args.repeats, desc=f"judge, ends {ends}", unit="run"):
+            start = now(case.model)
+            runs[name]()
+            seconds[name].append(now(case.model) - start)
+        medians = {name: statistics.median(laps) for name, laps in seconds.items()}
+        for name, median in medians.items():
+            found[f"responses end {ends}, step {name} a judge, s"] = median
+        found[f"responses end {ends}, ratio"] = medians["with"] / medians["without"]
+    # judge.open_judge's 8 requests at a time
+    found["the calls alone, s"] = args.judge_seconds * case.advantages.numel() / 8
     judge.close_judge(judging)
     server.shutdown()
-    medians = {name: statistics.median(laps) for name, laps in seconds.items()}
-    alone = args.judge_seconds * case.advantages.numel() / 8  # 8 requests at a time
-    return {
-        **medians,
-        "the calls alone, s": alone,
-        "ratio": medians["step with a judge, s"] / medians["step without a judge, s"],
-    }
+    return found
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as markdown."""
-    lines = [
-        "| what | s | MB | against | s | MB | time ratio | memory ratio |",
-        "| --- " * 8 + "|",
-    ]
-    for row in rows:
-        cells = []
-        for what in ("ours", "against"):
-            seconds, size = row[f"{what}_seconds"], row[f"{what}_bytes"]
-            cells += [
-                row[what],
-                f"{seconds:.2f}" if seconds else "-",
-                f"{size / 2**20:,.0f}" if size else "-",
-            ]
-        for figure in ("seconds", "bytes"):
-            ours, theirs = row[f"ours_{figure}"], row[f"against_{figure}"]
-            cells.append(f"{theirs / ours:.2f}x" if ours and theirs else "-")
-        lines.append("| " + " | ".join(cells) + " |")
+def end_responses(case: Case, length: float) -> None:
+    """Let the end token be sampled again, with probability 1 / length at each place."""
+    model, end = case.model, case.processor.tokenizer.eos_token_id
+    model.forbidden_ids = [token for token in model.forbidden_ids if token != end]
+
+    def favour_end(module, inputs, logits):
+        others = logits.index_fill(-1, torch.tensor([end], device=logits.device), -torch.inf)
+        logits = others.clone()
+        logits[..., end] = others.logsumexp(dim=-1) - math.log(length - 1)
+        return logits
+
+    model.get_output_embeddings().register_forward_hook(favour_end)
+
+
+def table(results: list[dict]) -> str:
+    """The rows of one or more results as markdown."""
+    head = "| P x prompts | what | s | MB | against | s | MB | time ratio | memory ratio |"
+    lines = [head, "| --- " * 9 + "|"]
+    for result in results:
+        trained = ", tower trained" if result.get("train_vision") else ""
+        for row in result["rows"]:
+            cells = [f"{result['P']} x {result['prompts']}{trained}"]
+            for what in ("ours", "against"):
+                seconds, size = row[f"{what}_seconds"], row[f"{what}_bytes"]
+                cells += [row[what], f"{seconds:.2f}" if seconds else "-"]
+                cells.append(f"{size / 2**20:,.0f}" if size else "-")
+            for figure in ("seconds", "bytes"):
+                ours, theirs = row[f"ours_{figure}"], row[f"against_{figure}"]
+                cells.append(f"{theirs / ours:.2f}x" if ours and theirs else "-")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -280,7 +295,7 @@ def bench(args, argv: list[str]) -> dict:
         dtype=str(case.model.dtype),
         device=args.device,
     )
-    result.update(threads=args.threads, torch=torch.__version__)
+    result.update(threads=args.threads, train_vision=args.train_vision, torch=torch.__version__)
     if case.model.dtype == FP32:
         result["exactness"] = exactness(case)
     ends = {"rollout", "update"} <= {*names}
@@ -322,17 +337,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--no_memory", action="store_true", help="leave the memory columns empty")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument(
-        "--judge_overlap",
-        action="store_true",
-        help="measure only what a sleeping judge costs a step",
+        "--judge_overlap", action="store_true", help="measure what a sleeping judge costs a step"
     )
-    parser.add_argument(
-        "--judge_seconds", type=float, default=1.0, help="how long it takes to answer"
-    )
+    parser.add_argument("--judge_seconds", type=float, default=1.0, help="until it answers")
+    parser.add_argument("--table", nargs="+", metavar="JSON", help="print the rows of such files")
     parser.add_argument(
         "--measure", choices=SIDES, help="print one side's peak memory as JSON, and nothing else"
     )
     args = parser.parse_args(argv)
+    try:
+        if args.table:
+            print(table([json.loads(Path(path).read_text()) for path in args.table]))
+            return
+        if args.json:
+            open(args.json, "a").close()  # said now, and not after all has been measured
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: {error}")
     torch.set_num_threads(args.threads)
     if args.measure:
         print(json.dumps({"name": args.measure, "bytes": peak(args.measure, args)}))
@@ -345,13 +365,12 @@ def main(argv: list[str]) -> None:
                 for name in ("size", "P", "G", "C", "prompts", "dtype", "device", "threads")
             )
         )
-        print(table(result["rows"]))
+        print(table([result]))
     for title in ("exactness", "roofline", "judge"):
         for name, value in result.get(title, {}).items():
             print(f"{title}: {name}: {value:.3g}")
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(result, file, indent=1)
+        Path(args.json).write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

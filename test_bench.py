@@ -73,6 +73,10 @@ def test_a_row_states_both_sides_and_the_ratio(tmp_path, capsys):
     assert {row["against"] for row in rows} >= {"padded rows", "generate, repeated prompts", "4 G"}
     assert all(row["ours_seconds"] > 0 and row["against_seconds"] > 0 for row in rows)
     assert capsys.readouterr().out.count("x |") == len(rows)
+    bench.main(["--table", str(tmp_path / "out.json")])
+    assert capsys.readouterr().out.count("x |") == len(rows)
+    with pytest.raises(SystemExit, match="no-such-folder"):
+        bench.main([*argv, "--json", str(tmp_path / "no-such-folder" / "out.json")])
     bench.main([*argv, "--measure", "update"])
     assert json.loads(capsys.readouterr().out)["bytes"] >= 0
 
@@ -85,7 +89,8 @@ def test_a_judge_is_asked_about_every_response(monkeypatch):
         lambda judging, thinking, example: asked.append(thinking) or 0.5,
     )
     found = bench.judge_overlap(arguments())
-    assert len(set(asked)) == 8 and found["the calls alone, s"] == pytest.approx(0.01)
+    assert len(set(asked)) == 16  # 8 that end here and there, 8 that end together
+    assert found["the calls alone, s"] == pytest.approx(0.01)
 
 
 def test_memory_is_the_childs_own_peak_not_its_parents():
