@@ -46,7 +46,11 @@ class Config:
         None, "data", "most tokens of a prompt, image included; longer is an error"
     )
     skip_long_prompts: bool = knob(False, "data", "leave longer prompts out, and count them")
-    max_pixels: int | None = knob(None, "data", "an image with more is scaled down first")
+    max_pixels: int | None = knob(
+        None,
+        "data",
+        "an image with more is scaled down first; Idefics3, SmolVLM and InternVL scale it up again",
+    )
 
     model: str | None = knob(None, "model", "hub name, folder, or 'tiny'")
     freeze_vision: bool = knob(True, "model", "no gradient for the vision tower")
