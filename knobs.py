@@ -246,7 +246,7 @@ def parse(argv: list[str]) -> Config:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train a small vision-language model to think.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="--method curr_reft has some defaults of its own: knobs.CURR_REFT.",
     )
     groups = {}
     for knob_field in fields(Config):
@@ -255,7 +255,7 @@ def parse(argv: list[str]) -> Config:
             knob_field.default_factory() if knob_field.default is MISSING else knob_field.default
         )
         group = groups.setdefault(metadata["group"], parser.add_argument_group(metadata["group"]))
-        options = {"default": default, "help": metadata["help"]}
+        options = {"default": default, "help": metadata["help"] + default_text(name, default)}
         kind = str(knob_field.type)
         if "bool" in kind:
             options["action"] = argparse.BooleanOptionalAction
@@ -272,6 +272,16 @@ def parse(argv: list[str]) -> Config:
         parser.set_defaults(**CURR_REFT.get(args.dataset, CURR_REFT["*"]))
         args = parser.parse_args(argv)
     return resolve(Config(**vars(args)))
+
+
+def default_text(name: str, default) -> str:
+    """What --help says of a flag's default: one value, or those of the data sets."""
+    if default is not None:
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f" (default: {shown})"
+    of_data = {dataset: values[name] for dataset, values in DEFAULTS.items() if name in values}
+    shown = [f"{dataset} {value}".replace("* ", "else ") for dataset, value in of_data.items()]
+    return f" (default: {', '.join(shown)})" if shown else ""
 
 
 def resolve(config: Config) -> Config:
