@@ -211,7 +211,7 @@ def load_data(name, split, data_dir=None, *, size=None, data_seed=0, trace_noise
     elif name == "gsm8k":
         examples = published.load_gsm8k(split, data_dir, cache_dir)[:size]
     elif name == "aokvqa":
-        examples = published.load_aokvqa(split, data_dir)[:size]
+        examples = published.load_aokvqa(split, data_dir, cache_dir)[:size]
     else:
         examples = load_own(name, split, data_dir, questions)[:size]
     if not len(examples):

@@ -1,12 +1,14 @@
 """The published data sets as lists of Examples: ChartQA, GSM8K, A-OKVQA.
 
 Labels as published; facts (DyME's I_c) from ChartQA's tables, GSM8K's equations, A-OKVQA's
-`visual_fact` where there is one. Left out: parquet, which no dependency of this project reads.
+`visual_fact` where there is one. Left out: their test labels where these are not published.
 """
+import ast
 import csv
 import functools
 import http.client
 import io
+import json
 import os
 import re
 import urllib.request
@@ -25,6 +27,8 @@ from reading import (
 
 GSM8K_URL = ("https://raw.githubusercontent.com/openai/grade-school-math/"
              "3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/")
+AOKVQA = "HuggingFaceM4/A-OKVQA"
+AOKVQA_PARTS = {"train": ("train", 2), "val": ("validation", 1), "test": ("test", 1)}
 
 
 # ---- ChartQA (Masry et al. 2022, arXiv 2203.10244)
@@ -156,13 +160,51 @@ def load_gsm8k(split, data_dir, cache_dir):
 # ---- A-OKVQA (Schwenk et al. 2022, arXiv 2206.01718)
 
 
-def load_aokvqa(split, data_dir):
-    """The right choice is the answer (as DyME has it), the choices the options, else the commonest
-    direct answer; the rationales, joined, the trace; facts where a row has `visual_fact`."""
-    if data_dir is None:
-        raise InputError("aokvqa: the hub has it as parquet only, which is not read here; give "
-                         f"--data_dir a folder with aokvqa_v1p0_{split}.json (from "
-                         f"github.com/allenai/aokvqa) and COCO's {split}2017/")
+def unpack_aokvqa(split, cache_dir):
+    """The folder of a split in the layout that load_aokvqa reads, made once from the hub's parquet.
+
+    The annotations come last: where they lie, the images are complete.
+    """
+    folder = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE, "unpacked-aokvqa")
+    annotations = folder / f"aokvqa_v1p0_{split}.json"
+    if annotations.exists():
+        return folder
+    way_out = (f"or give --data_dir a folder with {annotations.name} (from "
+               f"github.com/allenai/aokvqa) and COCO's {split}2017/")
+    try:
+        import pyarrow.parquet  # optional: nothing else here needs it
+    except ImportError as error:
+        raise InputError(f"aokvqa: the hub's files need pyarrow: pip install pyarrow, {way_out}"
+                         ) from error
+    name, parts = AOKVQA_PARTS[split]
+    images, rows = folder / f"{split}2017", []
+    images.mkdir(parents=True, exist_ok=True)
+    for part in range(parts):
+        path = hub_file(AOKVQA, f"default/{name}/{part:04d}.parquet", cache_dir, way_out,
+                        revision="refs/convert/parquet")
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(64):
+            for row in batch.to_pylist():
+                row["image_id"] = len(rows)
+                write_whole(images / f"{len(rows):012d}.jpg", row.pop("image")["bytes"])
+                if isinstance(row.get("direct_answers"), str):  # "['a', 'b']"
+                    row["direct_answers"] = ast.literal_eval(row["direct_answers"])
+                rows.append(row)
+    write_whole(annotations, json.dumps(rows).encode())
+    return folder
+
+
+def write_whole(path, content):
+    """A file that is all there or not at all, several processes writing it at once or not."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def load_aokvqa(split, data_dir, cache_dir=None):
+    """From `data_dir`, or unpacked from the hub. The right choice is the answer (as DyME has it),
+    the choices the options, else the commonest direct answer; the rationales, joined, the trace;
+    facts where a row has `visual_fact`."""
+    data_dir = data_dir or unpack_aokvqa(split, cache_dir)
     folders = [Path(data_dir, *below, f"{split}2017") for below in ((), ("coco",), ("images",))]
     folders += [Path(data_dir, "images"), Path(data_dir)]
 

@@ -228,9 +228,10 @@ def texts(row, *names):
 # ---- downloads
 
 
-def hub_file(repo, filename, cache_dir, way_out):
+def hub_file(repo, filename, cache_dir, way_out, revision=None):
     """Path of a file of a hub data set, from the cache or downloaded; InputError: why, way_out."""
     wanted = dict(repo_id=repo, filename=filename, repo_type="dataset", cache_dir=cache_dir)
+    wanted["revision"] = revision
     try:
         return huggingface_hub.hf_hub_download(**wanted, local_files_only=True)
     except OSError:

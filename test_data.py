@@ -1,7 +1,10 @@
 """Properties of data.py, published.py and reading.py: all made here, nothing is downloaded."""
+import io
 import json
 import socket
 import struct
+import sys
+import types
 import zipfile
 import zlib
 from pathlib import Path
@@ -351,7 +354,33 @@ def test_aokvqa_takes_choice_rationales_and_facts(tmp_path):
     assert (first.answer, first.options, first.trace) == ("cab", ["skater", "cab"], "One. Two.")
     assert first.facts == [("man", "tall")] and second.answer == "bus"
     assert open_image(first).size == (3, 3)
-    assert "--data_dir" in error_of(load_data, "aokvqa", "val")
+
+
+def test_aokvqa_from_the_hub_is_unpacked_once_into_the_same_layout(tmp_path, monkeypatch):
+    picture = io.BytesIO()
+    Image.new("RGB", (3, 3)).save(picture, "JPEG")
+    row = {"image": {"bytes": picture.getvalue()}, "question": "Awaiting?", "choices": ["a", "b"],
+           "correct_choice_idx": 1, "direct_answers": "['bus', 'bus']", "rationales": ["One."]}
+    batch = types.SimpleNamespace(to_pylist=lambda: [dict(row), dict(row, choices=None)])
+    opened = []
+    parquet = types.ModuleType("pyarrow.parquet")  # pyarrow is optional: a stand-in for its reader
+    parquet.ParquetFile = lambda path: opened.append(path) or types.SimpleNamespace(
+        iter_batches=lambda size: [batch])
+    monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=parquet))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    monkeypatch.setattr("published.hub_file", lambda repo, name, *rest, revision: name)
+    for _ in range(2):
+        examples = load_data("aokvqa", "train", cache_dir=tmp_path)
+    assert opened == ["default/train/0000.parquet", "default/train/0001.parquet"]
+    assert [e.answer for e in examples] == ["b", "bus"] * 2
+    assert open_image(examples[3]).size == (3, 3)
+
+
+def test_aokvqa_without_pyarrow_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    message = error_of(load_data, "aokvqa", "val", cache_dir=tmp_path)
+    assert "pip install pyarrow" in message and "--data_dir" in message
 
 
 def test_traces_are_attached_by_id_or_question_and_strangers_are_counted(tmp_path, capsys):
