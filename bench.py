@@ -13,6 +13,7 @@ is the reference's figure divided by ours. Left out: quality (evaluate.py), seve
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -75,17 +76,17 @@ def peak(name: str, args) -> int:
 
 def reset_peak(device: str) -> int:
     """Start a new peak; returns the bytes in use now."""
-    if device == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif LINUX:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # proc(5): the high-water mark of the resident set
+        with contextlib.suppress(OSError):  # a /proc without it: then it is the whole process's
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the resident set's peak
     return read_peak(device)
 
 
 def read_peak(device: str) -> int:
     """The most bytes in use since reset_peak: the allocator's on CUDA, else the resident set."""
-    if device == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated()
     if not LINUX:  # macOS, in bytes; it can't be reset, and a child starts with its parent's
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -240,7 +241,7 @@ def judge_overlap(args) -> dict[str, float]:
 
 def end_responses(case: Case, length: float) -> None:
     """Let the end token be sampled again, with probability 1 / length at each place."""
-    model, end = case.model, case.processor.tokenizer.eos_token_id
+    model, end, length = case.model, case.processor.tokenizer.eos_token_id, max(length, 2)
     model.forbidden_ids = [token for token in model.forbidden_ids if token != end]
 
     def favour_end(module, inputs, logits):
@@ -300,6 +301,7 @@ def bench(args, argv: list[str]) -> dict:
         result["exactness"] = exactness(case)
     ends = {"rollout", "update"} <= {*names}
     result["all_seconds"] = times(names + ["prefill"] * ends, case)
+    ends = {"rollout", "prefill", "update"} <= {*result["all_seconds"]}  # all fitted in memory
     medians = {name: statistics.median(laps) for name, laps in result["all_seconds"].items()}
     if ends:
         result["roofline"] = roofline(case, medians)
@@ -351,8 +353,10 @@ def main(argv: list[str]) -> None:
             return
         if args.json:
             open(args.json, "a").close()  # said now, and not after all has been measured
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         sys.exit(f"error: {error}")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        sys.exit("error: --table: these are not all results of bench.py --json")
     torch.set_num_threads(args.threads)
     if args.measure:
         print(json.dumps({"name": args.measure, "bytes": peak(args.measure, args)}))

@@ -207,8 +207,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     try:
         if args.pass_at_k:
-            from knobs import parse
-            from stages import pass_at_k_table  # here, since they import evaluate.py
+            from stages import pass_at_k_table  # here, since it imports evaluate.py
 
             config = parse(["--method", "curr_reft", *args.flags])
             print(pass_at_k_table(config, args.pass_at_k, args.split, args.size, args.samples))

@@ -20,8 +20,9 @@ def group_advantages(rewards: torch.Tensor, scale: bool = True, eps: float = 1e-
     """
     Advantages relative to the group (GRPO, eq. in section 4.1.2; DyME, section 2).
 
-    rewards (P, G). Returns (P, G): (r - mean) / (std + eps), std unbiased; with scale=False (Dr.
-    GRPO) only r - mean. A group of one has nothing to compare itself with: ValueError.
+    rewards (P, G), or (G,) of one group. Returns the same shape: (r - mean) / (std + eps), std
+    unbiased; with scale=False (Dr. GRPO) only r - mean. A group of one has nothing to compare
+    itself with: ValueError.
     """
     if rewards.shape[-1] < 2:
         raise ValueError(

@@ -20,7 +20,7 @@ from rollout import PREFILL_TOKENS
 
 FLAGS = (
     "--gradient_checkpointing, --micro_batch_prompts 1, a smaller --max_pixels, "
-    "--prompts_per_step, --num_generations, --max_completion_length, --head_chunk_tokens or --model"
+    "--prompts_per_step, --num_generations, --max_completion_length or --head_chunk_tokens"
 )
 
 

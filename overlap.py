@@ -3,9 +3,9 @@ Judge calls beside decoding and updates: which are needed, when they are sent, w
 
 The paper pays 43 to 58 % of a step for its judge. Here a response is judged while others are still
 being decoded, a group's update waits for its own calls only, and nothing is asked that the update
-will not use: scores of groups that are explored, traces of groups that are memorised. Without a
-judge (None) each function here does nothing. Left out: what is asked (judge.py), retries and the
-cache (chat.py).
+will not use: scores of groups that are explored, traces of groups that are memorised. What train.py
+calls here takes None for a judge, and then does nothing. Left out: what is asked (judge.py),
+retries and the cache (chat.py).
 """
 
 import concurrent.futures

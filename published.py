@@ -28,7 +28,7 @@ from reading import (
 GSM8K_URL = ("https://raw.githubusercontent.com/openai/grade-school-math/"
              "3101c7d5072418e28b9008a6636bde82a006892c/grade_school_math/data/")
 AOKVQA = "HuggingFaceM4/A-OKVQA"
-AOKVQA_PARTS = {"train": ("train", 2), "val": ("validation", 1), "test": ("test", 1)}
+AOKVQA_PARTS = {"train": ("train", 2), "val": ("validation", 1)}
 
 
 # ---- ChartQA (Masry et al. 2022, arXiv 2203.10244)
@@ -182,13 +182,17 @@ def unpack_aokvqa(split, cache_dir):
     for part in range(parts):
         path = hub_file(AOKVQA, f"default/{name}/{part:04d}.parquet", cache_dir, way_out,
                         revision="refs/convert/parquet")
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(64):
-            for row in batch.to_pylist():
-                row["image_id"] = len(rows)
-                write_whole(images / f"{len(rows):012d}.jpg", row.pop("image")["bytes"])
-                if isinstance(row.get("direct_answers"), str):  # "['a', 'b']"
-                    row["direct_answers"] = ast.literal_eval(row["direct_answers"])
-                rows.append(row)
+        try:
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(64):
+                for row in batch.to_pylist():
+                    row["image_id"] = len(rows)
+                    write_whole(images / f"{len(rows):012d}.jpg", row.pop("image")["bytes"])
+                    if isinstance(row.get("direct_answers"), str):  # "['a', 'b']", a literal
+                        row["direct_answers"] = ast.literal_eval(row["direct_answers"])
+                    rows.append(row)
+        except (OSError, ValueError, SyntaxError, TypeError, LookupError) as error:
+            raise InputError(f"{path}: row {len(rows)}: {error}; download it again, {way_out}"
+                             ) from error
     write_whole(annotations, json.dumps(rows).encode())
     return folder
 
@@ -204,6 +208,8 @@ def load_aokvqa(split, data_dir, cache_dir=None):
     """From `data_dir`, or unpacked from the hub. The right choice is the answer (as DyME has it),
     the choices the options, else the commonest direct answer; the rationales, joined, the trace;
     facts where a row has `visual_fact`."""
+    if split not in AOKVQA_PARTS:
+        raise NoSplit(f"aokvqa: the labels of {split} are not published")
     data_dir = data_dir or unpack_aokvqa(split, cache_dir)
     folders = [Path(data_dir, *below, f"{split}2017") for below in ((), ("coco",), ("images",))]
     folders += [Path(data_dir, "images"), Path(data_dir)]

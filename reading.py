@@ -1,7 +1,7 @@
 """Reading what comes from outside and may be wrong or hostile: images, rows, downloads.
 
 Every bad row is reported before training starts; images are opened only when used and never
-decoded when too large; nothing is unpacked, unpickled or evaluated, and no name leaves its folder.
+decoded when too large; nothing is unpickled or run as code, and no name leaves its folder.
 All that goes wrong is an InputError. Left out: which data sets there are (published.py, data.py).
 """
 import functools

@@ -44,6 +44,9 @@ EPOCHS = {"judge": 1, "choice": 1, "open": 2}  # published
 class NothingKept(InputError):
     """Rejected sampling has nothing to learn from: no response scored above the threshold."""
 
+    tasks: dict  # reject.account of what was sampled
+    seconds: float  # that it took
+
 
 def run_stages(config: Config, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
@@ -54,26 +57,38 @@ def run_stages(config: Config, ranks: Ranks) -> dict:
     held = [s for s in config.stages if any((folder / s / name).exists() for name in logs)]
     if held and not (config.resume or config.overwrite):
         raise InputError(f"{folder}/{held[0]}: holds a run; --resume it or --overwrite it")
+    if config.overwrite and not config.resume and ranks.rank == 0:
+        for name in ("result.json", "readings.json"):  # a later --resume would take the old ones
+            for stage in config.stages:
+                (folder / stage / name).unlink(missing_ok=True)
+        (folder / "base.json").unlink(missing_ok=True)
     log = Log(config.output_dir, ranks.rank == 0)
     log.open(fresh=False)
     results, model = {}, config.model
     base = {}
     if config.eval_base or (config.eval_base is None and config.model == "tiny"):
         base = read_model(config, model, Path(config.output_dir) / "base.json", ranks, log)
-    for stage in sorted(config.stages, key=STAGES.index):
+    order = sorted(config.stages, key=STAGES.index)
+    for stage in order:
         own = stage_config(config, stage, model)
         try:
             results[stage] = run_stage(own, stage, ranks, log)
         except NothingKept as error:
             if not results:
                 raise
-            log.say(f"warning: {error}; the result is the model after {list(results)[-1]}")
+            last = list(results)[-1]
+            log.say(f"warning: {error}; the result is the model after {last}")
+            results[last].update(kept=error.tasks, seconds_sampling=error.seconds)
             break
         model = own.output_dir
         broadcast_object(None, ranks)  # nobody reads the model before it is written
-        if stage in ("open", "reject"):
+        if stage in ("open", order[-1]):
             path = Path(model) / "readings.json"
             results[stage]["final"] = read_model(config, model, path, ranks, log)
+    last = list(results)[-1]
+    if not results[last]["final"]:  # of a stage after which nothing was kept
+        path = Path(model) / "readings.json"
+        results[last]["final"] = read_model(config, model, path, ranks, log)
     return join(config, base, results, ranks, log)
 
 
@@ -86,7 +101,7 @@ def stage_config(config: Config, stage: str, model: str) -> Config:
         own.eval_steps = max(1, config.max_steps // 10)
     if stage == "reject":
         own.max_steps, own.num_train_epochs = config.reject_steps, config.reject_epochs
-        return replace(own, method="sft", refiner="off", beta=0.0)
+        return replace(own, method="sft", refiner="off", beta=0.0, loss_type="grpo")
     share = EPOCHS[stage] / sum(EPOCHS.get(name, 0) for name in config.stages)
     if config.max_steps is not None:
         own.max_steps = max(1, round(share * config.max_steps))
@@ -116,7 +131,11 @@ def run_stage(config: Config, stage: str, ranks: Ranks, log: Log) -> dict:
     if stage != "reject":
         return train(loop, ranks, stage_task(config, stage))
     start = time.perf_counter()
-    task, kept = reject_task(config, ranks, log)
+    try:
+        task, kept = reject_task(config, ranks, log)
+    except NothingKept as error:
+        error.seconds = time.perf_counter() - start
+        raise
     seconds = time.perf_counter() - start
     result = train(loop, ranks, task)
     result.update(kept=kept, seconds_sampling=seconds)
@@ -150,7 +169,9 @@ def reject_task(config: Config, ranks: Ranks, log: Log):
         log.say(line)
     kept, learned = keep_best(rows, examples, config.reject_threshold)
     if not learned:
-        raise NothingKept(f"{sampled}: nothing kept; lower --reject_threshold or train longer")
+        error = NothingKept(f"{sampled}: nothing kept; lower --reject_threshold or train longer")
+        error.tasks = tasks
+        raise error
     mixed = mix_examples(config, round(len(learned) * config.mix_share / (1 - config.mix_share)))
     if ranks.rank == 0:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
@@ -204,7 +225,7 @@ def join(config: Config, base: dict, results: dict, ranks: Ranks, log: Log) -> d
         seconds += result["seconds"] + result.get("seconds_sampling", 0.0)
     settings = {**asdict(config), "max_steps": steps}
     joined = {"config": settings, "step": steps, "seconds": seconds, "val": val, "base": base}
-    joined.update(final=results[last].get("final", {}), stages={})
+    joined.update(final=results[last]["final"], stages={})
     told = ("seconds", "seconds_sampling", "val", "final", "kept")
     for stage, result in results.items():
         joined["stages"][stage] = {name: result[name] for name in told if name in result}

@@ -9,10 +9,10 @@ from statistics import mean, stdev
 
 from curr_reft import FORMS, kind_of
 
-# Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal's 1.96 is a
-# little narrow and used
+# Student's t, two-sided 95 %, by degrees of freedom; between two of them the smaller one's counts
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 STUDENT |= {10: 2.23, 11: 2.20, 12: 2.18, 13: 2.16, 14: 2.14, 15: 2.13, 19: 2.09, 24: 2.06}
+STUDENT |= {29: 2.05, 60: 2.00}
 
 
 def cell(values: list, digits: int = 1, scale: float = 100) -> str:
@@ -101,7 +101,8 @@ def paired(records: list[dict], a: str, b: str) -> str:
                         pairs.append(100 * (of[0] - of[1]))
                 if len(pairs) < 2:
                     continue
-                half = STUDENT.get(len(pairs) - 1, 1.96) * stdev(pairs) / math.sqrt(len(pairs))
+                student = STUDENT[max(k for k in STUDENT if k < len(pairs))]
+                half = student * stdev(pairs) / math.sqrt(len(pairs))
                 centre = mean(pairs)
                 name = split if reading == "greedy" else f"{split}, T = 1"
                 wins = sum(p > 0 for p in pairs)
@@ -112,8 +113,8 @@ def paired(records: list[dict], a: str, b: str) -> str:
 
 def forms_table(records: list[dict]) -> str:
     """
-    Markdown for compare.py: greedy accuracy by form and task, in percent, before and after; means
-    over the runs.
+    Markdown for compare.py: greedy accuracy by form and task, in percent, before and after; mean ±
+    standard deviation over the runs.
     """
     rows = {}  # (row, after which stage): its readings by split, one for each run
     for record in records:
@@ -132,13 +133,16 @@ def forms_table(records: list[dict]) -> str:
             for name in names:
                 form, task = name.split(", ")
                 found = [task_accuracy(reading[split][form], task) for reading in readings]
-                cells.append(f"{100 * mean(found):.1f}")
+                cells.append(cell(found))
             lines.append(f"| {row} {stage} | {split} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def task_accuracy(reading: dict, task: str) -> float:
-    """The mean of evaluate's "accuracy/<task>" that belong to one of the paper's three tasks."""
+def task_accuracy(reading: dict, task: str) -> float | None:
+    """
+    The mean of evaluate's "accuracy/<task>" that belong to one of the paper's three tasks; None
+    where the data has none of them.
+    """
     found = {name: value for name, value in reading.items() if name.startswith("accuracy/")}
     own = [name for name in found if kind_of("open", name.removeprefix("accuracy/")) == task]
-    return mean([found[name] for name in own])
+    return mean(found[name] for name in own) if own else None

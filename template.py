@@ -64,10 +64,7 @@ def headings(text, example):
 
 
 def request_template(judge, groups):
-    """Future of propose_template for the first well structured response judged high, or None.
-
-    One a step, in the first process, after all groups are finished; collected a step later.
-    """
+    """Future of propose_template for the first well structured response judged high, or None."""
     for calls in groups:
         for g, score in enumerate(thinking_scores(calls)):
             if score == 1.0 and len(headings(calls.thinking[g], calls.example)) >= 3:

@@ -379,6 +379,7 @@ def test_aokvqa_from_the_hub_is_unpacked_once_into_the_same_layout(tmp_path, mon
 def test_aokvqa_without_pyarrow_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "not published" in error_of(load_data, "aokvqa", "test", cache_dir=tmp_path)
     message = error_of(load_data, "aokvqa", "val", cache_dir=tmp_path)
     assert "pip install pyarrow" in message and "--data_dir" in message
 
