@@ -211,32 +211,38 @@ def read_model(config: Config, name: str, path: Path, ranks: Ranks, log: Log) ->
 
 
 def join(config: Config, base: dict, results: dict, ranks: Ranks, log: Log) -> dict:
-    """The stages as one run: metrics.jsonl with steps counted on, result.json, the last model."""
-
-    last = list(results)[-1]
-    lines, val, steps, seconds = [], [], 0, 0.0
+    """
+    The stages as one run: metrics.jsonl and groups.jsonl with steps counted on, result.json, the
+    last model.
+    """
+    folder, last = Path(config.output_dir), list(results)[-1]
+    lines, val, steps, seconds = {"metrics.jsonl": [], "groups.jsonl": []}, [], 0, 0.0
     for stage, result in results.items():
-        with open(Path(config.output_dir) / stage / "metrics.jsonl", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        lines += [{**row, "step": steps + row["step"], "stage": stage} for row in rows]
+        for name, joined in lines.items():
+            path = folder / stage / name
+            rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            for row in map(json.loads, rows):
+                joined.append({**row, "step": steps + row["step"], "stage": stage})
         if stage in ("open", "reject"):  # the others' val questions are not the same
             val += [{**reading, "step": steps + reading["step"]} for reading in result["val"]]
-        steps += len(rows)
+        steps += result["step"]
         seconds += result["seconds"] + result.get("seconds_sampling", 0.0)
     settings = {**asdict(config), "max_steps": steps}
-    joined = {"config": settings, "step": steps, "seconds": seconds, "val": val, "base": base}
-    joined.update(final=results[last]["final"], stages={})
+    whole = {"config": settings, "step": steps, "seconds": seconds, "val": val, "base": base}
+    whole.update(final=results[last]["final"], stages={})
     told = ("seconds", "seconds_sampling", "val", "final", "kept")
     for stage, result in results.items():
-        joined["stages"][stage] = {name: result[name] for name in told if name in result}
+        whole["stages"][stage] = {name: result[name] for name in told if name in result}
     if ranks.rank == 0:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (Path(config.output_dir) / "metrics.jsonl").write_text(text, encoding="utf-8")
-        log.write("result.json", joined)
-        trained = replace(config, model=str(Path(config.output_dir) / last))
+        for name, joined in lines.items():
+            (folder / name).unlink(missing_ok=True)
+            for line in joined:
+                log.append(name, line)
+        log.write("result.json", whole)
+        trained = replace(config, model=str(folder / last))
         save_model(config.output_dir, *load_model(trained, ranks.device))
         log.say(f"{', '.join(results)}: models, metrics and results are in {config.output_dir}")
-    return joined
+    return whole
 
 
 def pass_at_k_table(config: Config, models: list[str], split: str, size: int, samples: int) -> str:

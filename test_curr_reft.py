@@ -336,7 +336,7 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = "--method curr_reft --base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18"
     flags += " --eval_size 18 --prompts_per_step 2 --reject_size 5 --max_completion_length 8"
-    flags += " --reject_samples 2 --reject_steps 2 --final_splits test --log_groups_every 0"
+    flags += " --reject_samples 2 --reject_steps 2 --final_splits test --log_groups_every 1"
     flags += " --no-eval_base"
     monkeypatch.setattr("stages.keep_best", functools.partial(keep_all))
     return flags.split()
@@ -364,6 +364,8 @@ def test_every_stage_starts_from_the_last_ones_weights(quick, tmp_path):
     }
     joined = (folders[0].parent / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in joined] == list(range(6))
+    shown = (folders[0].parent / "groups.jsonl").read_text().splitlines()
+    assert sorted({json.loads(line)["step"] for line in shown}) == list(range(6))
 
 
 def test_when_nothing_is_kept_the_last_stages_model_is_the_result(quick, tmp_path, monkeypatch):
