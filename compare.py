@@ -155,6 +155,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--table", nargs="+", metavar="JSON", help="print the table of kept results"
     )
+    parser.add_argument(
+        "--png", metavar="FILE", help="with a table of several noises: a picture; needs matplotlib"
+    )
     parser.add_argument("--brief", action="store_true", help="a table with fewer columns")
     parser.add_argument(
         "--paired",
@@ -234,6 +237,10 @@ def main(argv: list[str]) -> None:
             keep(args, records)
         else:
             parser.error("give --compare, --table or --pass_at_k")
+        if args.png:
+            from pictures import save_noise  # here, since few look at it
+
+            save_noise(records, args.png)
     except (InputError, OSError, json.JSONDecodeError, KeyError) as error:
         sys.exit(f"error: {error}")
     print(table(records, args.brief))

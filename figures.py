@@ -1,6 +1,6 @@
 """
-Figures: what runs logged, as curves. report.py puts them into its page as SVG, `report.py --png`
-into files.
+Figures: what runs logged, as curves. report.py puts them into its page as SVG, pictures.py into PNG
+files.
 
 A variant (runs that differ only by seed) is a line, the mean over its seeds, and a band from the
 lowest to the highest. Metrics of single steps are noisy, P prompts each, so they are shown as
@@ -14,32 +14,16 @@ horizontal axis.
 import html
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-from data import InputError
 from runs import Run, Variant
 
 # told apart by people who see fewer colours too: (on white, on black); and dashes besides
-COLOURS = [
-    *(
-        ("#1f5fbf", "#7aaeff"),
-        ("#c4500c", "#ff9d5c"),
-        ("#0a8063", "#42d1a8"),
-        ("#8b3fa8", "#d596f2"),
-    ),
-    *(
-        ("#8f6a00", "#e3bf4a"),
-        ("#566070", "#b3bcc9"),
-        ("#0784a5", "#5cd3ee"),
-        ("#b93a77", "#ff94c4"),
-    ),
-]
+COLOURS = [("#1f5fbf", "#7aaeff"), ("#c4500c", "#ff9d5c"), ("#0a8063", "#42d1a8")]
+COLOURS += [("#8b3fa8", "#d596f2"), ("#8f6a00", "#e3bf4a"), ("#566070", "#b3bcc9")]
+COLOURS += [("#0784a5", "#5cd3ee"), ("#b93a77", "#ff94c4")]
 DASHES = ["", "7 3", "2.5 2.5", "9 3 2.5 3"]
-MODES = {
-    "memorize": "memorise",
-    "explore": "explore",
-    "skip": "skip",
-}  # from the bottom of the picture to its top
+# from the bottom of the picture to its top
+MODES = {"memorize": "memorise", "explore": "explore", "skip": "skip"}
 MODE_COLOURS = [("#f0bd55", "#d9a441"), ("#7aa7e6", "#6c9fe3"), ("#dfe3e8", "#7f8894")]
 
 WIDTH, HEIGHT = 320, 190  # of a picture, in units of about a pixel
@@ -284,92 +268,3 @@ def readings(lines: list[Line], labels: list[str], classes: list[str]) -> list[d
         if len(line.variant.runs) > 1:
             found[-1].update(low=short(line.low), high=short(line.high))
     return found
-
-
-# -------------------------------------------------------------------------------------------------
-# PNG
-
-
-def save_png(variants: list[Variant], folder) -> list[Path]:
-    """
-    The same pictures as <folder>/<key>.png and modes.png, white, for a README. InputError without
-    matplotlib.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError(
-            "--png: matplotlib is not installed; pip install matplotlib, or leave --png out"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    style = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-    }
-    style.update(
-        {
-            "font.size": 10,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "legend.frameon": False,
-        }
-    )
-    folder, written = Path(folder), []
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def save(figure, name):
-        written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], dpi=160)
-        pyplot.close(figure)
-
-    with pyplot.rc_context(style):
-        for curve in CURVES:
-            lines = lines_of(variants, curve)
-            figure, ax = pyplot.subplots(figsize=(5.6, 3.4), layout="constrained")
-            for line in lines:
-                colour = COLOURS[line.variant.colour][0]
-                dash = [
-                    float(part) / 1.8 for part in DASHES[line.variant.colour % len(DASHES)].split()
-                ]
-                if line.raw:
-                    ax.plot(line.steps, line.raw, color=colour, alpha=0.18, linewidth=0.8)
-                if len(line.variant.runs) > 1:
-                    ax.fill_between(
-                        line.steps, line.low, line.high, color=colour, alpha=0.15, linewidth=0
-                    )
-                marker = "o" if curve.of_val else None
-                linestyle = (0, tuple(dash)) if dash else "-"
-                label = line.variant.label.replace("$", r"\$")
-                look = dict(color=colour, linestyle=linestyle, marker=marker, markersize=4)
-                ax.plot(line.steps, line.mean, label=label, **look)
-            ax.set(title=curve.title, xlabel="step", ylabel=curve.caption)
-            ax.set_ylim(*limits(curve, lines)[1:])
-            if lines:
-                ax.legend()
-            save(figure, curve.key)
-        shown = [(variant, lines) for variant in variants if (lines := mode_lines(variant))]
-        if shown:
-            size = (2.6 * len(shown) + 1.4, 2.9)
-            figure, row = pyplot.subplots(
-                1, len(shown), figsize=size, sharey=True, layout="constrained", squeeze=False
-            )
-            for ax, (variant, lines) in zip(row[0], shown):
-                colours = [light for light, _ in MODE_COLOURS]
-                ax.stackplot(
-                    lines[0].steps,
-                    *(line.mean for line in lines),
-                    colors=colours,
-                    labels=MODES.values(),
-                )
-                ax.set(title=variant.label.replace("$", r"\$"), xlabel="step")
-                ax.set(ylim=(0, 1), xlim=(0, lines[0].steps[-1] or 1))
-            row[0][0].set_ylabel("share of groups")
-            figure.legend(
-                *row[0][0].get_legend_handles_labels(), loc="outside right center", reverse=True
-            )
-            save(figure, "modes")
-    return written

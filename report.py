@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 import figures
+import pictures
 from data import InputError
 from evaluate import interval
 from gallery import esc, gallery, sign
@@ -271,7 +272,7 @@ def main(argv: list[str]) -> None:
             ) from None
         print(f"{args.out}: {len(text) / 2**20:.1f} MB")
         if args.png:
-            print("\n".join(str(path) for path in figures.save_png(variants, args.png)))
+            print("\n".join(str(path) for path in pictures.save_png(variants, args.png)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import figures
+import pictures
 import gallery
 import predict
 import report
@@ -268,7 +269,7 @@ def test_a_group_that_is_not_one_is_an_error_with_its_file(tmp_path):
 def test_the_png_figures_are_of_the_same_curves(tmp_path):
     pytest.importorskip("matplotlib")
     variants = group_seeds([read_run(write_run(tmp_path / "a$b"))])
-    written = figures.save_png(variants, tmp_path / "png")
+    written = pictures.save_png(variants, tmp_path / "png")
     assert [path.stem for path in written] == [curve.key for curve in figures.CURVES] + ["modes"]
     assert all(Image.open(path).size[0] > 500 for path in written)
 
