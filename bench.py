@@ -17,12 +17,12 @@ import contextlib
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -213,10 +213,10 @@ def judge_overlap(args) -> dict[str, float]:
     once, the worst case, with responses that all end together, so that nothing but updates is left
     to hide the calls behind.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Sleeper)
-    server.seconds = args.judge_seconds
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    judging = judge.open_judge(f"http://127.0.0.1:{server.server_port}/v1", "sleeper")
+    ports = multiprocessing.Queue()
+    server = multiprocessing.Process(target=serve, args=(args.judge_seconds, ports), daemon=True)
+    server.start()  # a process of its own, as a judge is
+    judging = judge.open_judge(f"http://127.0.0.1:{ports.get()}/v1", "sleeper")
     found = {}
     for ends in ("here and there", "together"):
         case = build_case(args)
@@ -235,8 +235,16 @@ def judge_overlap(args) -> dict[str, float]:
     # judge.open_judge's 8 requests at a time
     found["the calls alone, s"] = args.judge_seconds * case.advantages.numel() / 8
     judge.close_judge(judging)
-    server.shutdown()
+    server.terminate()
     return found
+
+
+def serve(seconds: float, ports) -> None:
+    """The sleeping judge's process; says its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Sleeper)
+    server.seconds = seconds
+    ports.put(server.server_port)
+    server.serve_forever()
 
 
 def end_responses(case: Case, length: float) -> None:

@@ -3,12 +3,15 @@ Judge calls beside decoding and updates: which are needed, when they are sent, w
 
 The paper pays 43 to 58 % of a step for its judge. Here a response is judged while others are still
 being decoded, a group's update waits for its own calls only, and nothing is asked that the update
-will not use: scores of groups that are explored, traces of groups that are memorised. What train.py
-calls here takes None for a judge, and then does nothing. Left out: what is asked (judge.py),
-retries and the cache (chat.py).
+will not use: scores of groups that are explored, traces of groups that are memorised. Where calls
+queue up, those of the first prompts go first: else all groups would be complete at the very end,
+and no update would run beside the rest of the calls. What train.py calls here takes None for a
+judge, and then does nothing. Left out: what is asked (judge.py), retries and the cache (chat.py).
 """
 
 import concurrent.futures
+import heapq
+import itertools
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -34,6 +37,7 @@ class Calls:
     example: Example
     num_generations: int
     switch: bool = True
+    place: int = 0  # of the prompt in the step: the first go first
     thinking: dict = field(default_factory=dict)  # g -> text; None: format 0, reward 0 unscored
     correct: dict = field(default_factory=dict)  # g -> bool
     scores: dict = field(default_factory=dict)  # g -> Future of judge_thinking
@@ -45,7 +49,10 @@ def open_calls(judge, examples: list, config) -> list:
     if judge is None:
         return [None] * len(examples)
     switch = config.method == "dyme"
-    calls = [Calls(example, config.num_generations, switch) for example in examples]
+    calls = [
+        Calls(example, config.num_generations, switch, place)
+        for place, example in enumerate(examples)
+    ]
     for call in calls:
         if config.refiner == "off" or call.example.instruction is not None:
             call.trace = Future()  # what isn't refined is never asked for
@@ -83,16 +90,39 @@ def add_response(judge, calls: Calls, g: int, text: str, *, formatted: bool, cor
     for i, thinking in calls.thinking.items():
         if thinking is not None and i not in calls.scores:
             same = [f for j, f in calls.scores.items() if calls.thinking[j] == thinking]
-            submit = judge.chat.pool.submit
+            rank = (1, calls.place)
             calls.scores[i] = (
-                same[0] if same else submit(judge_thinking, judge, thinking, calls.example)
+                same[0] if same else submit(judge, rank, judge_thinking, thinking, calls.example)
             )
 
 
 def request_trace(judge, calls: Calls | None):
     """Send for the memorised target's trace, unless that is done."""
     if judge is not None and calls.trace is None:
-        calls.trace = judge.chat.pool.submit(judge_refine, judge, calls.example)
+        # one call makes a memorised group complete, so it goes before all scores
+        calls.trace = submit(judge, (0, calls.place), judge_refine, calls.example)
+
+
+NUMBER = itertools.count()  # in which calls of equal rank go
+
+
+def submit(judge, rank: tuple, function, *args) -> Future:
+    """function(judge, *args) in the judge's pool; of those that wait, the lowest rank goes first."""
+    future = Future()
+    with judge.chat.lock:
+        heapq.heappush(judge.queue, (rank, next(NUMBER), future, function, args))
+    judge.chat.pool.submit(run_first, judge)
+    return future
+
+
+def run_first(judge) -> None:
+    """Run the first of the queue; there is one such job in the pool for each of its calls."""
+    with judge.chat.lock:
+        _, _, future, function, args = heapq.heappop(judge.queue)
+    try:
+        future.set_result(function(judge, *args))
+    except BaseException as error:  # said where the result is asked for
+        future.set_exception(error)
 
 
 def as_ready(judge, calls: list):

@@ -199,7 +199,8 @@ def step(case: Case, skip: bool = False, judging=None):
             for prompt in prompts:
                 prompt.features = image_features(case.model, prompt)
         calls = [
-            overlap.Calls(example, case.num_generations, switch=False) for example in case.examples
+            overlap.Calls(example, case.num_generations, False, place)
+            for place, example in enumerate(case.examples)
         ]
 
         def ask(p, g, response):

@@ -483,6 +483,20 @@ def test_groups_come_in_the_order_their_calls_end(server, connect):
     assert j.take_counts(judge)["judge_wait_s"] > 0
 
 
+def test_calls_that_wait_go_by_rank_and_their_errors_come_out(connect):
+    judge, begun, gate, order = connect(parallel=1), threading.Event(), threading.Event(), []
+    overlap.submit(judge, (1, 9), lambda judge: begun.set() or gate.wait(20))
+    begun.wait(20)
+    ranks = [(1, 1), (1, 0), (0, 5)]
+    futures = [overlap.submit(judge, rank, lambda judge, r: order.append(r), rank) for rank in ranks]
+    failing = overlap.submit(judge, (2, 0), lambda judge: 1 / 0)
+    gate.set()
+    wait([*futures, failing])
+    assert order == sorted(ranks)
+    with pytest.raises(ZeroDivisionError):
+        failing.result()
+
+
 def test_judged_scores_replace_the_local_ones_and_their_totals():
     responses = [GOOD + "\nAnswer: 8.3", "x\nAnswer: 9", "Answer: 8.3", "y\nAnswer: 8.3"]
     rewards = checker.score(responses, example(), reward_weights=(0.5, 1, 2))
