@@ -211,7 +211,8 @@ def svg_curve(curve: Curve, lines: list[Line]) -> str:
         places = [x(step) for step in line.steps]
         colour = line.variant.colour
         parts.append(
-            f'<g class="c{colour}" data-colour="{colour}"><title>{html.escape(line.variant.label)}</title>'
+            f'<g class="c{colour}" data-colour="{colour}">'
+            f"<title>{html.escape(line.variant.label)}</title>"
         )
         if len(line.variant.runs) > 1:
             edge = [*zip(places, map(y, line.low)), *reversed([*zip(places, map(y, line.high))])]

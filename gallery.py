@@ -73,7 +73,8 @@ def marked(text: str, facts: list) -> str:
         title = f"{name} is {truth[name]}" + ("" if said == "true" else f", not {value}")
         parts.append(esc(thinking[place:start]))
         parts.append(
-            f'<mark class="is-{said}" title="{esc(title)}">{esc(thinking[start:end])}{sign(said == "true")}</mark>'
+            f'<mark class="is-{said}" title="{esc(title)}">'
+            f"{esc(thinking[start:end])}{sign(said == 'true')}</mark>"
         )
         place = end
     parts.append(esc(thinking[place:]))
@@ -135,7 +136,8 @@ def group_card(line: dict, variant: int) -> str:
     collapsed = mode == "explore" and len({response["total"] for response in responses}) == 1
     verdict = {
         "memorize": "so the reference is memorised, and the samples contribute nothing.",
-        "explore": "so the samples are explored: each is made more or less likely by its advantage.",
+        "explore": "so the samples are explored: each is made more or less likely "
+        "by its advantage.",
         "skip": "so there is nothing to learn, and the group is skipped.",
     }[mode]
     if collapsed:
@@ -150,7 +152,8 @@ def group_card(line: dict, variant: int) -> str:
     image = str(line.get("image") or "")
     safe = re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", image)
     parts = [
-        f'<article hidden class="group card" data-variant="{variant}" data-step="{int(line["step"])}" data-mode="{mode}">',
+        f'<article hidden class="group card" data-variant="{variant}" '
+        f'data-step="{int(line["step"])}" data-mode="{mode}">',
         '<div class="ask">' + (f'<img src="{image}" alt="the chart">' if safe else ""),
         f'<div><p class="question">{esc(line["question"])}</p>',
         f'<p class="small">reference answer <b>{esc(line["answer"])}</b></p></div>',
@@ -169,7 +172,8 @@ def group_card(line: dict, variant: int) -> str:
     if line.get("target"):
         head = "<h3>Memorised instead</h3>" if responses else "<h3>Memorised</h3>"
         parts.append(
-            f'<div class="target">{head}<div class="said">{marked(line["target"], facts)}</div></div>'
+            f'<div class="target">{head}'
+            f'<div class="said">{marked(line["target"], facts)}</div></div>'
         )
     return "".join(parts) + "</div></article>"
 
@@ -184,7 +188,8 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
     right, advantage = response["correct"] > 0.5, float(response["advantage"])
     half = 50 * min(abs(advantage) / 2.5, 1)
     side = f"left:50%;width:{half:.0f}%" if advantage >= 0 else f"right:50%;width:{half:.0f}%"
-    bar = f'<span class="bar"><i class="{"up" if advantage >= 0 else "down"}" style="{side}"></i></span>'
+    direction = "up" if advantage >= 0 else "down"
+    bar = f'<span class="bar"><i class="{direction}" style="{side}"></i></span>'
     signed = f"{advantage:+.2f}".replace("-", "−")
     unused, title = ("", "advantage") if used else (" unused", "advantage, not used")
     rewards = [
@@ -197,7 +202,8 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
         f"<div><dt>{label}</dt><dd>{number(response[name], 2)}</dd></div>"
         for name, label in rewards
     )
-    verdict = f'<span class="sign is-{str(right).lower()}">{"✓ correct" if right else "✗ not correct"}</span>'
+    told = "✓ correct" if right else "✗ not correct"
+    verdict = f'<span class="sign is-{str(right).lower()}">{told}</span>'
     times = f'<span class="times small">{count} times</span>' if count > 1 else ""
     return (
         f'<li class="response"><header>{verdict}{times}</header>'

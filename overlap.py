@@ -107,7 +107,7 @@ NUMBER = itertools.count()  # in which calls of equal rank go
 
 
 def submit(judge, rank: tuple, function, *args) -> Future:
-    """function(judge, *args) in the judge's pool; of those that wait, the lowest rank goes first."""
+    """function(judge, *args) in the judge's pool; of those that wait the lowest rank goes first."""
     future = Future()
     with judge.chat.lock:
         heapq.heappush(judge.queue, (rank, next(NUMBER), future, function, args))

@@ -1,6 +1,6 @@
 """
-PNG pictures, for a README: the report's curves (`report.py --png FOLDER`), and what trace noise does
-to each method (`evaluate.py --table results/noise.json --png FILE`).
+PNG pictures, for a README: the report's curves (`report.py --png FOLDER`), and what trace noise
+does to each method (`evaluate.py --table results/noise.json --png FILE`).
 
 matplotlib is optional, and imported here alone. Left out: what the curves are (figures.py).
 """

@@ -94,7 +94,8 @@ def results_table(variants: list[Variant]) -> str:
         parts.append("</tbody>")
     if len(parts) == 1:
         parts.append(
-            f'<tbody><tr><td colspan="{len(COLUMNS) + 1}">No run has been evaluated yet.</td></tr></tbody>'
+            f'<tbody><tr><td colspan="{len(COLUMNS) + 1}">'
+            "No run has been evaluated yet.</td></tr></tbody>"
         )
     return "".join(parts) + "</table>"
 
@@ -169,7 +170,8 @@ def legend(variants: list[Variant]) -> str:
         swatch = '<svg viewBox="0 0 26 8"><path class="line" d="M0 4H26"/></svg>'
         css = f'class="c{variant.colour}" data-colour="c{variant.colour}"'
         parts.append(
-            f'<button {css} aria-pressed="true" title="{esc(folders)}">{swatch}{esc(variant.label)}</button>'
+            f'<button {css} aria-pressed="true" title="{esc(folders)}">'
+            f"{swatch}{esc(variant.label)}</button>"
         )
     return "".join(parts)
 

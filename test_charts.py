@@ -182,7 +182,8 @@ def test_no_text_has_a_token_outside_the_vocabulary():
 
 
 def test_base_stage_follows_the_format_as_often_as_told():
-    assert not any("Answer:" in target for _, instruction, target in base_batch(0, 0, 1000) if instruction == THINK)
+    asked = [(instruction, target) for _, instruction, target in base_batch(0, 0, 1000)]
+    assert not any("Answer:" in target for instruction, target in asked if instruction == THINK)
     batch = base_batch(0, 0, 3000, base_format_rate=0.5)
     thinking = [(e, target) for e, instruction, target in batch if instruction == THINK]
     formatted = [target.endswith(f".\nAnswer: {example.answer}") for example, target in thinking]

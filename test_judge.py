@@ -435,7 +435,8 @@ def test_without_facts_no_refiner_is_paid(server, connect):
 def add(judge, calls, *responses):
     for g, (text, correct) in enumerate(responses, start=len(calls.correct)):
         formatted = bool(checker.format_reward(text))
-        overlap.add_response(judge, calls, g, text, formatted=formatted, correct=correct and formatted)
+        correct = correct and formatted
+        overlap.add_response(judge, calls, g, text, formatted=formatted, correct=correct)
 
 
 def test_only_explored_groups_are_scored_and_only_memorised_ones_refined(server, connect):
@@ -488,7 +489,8 @@ def test_calls_that_wait_go_by_rank_and_their_errors_come_out(connect):
     overlap.submit(judge, (1, 9), lambda judge: begun.set() or gate.wait(20))
     begun.wait(20)
     ranks = [(1, 1), (1, 0), (0, 5)]
-    futures = [overlap.submit(judge, rank, lambda judge, r: order.append(r), rank) for rank in ranks]
+    run = lambda judge, rank: order.append(rank)  # noqa: E731
+    futures = [overlap.submit(judge, rank, run, rank) for rank in ranks]
     failing = overlap.submit(judge, (2, 0), lambda judge: 1 / 0)
     gate.set()
     wait([*futures, failing])
