@@ -68,7 +68,7 @@ class Judge:
     min_grounding: float = 0.5  # the local checker's score that a written trace needs
     template: str = TEMPLATE
     history: list = field(default_factory=lambda: [{"step": 0, "template": TEMPLATE}])
-    queue: list = field(default_factory=list)  # overlap.py's calls that wait, a heap
+    queue: list = field(default_factory=list)  # overlap.py's calls that wait
 
 
 def open_judge(url, model, *, output_dir=None, cache=None, min_grounding=0.5, **chat_fields):

@@ -4,14 +4,14 @@ Judge calls beside decoding and updates: which are needed, when they are sent, w
 The paper pays 43 to 58 % of a step for its judge. Here a response is judged while others are still
 being decoded, a group's update waits for its own calls only, and nothing is asked that the update
 will not use: scores of groups that are explored, traces of groups that are memorised. Where calls
-queue up, those of the first prompts go first: else all groups would be complete at the very end,
-and no update would run beside the rest of the calls. What train.py calls here takes None for a
-judge, and then does nothing. Left out: what is asked (judge.py), retries and the cache (chat.py).
+queue up, one group's go before the next one's (`urgency`): else all groups would be complete at
+the very end, and no update would run beside the rest of the calls.
+
+What train.py calls here takes None for a judge, and then does nothing. Left out: what is asked
+(judge.py), retries and the cache (chat.py).
 """
 
 import concurrent.futures
-import heapq
-import itertools
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ class Calls:
     example: Example
     num_generations: int
     switch: bool = True
-    place: int = 0  # of the prompt in the step: the first go first
+    place: int = 0  # of the prompt in the step
     thinking: dict = field(default_factory=dict)  # g -> text; None: format 0, reward 0 unscored
     correct: dict = field(default_factory=dict)  # g -> bool
     scores: dict = field(default_factory=dict)  # g -> Future of judge_thinking
@@ -90,39 +90,45 @@ def add_response(judge, calls: Calls, g: int, text: str, *, formatted: bool, cor
     for i, thinking in calls.thinking.items():
         if thinking is not None and i not in calls.scores:
             same = [f for j, f in calls.scores.items() if calls.thinking[j] == thinking]
-            rank = (1, calls.place)
-            calls.scores[i] = (
-                same[0] if same else submit(judge, rank, judge_thinking, thinking, calls.example)
-            )
+            if same:
+                calls.scores[i] = same[0]
+            else:
+                calls.scores[i] = submit(judge, calls, judge_thinking, thinking, calls.example)
 
 
 def request_trace(judge, calls: Calls | None):
     """Send for the memorised target's trace, unless that is done."""
     if judge is not None and calls.trace is None:
-        # one call makes a memorised group complete, so it goes before all scores
-        calls.trace = submit(judge, (0, calls.place), judge_refine, calls.example)
+        calls.trace = submit(judge, calls, judge_refine, calls.example)
 
 
-NUMBER = itertools.count()  # in which calls of equal rank go
-
-
-def submit(judge, rank: tuple, function, *args) -> Future:
-    """function(judge, *args) in the judge's pool; of those that wait the lowest rank goes first."""
+def submit(judge, calls: Calls, function, *args) -> Future:
+    """function(judge, *args) in the judge's pool, as one of the calls for a prompt."""
     future = Future()
     with judge.chat.lock:
-        heapq.heappush(judge.queue, (rank, next(NUMBER), future, function, args))
-    judge.chat.pool.submit(run_first, judge)
+        judge.queue.append((calls, future, function, args))
+    judge.chat.pool.submit(run_most_urgent, judge)  # as many such jobs as there are calls
     return future
 
 
-def run_first(judge) -> None:
-    """Run the first of the queue; there is one such job in the pool for each of its calls."""
+def run_most_urgent(judge) -> None:
+    """The most urgent of the calls that wait; of equally urgent ones the oldest."""
     with judge.chat.lock:
-        _, _, future, function, args = heapq.heappop(judge.queue)
+        first = min(range(len(judge.queue)), key=lambda i: urgency(*judge.queue[i]))
+        _, future, function, args = judge.queue.pop(first)
     try:
         future.set_result(function(judge, *args))
     except BaseException as error:  # said where the result is asked for
         future.set_exception(error)
+
+
+def urgency(calls: Calls, future, function, args) -> tuple:
+    """
+    The lowest goes first: a trace, since this one call makes its group complete; then scores of
+    groups whose responses have all ended, the first prompt's first; then those of the others.
+    """
+    decoding = len(calls.correct) < calls.num_generations
+    return function is not judge_refine, decoding, calls.place
 
 
 def as_ready(judge, calls: list):

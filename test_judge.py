@@ -484,17 +484,18 @@ def test_groups_come_in_the_order_their_calls_end(server, connect):
     assert j.take_counts(judge)["judge_wait_s"] > 0
 
 
-def test_calls_that_wait_go_by_rank_and_their_errors_come_out(connect):
+def test_the_most_urgent_of_the_calls_that_wait_goes_first(connect):
     judge, begun, gate, order = connect(parallel=1), threading.Event(), threading.Event(), []
-    overlap.submit(judge, (1, 9), lambda judge: begun.set() or gate.wait(20))
+    groups = [overlap.Calls(example(), 1, place=place) for place in range(3)]
+    groups[1].correct = groups[2].correct = {0: True}  # these have ended
+    overlap.submit(judge, groups[0], lambda judge: begun.set() or gate.wait(20))
     begun.wait(20)
-    ranks = [(1, 1), (1, 0), (0, 5)]
-    run = lambda judge, rank: order.append(rank)  # noqa: E731
-    futures = [overlap.submit(judge, rank, run, rank) for rank in ranks]
-    failing = overlap.submit(judge, (2, 0), lambda judge: 1 / 0)
+    run = lambda judge, name: order.append(name)  # noqa: E731
+    futures = [overlap.submit(judge, groups[name], run, name) for name in (0, 2, 1)]
+    failing = overlap.submit(judge, groups[0], lambda judge: 1 / 0)
     gate.set()
     wait([*futures, failing])
-    assert order == sorted(ranks)
+    assert order == [1, 2, 0]
     with pytest.raises(ZeroDivisionError):
         failing.result()
 
