@@ -206,7 +206,7 @@ def page(variants: list[Variant], title: str = "What the runs learned") -> str:
         {str(run.config[name]) for run in runs if name in run.config}
         for name in ("dataset", "model")
     )
-    about = f"{len(runs)} runs"
+    about = f"{len(runs)} run{'s' * (len(runs) > 1)}"
     if sets:
         about += f" on {', '.join(sorted(sets))}, starting from {', '.join(sorted(models))}"
     smoothing = (
