@@ -196,4 +196,5 @@ def broadcast_object(value, ranks: Ranks):
 def cleanup(ranks: Ranks):
     """Leaves the group, at an orderly end; after an error the process just exits."""
     if ranks.world_size > 1:
+        torch.distributed.barrier()  # nobody leaves while another one still talks to it
         torch.distributed.destroy_process_group()
