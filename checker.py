@@ -174,12 +174,16 @@ def score(
         rewards["thinking"].append(visual_checker(
             thinking, example.facts, example.needed, example.question, example.trace))
     rewards = {name: torch.tensor(values) for name, values in rewards.items()}  # (G,) each
+    rewards["total"] = total_reward(rewards, reward_weights)
+    rewards["correct"] = (rewards["accuracy"] > 0.5) & (rewards["format"] > 0.5)
+    return rewards
+
+
+def total_reward(rewards, reward_weights):
+    """The weighted sum of format, accuracy and thinking, (G,) each; 0 where format is 0."""
     parts = (rewards["format"], rewards["accuracy"], rewards["thinking"])
     weighted = sum(w * values for w, values in zip(reward_weights, parts))
-    well_formed = rewards["format"] > 0.5
-    rewards["total"] = torch.where(well_formed, weighted, torch.zeros_like(weighted))
-    rewards["correct"] = (rewards["accuracy"] > 0.5) & well_formed
-    return rewards
+    return torch.where(rewards["format"] > 0.5, weighted, torch.zeros_like(weighted))
 
 
 # ---- the visual refiner -------------------------------------------------------------------------

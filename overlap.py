@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from chat import count
-from checker import split_response
+from checker import split_response, total_reward
 from data import Example
 from judge import close_judge, judge_refine, judge_thinking
 from rewards import score_group
@@ -178,9 +178,7 @@ def apply_scores(scored: dict, scores: list, reward_weights=(1, 1, 1)) -> None:
     for g, score in enumerate(scores):
         if score is not None:
             scored["thinking"][g] = score
-    parts = (scored["format"], scored["accuracy"], scored["thinking"])  # (G,) each
-    weighted = sum(w * part for w, part in zip(reward_weights, parts))
-    scored["total"] = weighted * (scored["format"] > 0.5)
+    scored["total"] = total_reward(scored, reward_weights)
 
 
 @contextmanager
