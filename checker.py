@@ -9,127 +9,23 @@ from a text (claims.py), and which operation leads from facts to answer (derive.
 """
 
 import math
-import re
 
 import torch
 
-import charts
-from claims import claimed_facts, mentioned_facts
+from data import charts
+from lib.claims import claimed_facts, mentioned_facts
 from data import InputError
-from derive import derive, shows
+from data.own import MARKER
+from lib.answers import clean_answer, extract_answer, relaxed_accuracy, split_response, to_number  # noqa: F401
+from lib.derive import derive, shows
 
-# ---- the answer ---------------------------------------------------------------------------------
-
-# "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
-MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
-CLOSING = re.compile(r"</answer>", re.IGNORECASE)
-THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-WRAPPING = " \t\r\n*_`\"'“”‘’"
-
-
-def split_response(response):
-    """(thinking, answer): the text before the one answer marker, and the cleaned answer behind it.
-
-    Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or
-    with several, the answer is None: one that says everything has said nothing.
-    """
-    markers = list(MARKER.finditer(response))
-    if len(markers) != 1:
-        return response, None
-    thinking = response[:markers[0].start()]
-    return thinking.rstrip(WRAPPING + "#"), clean_answer(marked_answer(response))
-
-
-def marked_answer(response):
-    """The text behind the one answer marker as it stands, or None.
-
-    Not cleaned, for Curr-ReFT's boxes: clean_answer would take some of their commas out.
-    """
-    markers = list(MARKER.finditer(response))
-    if len(markers) != 1:
-        return None
-    tail = response[markers[0].end():]
-    if markers[0].group().startswith("<"):
-        closing = CLOSING.search(tail)
-        tail = tail[:closing.start()] if closing else ""
-    lines = tail.strip(WRAPPING).splitlines()
-    return lines[0] if lines else ""
-
-
-def clean_answer(text):
-    """The bare answer: no markdown, quotes, final dot, "$", thousands commas; "12 %" is "12%".
-
-    For labels too: it is idempotent, and relaxed_accuracy compares what it is given.
-    """
-    text = text.replace("$", "").strip(WRAPPING).rstrip("." + WRAPPING)
-    if not text.startswith("["):  # the commas of a list part its elements
-        text = THOUSANDS.sub(lambda number: number.group().replace(",", ""), text)
-    return text[:-1].rstrip() + "%" if text.endswith("%") else text
-
-
-def extract_answer(response):
-    """The cleaned answer of a response, or None without exactly one answer marker."""
-    return split_response(response)[1]
+# ---- the visual checker and the rewards ---------------------------------------------------------
 
 
 def format_reward(response, truncated=False):
     """1.0 for thinking, then exactly one marked, non-empty answer, ended by itself; else 0.0."""
     thinking, answer = split_response(response)
     return float(bool(answer) and any(map(str.isalnum, thinking)) and not truncated)
-
-
-def to_number(text):
-    """The finite number that `text` is, "%" dividing by 100, else None."""
-    text = text.strip()
-    percent = text.endswith("%")
-    try:
-        value = float(text[:-1] if percent else text)
-    except ValueError:
-        return None
-    if not math.isfinite(value) or "_" in text:
-        return None
-    return value / 100 if percent else value
-
-
-def relaxed_accuracy(*, target, prediction, tolerance=0.05):
-    """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
-
-    "%" divides by 100. An empty or non-finite prediction is wrong. `tolerance=0` asks for the same
-    number up to rounding of floats. A bracketed list ("[3, 4]") is compared element by element, in
-    any order. No cleaning here: both sides come from clean_answer.
-    """
-    target, prediction = target.strip(), prediction.strip()
-    if target.startswith("[") and target.endswith("]"):
-        return same_elements(target, prediction, tolerance)
-    wanted, given = to_number(target), to_number(prediction)
-    if wanted is not None and given is not None:
-        return abs(given - wanted) <= (tolerance + 1e-12) * abs(wanted)
-    if not prediction or not is_finite(prediction):
-        return False
-    return target.casefold() == prediction.casefold()
-
-
-def is_finite(text):
-    """False for the text of an infinity or a NaN ("inf", "1e999"), true for any other text."""
-    try:
-        return math.isfinite(float(text.rstrip("%")))
-    except ValueError:
-        return True
-
-
-def same_elements(target, prediction, tolerance):
-    """Whether each element of the target has an equal in the prediction, and none is left over."""
-    given = [part.strip() for part in prediction.strip("[]").split(",")]
-    for element in target.strip("[]").split(","):
-        equal = [i for i, part in enumerate(given)
-                 if relaxed_accuracy(target=element, prediction=part, tolerance=tolerance)]
-        if not equal:
-            return False
-        given.pop(equal[0])
-    return not given
-
-
-# ---- the visual checker and the rewards ---------------------------------------------------------
 
 
 def visual_checker(thinking, facts, needed=None, question="", trace=""):
@@ -168,11 +64,13 @@ def score(
     for g, response in enumerate(responses):
         thinking, answer = split_response(response)
         right = answer is not None and relaxed_accuracy(
-            target=target, prediction=answer, tolerance=tolerance)
+            target=target, prediction=answer, tolerance=tolerance
+        )
         rewards["format"].append(format_reward(response, truncated[g]))
         rewards["accuracy"].append(float(right) if accuracy is None else float(accuracy[g]))
-        rewards["thinking"].append(visual_checker(
-            thinking, example.facts, example.needed, example.question, example.trace))
+        rewards["thinking"].append(
+            visual_checker(thinking, example.facts, example.needed, example.question, example.trace)
+        )
     rewards = {name: torch.tensor(values) for name, values in rewards.items()}  # (G,) each
     rewards["total"] = total_reward(rewards, reward_weights)
     rewards["correct"] = (rewards["accuracy"] > 0.5) & (rewards["format"] > 0.5)

@@ -23,9 +23,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-import charts
+from data import charts
 import checker
-from checker import clean_answer, marked_answer, relaxed_accuracy
+from data.own import WRAPPING
+from lib.answers import clean_answer, marked_answer, relaxed_accuracy
 from data import InputError
 from model import THINK
 
@@ -62,7 +63,7 @@ def read_box(text: str) -> tuple[float, ...] | None:
 
     None unless there are four finite numbers with left < right and top < bottom.
     """
-    found = BOX.fullmatch(text.strip(checker.WRAPPING))
+    found = BOX.fullmatch(text.strip(WRAPPING))
     box = tuple(map(float, found.groups())) if found else ()
     if not box or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
         return None

@@ -27,9 +27,8 @@ import torch
 
 from grpo import grpo_loss
 from model import completion_hidden, get_tokenizer, language_attention, pad_rows, token_logprobs
+from rollout import EXPLORE, MEMORIZE, SKIP
 
-SKIP, MEMORIZE, EXPLORE = 0, 1, 2
-MODE_NAMES = ("skip", "memorize", "explore")
 UPDATE_SUMS = ("loss", "tokens", "entropy", "kl", "clip_low", "clip_high")
 
 

@@ -12,7 +12,7 @@ import math
 from tqdm import tqdm
 
 from checker import clean_answer, relaxed_accuracy, score, split_response
-from claims import claimed_facts
+from lib.claims import claimed_facts
 from model import DIRECT, THINK, encode_prompt, prompt_to
 from rollout import rollout
 
@@ -167,9 +167,7 @@ def pass_at_ks(
     right = []
     for start in tqdm(range(0, len(examples), size), desc="pass@k", unit="batch", disable=None):
         batch = [examples[i] for i in range(start, min(start + size, len(examples)))]
-        prompts = [
-            prompt_to(encode_prompt(processor, e, THINK, max_pixels), device) for e in batch
-        ]
+        prompts = [prompt_to(encode_prompt(processor, e, THINK, max_pixels), device) for e in batch]
         indices = list(range(start, start + len(batch)))
         groups = rollout(
             model,
@@ -187,11 +185,3 @@ def pass_at_ks(
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
     result = {f"pass@{k}": mean([pass_at_k(samples, count, k) for count in right]) for k in ks}
     return {**result, "samples": samples, "right": right}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from compare import main  # here, since it runs train.py, which imports this file
-
-    main(sys.argv[1:])

@@ -11,7 +11,6 @@ What differs between model families stands in families.py, the embedded tiny mod
 Left out: several images in one prompt, video, tensor parallelism.
 """
 
-import importlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -21,9 +20,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from data import InputError, open_image
+from data.example import DIRECT, THINK  # noqa: F401, the two instructions
 
-THINK = "Think step by step, then finish with a line of the form Answer: x"
-DIRECT = "Answer with a single word or number."
+PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
 
 
 @dataclass
@@ -226,9 +225,7 @@ def packed_attention(
     repeats = heads // key_heads
     lengths = [length for group in segments for length in group]
     # one split, not many slices: its backward is one concatenation
-    parts = zip(
-        query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2)
-    )
+    parts = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2))
     outputs = []
     for group in segments:
         prompt_query, prompt_key, prompt_value = next(parts)
@@ -360,11 +357,3 @@ def pad_rows(flat: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torc
         < torch.tensor(lengths, device=flat.device)[:, None]
     )
     return rows, mask
-
-
-def __getattr__(name: str):
-    """`load_vlm` and `tiny_vlm` can be had from here too; their files build on this one."""
-    homes = {"load_vlm": "families", "tiny_vlm": "tiny"}
-    if name not in homes:
-        raise AttributeError(f"module 'model' has no attribute {name!r}")
-    return getattr(importlib.import_module(homes[name]), name)

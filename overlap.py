@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from chat import count
+from lib.chat import count
 from checker import split_response, total_reward
 from data import Example
 from judge import close_judge, judge_refine, judge_thinking

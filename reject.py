@@ -22,14 +22,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import charts
-from checker import marked_answer, split_response
-from data import Example, InputError, own_row
+from data import charts
+from lib.answers import marked_answer, split_response
+from data import Example, InputError
+from data.own import own_row
 from judge import close_judge, open_judge
 from model import DIRECT, THINK, encode_prompt, prompt_to
 from quality import WEIGHTS, judge_quality, local_quality, total
-from ranks import Interrupt, broadcast_object, gather_lists, shard
-from reading import parse_file
+from lib.ranks import Interrupt, broadcast_object, gather_lists, shard
+from data.reading import parse_file
 from rollout import rollout
 
 REASONS = {

@@ -25,9 +25,18 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
-from model import Prompt, forbid, get_tokenizer, language_attention, pack, prompt_positions
+from model import (
+    PREFILL_TOKENS,
+    Prompt,
+    forbid,
+    get_tokenizer,
+    language_attention,
+    pack,
+    prompt_positions,
+)
 
-PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
+SKIP, MEMORIZE, EXPLORE = 0, 1, 2  # a group's mode
+MODE_NAMES = ("skip", "memorize", "explore")
 BUCKET = 128  # with compile, prompt lengths are padded to a multiple: few shapes to compile
 
 
@@ -233,9 +242,9 @@ def prefill(
         inputs, _ = pack(model, prompts[start:end], [[]] * (end - start))
         cache = DynamicCache(config=model.config.get_text_config())
         with language_attention(model, "packed"):
-            hidden = model.model(
-                **inputs, past_key_values=cache, use_cache=True
-            ).last_hidden_state[0]  # (T, width)
+            hidden = model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[
+                0
+            ]  # (T, width)
         row_lengths = lengths[start:end]
         last = torch.tensor(row_lengths, device=hidden.device).cumsum(0) - 1
         logits.append(forbid(model, model.get_output_embeddings()(hidden[last])))

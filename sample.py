@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
-from checkpoint import find_checkpoint
+from lib.checkpoint import find_checkpoint
 from checker import split_response
-from claims import claimed_facts
+from lib.claims import claimed_facts
 from data import Example, InputError, open_image
-from knobs import Config, resolve
+from config import Config, resolve
 from model import encode_prompt, get_tokenizer, language_attention, prompt_to
-from predict import accuracies, predict, score_one
+from tools.predict import accuracies, predict, score_one
 from rollout import Response, decode_step, prefill, random_numbers, sample
-from runs import read_state, visible
-from prepare import load_model, load_split
+from tools.runs import read_state, visible
+from run import load_model, load_split
 
 
 # -------------------------------------------------------------------------------------------------
@@ -223,8 +223,7 @@ def parse(argv: list[str]):
     )
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--dataset",
-        help="charts, chartqa, gsm8k, aokvqa, a .jsonl file (as trained; else chartqa)",
+        "--dataset", help="charts, chartqa, gsm8k, aokvqa, a .jsonl file (as trained; else chartqa)"
     )
     group.add_argument("--data_dir", help="folder or zip of the data set (as trained)")
     group.add_argument(

@@ -26,16 +26,16 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-from charts import TASKS
+from lib import checkpoint
+from data.charts import TASKS
 from curr_reft import FORMS, score_stage, stage_questions
 from data import InputError
 from evaluate import evaluate, evaluate_all, pass_at_ks
-from families import save_model
-from knobs import STAGES, Config
-from metrics import Log, summary
-from prepare import FREE_TO_CHANGE, Task, load_finals, load_model, load_split
-from ranks import Ranks, broadcast_object
+from lib.families import save_model
+from config import STAGES, Config
+from lib.log import Log, summary
+from run import FREE_TO_CHANGE, Task, load_finals, load_model, load_split
+from lib.ranks import Ranks, broadcast_object
 from reject import account, account_lines, keep_best, mix_examples, sample_rows
 
 EPOCHS = {"judge": 1, "choice": 1, "open": 2}  # published

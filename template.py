@@ -12,10 +12,10 @@ import os
 import re
 
 import checker
-from chat import ChatError, ask, ask_word
+from lib.chat import ChatError, ask, ask_word
 from judge import fill, mentions
 from overlap import thinking_scores
-from ranks import broadcast_object
+from lib.ranks import broadcast_object
 
 GENERALISE = """A well structured explanation:
 <thinking>
@@ -69,7 +69,8 @@ def request_template(judge, groups):
         for g, score in enumerate(thinking_scores(calls)):
             if score == 1.0 and len(headings(calls.thinking[g], calls.example)) >= 3:
                 return judge.chat.pool.submit(
-                    propose_template, judge, calls.thinking[g], calls.example, judge.template)
+                    propose_template, judge, calls.thinking[g], calls.example, judge.template
+                )
     return None
 
 

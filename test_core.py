@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import charts
+from data import charts
 import dyme
 import model as model_file
 import rollout as rollout_file
@@ -19,11 +19,11 @@ from checker import score
 from data import Example, InputError
 from dyme import EXPLORE, MEMORIZE, SKIP, Group, build_groups, packed_update, switch, target_ids
 from grpo import group_advantages, grpo_loss
-from knobs import parse
+from config import parse
 from model import completion_logprobs, encode_prompt, get_tokenizer, image_features
 from rollout import Response, prefill, rollout
 from sft import sft_loss
-from tiny import tiny_vlm
+from lib.tiny import tiny_vlm
 
 torch.set_num_threads(1)
 
@@ -234,10 +234,6 @@ def test_a_loss_over_sampled_tokens_is_refused_where_nothing_is_sampled():
         parse(["--method", "sft", "--loss_type", "dapo"])
 
 
-def test_the_names_that_others_build_on_are_where_they_are_looked_for():
-    assert callable(model_file.load_vlm) and callable(model_file.tiny_vlm)
-
-
 def mixed_groups(processor):
     completions = random_completions(processor, [5, 12, 1, 8])
     explored = Group(1, EXPLORE, completions, torch.tensor([1.2, -0.4, 0.3, -1.1]))
@@ -263,9 +259,7 @@ def test_micro_batches_and_head_chunks_change_nothing(vlm, prompts, loss_type):
             head_chunk_tokens=chunk,
             loss_type=loss_type,
         )
-        grads.append(
-            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        )
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert largest_difference(grads[0], grads[1]) < 1e-5
     assert largest_difference(grads[0], grads[2]) < 1e-5
 
@@ -343,9 +337,7 @@ def sibling_visible(monkeypatch):
 
     def leaky(module, query, key, value, mask, *, scaling, segments, **kwargs):
         joined = [[group[0], sum(group[1:])] for group in segments]
-        return original(
-            module, query, key, value, mask, scaling=scaling, segments=joined, masks={}
-        )
+        return original(module, query, key, value, mask, scaling=scaling, segments=joined, masks={})
 
     monkeypatch.setitem(model_file.AttentionInterface._global_mapping, "packed", leaky)
 
@@ -459,9 +451,7 @@ def test_a_frozen_tower_gets_no_gradient_and_its_features_are_computed_once(vlm,
     handle = model.model.vision_tower.register_forward_hook(lambda *a: calls.append(1))
     responses = rollout(model, processor, [prompt], 4, 8)
     groups = [
-        Group(
-            0, EXPLORE, [r.token_ids for r in responses[0]], torch.tensor([1.0, -1.0, 0.5, -0.5])
-        )
+        Group(0, EXPLORE, [r.token_ids for r in responses[0]], torch.tensor([1.0, -1.0, 0.5, -0.5]))
     ]
     model.zero_grad()
     packed_update(model, [prompt], groups, normalizer=4)

@@ -23,16 +23,24 @@ from tqdm import tqdm
 import dyme
 from checker import refine
 from data import InputError
-from families import save_model
+from lib.families import save_model
 from grpo import group_advantages
 from judge import take_counts
-from knobs import Config, parse
-from metrics import group_lines, means, rollout_sums, seconds
+from config import Config, parse
+from lib.log import group_lines, means, rollout_sums, seconds
 from model import THINK, encode_prompt, image_features, prompt_to
-from optim import lr_at
+from lib.optim import lr_at
 from overlap import apply_judge, as_ready, ask_judge, closing_judge, open_calls, request_trace
-from prepare import Run, Task, make_base, prepare_run, read_finals
-from ranks import Interrupt, Ranks, cleanup, reduce_sums, setup_distributed, shard, sum_gradients
+from run import Run, Task, make_base, prepare_run, read_finals
+from lib.ranks import (
+    Interrupt,
+    Ranks,
+    cleanup,
+    reduce_sums,
+    setup_distributed,
+    shard,
+    sum_gradients,
+)
 from rewards import score_group
 from rollout import rollout
 from template import evolve_template

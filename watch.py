@@ -9,11 +9,11 @@ from dataclasses import asdict
 
 import torch
 
-import checkpoint
+from lib import checkpoint
 from data import InputError
 from evaluate import evaluate
-from memory import FLAGS
-from prepare import Run
+from lib.memory import FLAGS
+from run import Run
 
 
 def look_and_save(run: Run, step: int) -> None:

@@ -1,0 +1,371 @@
+"""
+The embedded data set: charts drawn on the fly, questions about them, the tiny model's base texts.
+
+A chart is 32 x 32 pixels, four bars without labels: a bar's name is its colour, its value (1 to 9)
+its height. An item is a pure function of (data_seed, split, index): nothing is stored, nothing is
+downloaded, and the visual facts, those the question needs and the reference thinking are known
+exactly. `trace_noise` makes the training traces pseudo thinking traces in the sense of DyME
+(arXiv 2506.23061): stated facts are wrong, the conclusion is right all the same. Questions end on
+the name they ask about, without a question mark, because a tiny model learns best from that.
+
+Left out: axes with numbers, legends, any text inside the picture (no room in 32 x 32 pixels).
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+
+from data.example import DIRECT, THINK, Example, InputError
+
+SIDE = 32  # pixels
+UNIT = 3  # pixels of height for a value of 1
+COLOURS = {
+    "black": (0, 0, 0),
+    "red": (220, 20, 30),
+    "green": (20, 150, 40),
+    "blue": (30, 60, 230),
+    "yellow": (245, 225, 30),
+    "orange": (255, 140, 0),
+    "purple": (150, 30, 200),
+    "cyan": (0, 205, 220),
+}
+FLOOR_COLOUR = (205, 205, 205)
+
+KINDS = ("value", "max", "min", "difference", "sum", "comparison")
+GOALS = {
+    "value": "find value",
+    "max": "find highest",
+    "min": "find lowest",
+    "difference": "find difference",
+    "sum": "find sum",
+    "comparison": "compare",
+    "detection": "find box",
+    "classification": "find colours",
+}
+TASKS = ("chart", "detection", "classification")  # Curr-ReFT's three, "chart" being all of KINDS
+
+# Only `ood` asks this kind of question about this colour (max, min: with this colour as answer).
+HELD_OUT = {
+    "value": "purple",
+    "max": "orange",
+    "min": "cyan",
+    "difference": "green",
+    "sum": "red",
+    "comparison": "blue",
+    "detection": "yellow",
+}
+SIZES = {"train": 1000, "val": 300, "test": 600, "ood": 600}
+SPLIT_IDS = {"train": 0, "val": 1, "test": 2, "ood": 3, "base": 4}
+# The bars of a chart decide which splits may show it (its checksum modulo 10), so that no chart of
+# val, test or ood is ever seen in training, whatever the seeds.
+HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": (9,)}
+
+CAPTION = "Describe the chart."
+EXPLAIN = "Think step by step in your own words."
+GOAL = "What is the goal?"
+CAPTION_QUESTION = "What are the bars"
+BASE_MIX = {"caption": 0.1, "direct": 0.2, "explain": 0.35, "goal": 0.05, "think": 0.1}
+BASE_MIX |= {"sums": 0.05, "text": 0.15}
+# A working with fixed words is copied and not reasoned, so the base stage's words vary.
+# It has met the words of the required format, as any language model has, but never in that order.
+OPENERS = ("I see", "there is", "look,", "we have", "first", "Observation:")
+JOINERS = (", ", " and ", "; ", ", then ", ", also ")
+LINKS = (", so ", ". hence ", "; then ", ", which means ", " and thus ", ".\nReasoning: ")
+THEREFORE = ("so", "hence", "thus", "then")
+
+
+@dataclass
+class Chart:
+    """bars: [(colour, value)] from left to right; dx, dy: the jitter in pixels, -1, 0 or 1."""
+
+    bars: list
+    dx: int
+    dy: int
+
+
+def bar_boxes(chart):
+    """{colour: (left, top, right, bottom)} in pixels, right and bottom exclusive."""
+    # with four bars each stays inside one column of 8 pixel patches, jitter included
+    slot = SIDE // len(chart.bars)
+    floor = SIDE - 3 + chart.dy
+    boxes = {}
+    for i, (colour, value) in enumerate(chart.bars):
+        left = slot * i + 1 + chart.dx
+        boxes[colour] = (left, floor - UNIT * value, left + slot - 2, floor)
+    return boxes
+
+
+def draw(chart):
+    """The chart as a 32 x 32 RGB image: bars on a grey line, on white."""
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    floor = SIDE - 3 + chart.dy
+    image.paste(FLOOR_COLOUR, (0, floor, SIDE, floor + 1))
+    for colour, box in bar_boxes(chart).items():
+        image.paste(COLOURS[colour], box)
+    return image
+
+
+def sample_chart(rng, homes, count=4):
+    """A random chart of `count` bars at home in `homes`; all colours and values differ."""
+    names = list(COLOURS)
+    while True:
+        colours = rng.permutation(len(names))[:count].tolist()
+        values = rng.permutation(9)[:count].tolist()
+        bars = [(names[c], v + 1) for c, v in zip(colours, values)]
+        if zlib.crc32(repr(bars).encode()) % 10 in homes:
+            dx, dy = rng.integers(-1, 2, 2).tolist()
+            return Chart(bars, dx, dy)
+
+
+def pose(rng, kind, chart):
+    """A question of `kind`: (question, names of the bars it needs in the order stated, answer)."""
+    value = dict(chart.bars)
+    names = list(value)
+    i, j = rng.permutation(len(names))[:2].tolist()
+    a, b = names[i], names[j]
+    if kind == "value":
+        return f"What is the value of {a}", [a], str(value[a])
+    if kind == "max":
+        return "Which bar is highest", names, max(names, key=value.get)
+    if kind == "min":
+        return "Which bar is lowest", names, min(names, key=value.get)
+    if kind == "difference":
+        a, b = sorted((a, b), key=value.get, reverse=True)
+        return f"How much higher is {a} than {b}", [a, b], str(value[a] - value[b])
+    if kind == "sum":
+        return f"What is the sum of {a} and {b}", [a, b], str(value[a] + value[b])
+    if kind == "comparison":
+        return f"Is {a} higher than {b}", [a, b], "yes" if value[a] > value[b] else "no"
+    if kind == "detection":
+        return f"What is the box of {a}", [a], ",".join(map(str, bar_boxes(chart)[a]))
+    return "Which colours are there", names, ", ".join(names)
+
+
+def sample_item(rng, kind, homes, count=4, unseen=False):
+    """(chart, question, names, answer) as pose has them, of HELD_OUT if `unseen`, else never."""
+    while True:
+        chart = sample_chart(rng, homes, count)
+        question, names, answer = pose(rng, kind, chart)
+        asked = [answer] if kind in ("max", "min") else names
+        # classification names every colour: nothing can be held out of it
+        if kind == "classification" or (HELD_OUT[kind] in asked) == unseen:
+            return chart, question, names, answer
+
+
+def conclude(kind, stated, answer, so="so"):
+    """One clause: what is done with the stated facts, [(name, value)], to reach the answer."""
+    values = [value for _, value in stated]
+    goal = GOALS[kind].split()[-1]
+    if kind in ("max", "min"):
+        return f"{goal} is {dict(stated)[answer]} {so} {answer}"
+    if kind == "difference":
+        return f"{values[0]} - {values[1]} = {answer}"
+    if kind == "sum":
+        return f"{values[0]} + {values[1]} = {answer}"
+    if kind == "comparison":
+        relation = "more" if answer == "yes" else "less"
+        return f"{values[0]} is {relation} than {values[1]} {so} {answer}"
+    return f"{goal} {'are' if kind == 'classification' else 'is'} {answer}"
+
+
+def write_trace(kind, stated, answer):
+    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning."""
+    observed = ", ".join(f"{name} {value}" for name, value in stated)
+    reasoning = conclude(kind, stated, answer)
+    return f"Goal: {GOALS[kind]}.\nObservation: {observed}.\nReasoning: {reasoning}."
+
+
+def corrupt(rng, stated, noise):
+    """
+    Each stated value replaced by another one of 1 to 9 with probability `noise`.
+
+    What is wrong at noise 0.25 is wrong at 0.5 too, and in the same way: levels can be compared.
+    """
+    noisy = []
+    for name, value in stated:
+        chance, step = rng.random(), int(rng.integers(1, 9))
+        wrong = (int(value) - 1 + step) % 9 + 1
+        noisy.append((name, str(wrong) if chance < noise else value))
+    return noisy
+
+
+def explain(rng, kind, stated, answer):
+    """An informal working for the base stage: the facts and the conclusion in varying words."""
+    text = f"{pick(rng, OPENERS)} {stated[0][0]} {stated[0][1]}"
+    for name, value in stated[1:]:
+        text += f"{pick(rng, JOINERS)}{name} {value}"
+    text += pick(rng, LINKS) + conclude(kind, stated, answer, so=pick(rng, THEREFORE))
+    return f"{text}.\nAnswer: {answer}" if rng.random() < 0.5 else text
+
+
+def pick(rng, options):
+    """One of a sequence, at random."""
+    return options[rng.integers(len(options))]
+
+
+@dataclass
+class Charts(Sequence):
+    """Items drawn when they are indexed; see load_charts."""
+
+    split: str
+    size: int
+    data_seed: int
+    trace_noise: float
+    kinds: list
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(f"{self.split} has {self.size} charts, there is no number {index}")
+        index = int(index) % self.size
+        kind = self.kinds[index % len(self.kinds)]
+        task, count, unseen = kind, 4, False
+        if self.split == "ood":
+            unseen = index // len(self.kinds) % 2 == 1 and kind != "classification"
+            count = 4 if unseen else 5
+            task = f"{kind}-unseen" if unseen else f"{kind}-5bars"
+        seed = [self.data_seed, SPLIT_IDS[self.split], index]
+        item = sample_item(np.random.default_rng(seed), kind, HOMES[self.split], count, unseen)
+        # the noise has random numbers of its own: its level changes the trace and nothing else
+        noise = self.trace_noise if self.split == "train" else 0.0
+        example = to_example(kind, *item, np.random.default_rng(seed + [1]), noise)
+        example.task = task
+        example.id = f"charts-{self.data_seed}-{self.split}-{index}"
+        return example
+
+
+def to_example(kind, chart, question, names, answer, noise_rng=None, noise=0.0):
+    """The Example of an item: its trace may be noisy, its facts and answer are true."""
+    facts = [(colour, str(value)) for colour, value in chart.bars]
+    needed = [(name, dict(facts)[name]) for name in names]
+    stated = corrupt(noise_rng, needed, noise) if noise else needed
+    trace = write_trace(kind, stated, answer)
+    return Example(
+        image=draw(chart),
+        question=question,
+        answer=answer,
+        facts=facts,
+        needed=needed,
+        trace=trace,
+        task=kind,
+    )
+
+
+def load_charts(split, size=None, data_seed=0, trace_noise=0.0, tasks=("chart",)):
+    """
+    A lazy list of Examples, each a pure function of (data_seed, split, index) and `tasks`.
+
+    Splits: train, val, test, and ood, which alternates between charts of five bars (task
+    "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
+    tasks are Curr-ReFT's (arXiv 2503.07065): "chart" (KINDS), "detection" (answer
+    "left,top,right,bottom" in pixels, see bar_boxes), "classification" (the colours there).
+    trace_noise is the share of wrong facts in the train split's traces. A misread value goes on
+    into the Reasoning clause, whose result is right all the same ("7 - 4 = 2"): it is fluent, ends
+    well, and is not about the picture. So are traces that a model wrote who knew the answer.
+    InputError for an unknown split or task, or a number out of range.
+    """
+    if split not in SIZES:
+        raise InputError(f"charts: no split {split!r}; there are {', '.join(SIZES)}")
+    tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    if not tasks or not set(tasks) <= set(TASKS):
+        raise InputError(f"charts: tasks {tasks} must be some of {', '.join(TASKS)}")
+    if not 0 <= trace_noise <= 1:
+        raise InputError(f"charts: trace_noise {trace_noise} is a share, give 0 to 1")
+    size = SIZES[split] if size is None else size
+    if size < 1 or data_seed < 0:
+        raise InputError(f"charts: size {size} must be 1 or more, data_seed {data_seed} 0 or more")
+    return Charts(split, size, data_seed, trace_noise, turns(tasks))
+
+
+def turns(tasks):
+    """The kinds in the order they take turns: tasks equally often, "chart" going through KINDS."""
+    return [kind if task == "chart" else task for kind in KINDS for task in tasks]
+
+
+def text_question(rng):
+    """Arithmetic without an image: (question, answer, answer with its working)."""
+    a, b = rng.integers(1, 10, 2).tolist()
+    sign = pick(rng, "+-")
+    a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
+    result = a + b if sign == "+" else a - b
+    return f"What is {a} {sign} {b}", str(result), f"{a} {sign} {b} = {result}"
+
+
+def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart",)):
+    """
+    A batch of the tiny model's base stage: [(Example, instruction, target text)], pure.
+
+    BASE_MIX of captions, direct answers, informal workings, the same and sums in text alone, and
+    thinking prompts, which get a bare answer: the paper's weak instruction follower.
+    base_format_rate: the share of thinking prompts that get the required format instead.
+    """
+    rng = np.random.default_rng([data_seed, SPLIT_IDS["base"], step])
+    kinds = turns(tasks)
+    batch = []
+    for mode in rng.choice(list(BASE_MIX), batch_size, p=list(BASE_MIX.values())).tolist():
+        kind = pick(rng, kinds)
+        formatted = rng.random() < base_format_rate
+        if mode == "sums":
+            question, answer, working = text_question(rng)
+            example = Example(question=question, answer=answer, task="text")
+            worked = rng.random() < 0.5
+            batch.append((example, EXPLAIN if worked else DIRECT, working if worked else answer))
+            continue
+        example = to_example(kind, *sample_item(rng, kind, HOMES["base"]))
+        if mode == "caption":
+            caption = ", ".join(f"{name} {value}" for name, value in example.facts)
+            example = Example(
+                image=example.image,
+                question=CAPTION_QUESTION,
+                answer=caption,
+                facts=example.facts,
+                task="caption",
+            )
+            batch.append((example, CAPTION, caption))
+        elif mode == "text" and kind != "detection":  # no box can be told from words
+            # the chart in words: looking a name up is learnt far sooner without a picture
+            facts = ", ".join(f"{name} {value}" for name, value in example.facts)
+            working = explain(rng, kind, example.needed, example.answer)
+            example = replace(example, image=None, question=f"{facts}. {example.question}")
+            batch.append((example, EXPLAIN, working))
+        elif mode == "goal":
+            batch.append((example, GOAL, f"Goal: {GOALS[kind]}."))
+        elif mode == "explain":
+            batch.append((example, EXPLAIN, explain(rng, kind, example.needed, example.answer)))
+        elif mode == "think" and formatted:
+            batch.append((example, THINK, f"{example.trace}\nAnswer: {example.answer}"))
+        else:
+            batch.append((example, THINK if mode == "think" else DIRECT, example.answer))
+    return batch
+
+
+@lru_cache
+def vocabulary(*texts):
+    """
+    The pieces, sorted, that a word-level tokenizer needs for this file's texts and the given ones.
+
+    ByteLevel's regular expression splits them: a word inside a text carries its space (" red").
+    """
+    texts = list(texts) + [THINK, DIRECT, CAPTION, EXPLAIN, GOAL, CAPTION_QUESTION, "\nAnswer: x"]
+    texts += ["system\nuser\nassistant\n", "<answer>x</answer>"]
+    # the words of curr_reft.py's judge and choice questions
+    texts += ["Is the answer right or wrong? yes no", "Choose all right letters. A: B, C. D"]
+    for word in [*COLOURS, *range(41), *"ABCDEF"]:
+        texts += [f"{word}", f" {word}"]
+    rng = np.random.default_rng(0)
+    for kind in turns(TASKS) * 20:
+        chart, question, names, answer = sample_item(rng, kind, range(10))
+        stated = [(name, dict(chart.bars)[name]) for name in names]
+        texts += [question, answer, write_trace(kind, stated, answer)]
+        texts += [explain(rng, kind, stated, answer), *text_question(rng)]
+    split = ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str
+    return sorted({text[start:end] for text in texts for _, (start, end) in split(text)})

@@ -1,0 +1,195 @@
+"""Examples: a question about an image, its answer, its visual facts and a reference trace.
+
+One's own .jsonl / .json and DyME's published lists are read here, the published data sets in
+published.py, synthetic charts drawn in charts.py. Left out: how files are read safely
+(reading.py). The visual facts of an image are I_c of DyME (arXiv 2506.23061).
+"""
+
+import functools
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from data.example import Example, InputError, NoSplit
+from data.reading import leaves_folder, parse_file, decode, read_image, say, text, texts
+
+
+# "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
+MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
+CLOSING = re.compile(r"</answer>", re.IGNORECASE)
+WRAPPING = " \t\r\n*_`\"'“”‘’"
+
+
+def split_marked(response):
+    """(thinking, answer): the text before the one answer marker, and the line behind it as it is.
+
+    Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or
+    with several, the answer is None: one that says everything has said nothing.
+    """
+    markers = list(MARKER.finditer(response))
+    if len(markers) != 1:
+        return response, None
+    thinking = response[: markers[0].start()].rstrip(WRAPPING + "#")
+    tail = response[markers[0].end() :]
+    if markers[0].group().startswith("<"):
+        closing = CLOSING.search(tail)
+        tail = tail[: closing.start()] if closing else ""
+    lines = tail.strip(WRAPPING).splitlines()
+    return thinking, lines[0] if lines else ""
+
+
+def clean_trace(trace):
+    """The thinking alone: no answer (the memorised target adds its own), no GSM8K annotations."""
+    trace = re.sub(r"<<[^<>]*>>|\n#### .*", "", trace or "")
+    return MARKER.split(trace)[0].strip(" \t\r\n*") or None
+
+
+def pairs(value):
+    """[(name, value)] of strings, from a list of pairs or an object."""
+    items = list(value.items()) if isinstance(value, dict) else value or []
+    if not (
+        isinstance(items, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in items)
+    ):
+        raise InputError("facts must be a list of [name, value] or an object")
+    name, fact = "the name of a fact", "the value of a fact"
+    return [(text({name: first}, name), text({fact: second}, fact)) for first, second in items]
+
+
+def object_facts(value):
+    """Facts from DyME's `visual_fact`: objects with attributes, as JSON or as its text.
+
+    [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects",
+    gives ("bag", "red") and ("bag", "left"). Anything else (a failed answer of the LLM): none.
+    """
+    if isinstance(value, str):
+        try:
+            value = decode(value.encode("utf-8", "replace"))
+        except InputError:
+            return []
+    things = value.get("objects") if isinstance(value, dict) else value
+    facts = []
+    for thing in things if isinstance(things, list) else []:
+        name = thing.get("name", thing.get("object")) if isinstance(thing, dict) else None
+        if isinstance(name, str):
+            seen = thing.get("attributes")
+            seen = [*seen] if isinstance(seen, list) else [seen]
+            facts += [(name, str(item)) for item in [*seen, thing.get("position")] if item]
+    return facts
+
+
+def hold_out(examples, split, path, most=None):
+    """The last tenth (at most `most`) for val, the others for train."""
+    held = max(1, len(examples) // 10) if len(examples) > 1 else 0
+    held = min(held, most or held)
+    kept = (
+        examples[: len(examples) - held] if split == "train" else examples[len(examples) - held :]
+    )
+    if not kept:
+        raise InputError(f"{path}: {len(examples)} examples are too few to hold some out for val")
+    return kept
+
+
+# ---- one's own data
+
+
+def own_row(path, folder, row, number):
+    """An Example from image, question, answer and, where given, facts, trace, options, task.
+
+    DyME's published lists are read as they are: `question_wo_prompt` before `question`, `hint` is
+    the trace, `visual_fact` the facts, `choices` the options, `human_or_machine` the task; an
+    answer written as "thinking \n Answer: x" is taken apart.
+    """
+    answer = text(row, "answer").strip()
+    thinking, bare = split_marked(answer)
+    trace = text(row, "trace", "hint", required=False) or (thinking if bare else None)
+    image = text(row, "image", required=False)
+    if image is not None:
+        if not os.path.isabs(image) and leaves_folder(image):
+            raise InputError(f"the image {image!r} leaves the folder of the data")
+        below = os.path.join(folder, image)  # an absolute path stays as it is
+        moved = os.path.join(folder, os.path.basename(image))
+        image = below if os.path.isfile(below) or not os.path.isfile(moved) else moved
+        try:
+            read_image(image, header_only=True)
+        except InputError as error:
+            raise InputError(f"{image}: {error}") from error
+    machine = {0: "human", 1: "augmented"}.get(row.get("human_or_machine"), "")
+    return Example(
+        image,
+        text(row, "question_wo_prompt", "question").strip(),
+        bare or answer,
+        pairs(row.get("facts")) or object_facts(row.get("visual_fact")),
+        trace=clean_trace(trace),
+        task=text(row, "task", required=False) or machine,
+        id=f"{path.name}/{number}",
+        options=texts(row, "options", "choices"),
+    )
+
+
+def load_own(path, split, data_dir, questions):
+    """The file is train; val and test lie beside it: own.jsonl, own.val.jsonl or own_val.jsonl.
+
+    (train.json, val.json too.) Without a val file the last tenth is held out. Relative images
+    start from `data_dir`, else from the file's folder; an absolute one that is gone is looked for
+    there by its name.
+    """
+    path = Path(path)
+
+    def beside(split):
+        stems = [f"{path.stem}.{split}", f"{path.stem}_{split}"]
+        stems += [path.stem.removesuffix("train") + split] if path.stem.endswith("train") else []
+        files = [path.with_name(stem + path.suffix) for stem in stems]
+        return next((file for file in files if file.is_file()), None)
+
+    file = path if split == "train" else beside(split)
+    if file is None and split != "val":
+        raise NoSplit(
+            f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
+            "beside it, or evaluate another with --eval_split"
+        )
+    file = file or path
+    examples = parse_file(file, functools.partial(own_row, file, data_dir or path.parent))
+    if file == path and not beside("val"):
+        examples = hold_out(examples, split, path)
+    other = {"human": "augmented", "augmented": "human"}.get(questions)
+    kept = [example for example in examples if example.task != other]
+    if len(kept) < len(examples):
+        say(f"{file}: {len(examples) - len(kept)} {other} questions left out (--questions all)")
+    return kept
+
+
+def attach_traces(examples, path):
+    """The examples with the traces of a .jsonl of {"id" or "question" and "image", "trace"}.
+
+    As `judge.py refine` writes it; an example's last line counts. What doesn't fit is counted.
+    """
+
+    def names(question, image):
+        image = getattr(image, "member", image)
+        return question, os.path.basename(image) if isinstance(image, str) else ""
+
+    def parse(row, number):
+        key = text(row, "id", required=False)
+        key = key or names(text(row, "question"), text(row, "image", required=False))
+        return key, clean_trace(text(row, "trace"))
+
+    traces = dict(parse_file(Path(path), parse))
+    examples = [examples[index] for index in range(len(examples))]
+    used = set()
+    for index, example in enumerate(examples):
+        for key in (example.id, names(example.question, example.image)):
+            if key in traces:
+                examples[index] = replace(example, trace=traces[key])
+                used.add(key)
+                break
+    if not used:
+        raise InputError(
+            f"{path}: not one of its {len(traces)} traces fits an example; write it "
+            "with judge.py refine from the same --dataset and split"
+        )
+    say(
+        f"{path}: traces for {len(used)} of {len(examples)} examples, "
+        f"{len(traces) - len(used)} fit none"
+    )
+    return examples

@@ -1,0 +1,244 @@
+"""Reading what comes from outside and may be wrong or hostile: images, rows, downloads.
+
+Every bad row is reported before training starts; images are opened only when used and never
+decoded when too large; nothing is unpickled or run as code, and no name leaves its folder.
+All that goes wrong is an InputError. Left out: which data sets there are (published.py, data.py).
+"""
+
+import functools
+import json
+import math
+import os
+import re
+import socket
+import sys
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from dataclasses import dataclass
+
+import huggingface_hub
+import numpy as np
+from PIL import Image
+
+from data.example import InputError, NoSplit
+
+MAX_LINE = 10 * 2**20  # bytes of one .jsonl line, one table
+MAX_FILE = 2**29  # bytes of a .json list: it is read whole
+MAX_IMAGE_PIXELS = 64 * 2**20  # ours, so that nobody's Image.MAX_IMAGE_PIXELS = None matters
+MAX_LISTED = 20  # bad rows printed; all are counted
+# PIL's other readers are seldom met and widely attackable (EPS starts a program).
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # files, zip members
+
+
+@dataclass(frozen=True)
+class ZipImage:
+    """An image inside a zip file, opened when used."""
+
+    zip_path: str
+    member: str
+
+    def __str__(self):
+        return f"{self.zip_path}:{self.member}"
+
+
+def say(message):
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+
+
+# ---- images
+
+
+@functools.lru_cache(maxsize=4)
+def open_zip(path, pid):
+    """The open zip file. Reading the index of 60,000 names takes a second: once a process."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a zip file that can be read ({error})") from error
+    for name in archive.namelist():
+        if leaves_folder(name) or os.path.isabs(name):
+            raise InputError(f"{path}: the entry {name!r} points outside the zip; it is refused")
+    return archive
+
+
+def leaves_folder(name):
+    """Whether a name from outside climbs out of its folder, by .. or a drive letter."""
+    return ".." in re.split(r"[/\\]", name) or bool(re.match("[A-Za-z]:", name))
+
+
+def read_image(image, header_only=False):
+    """The PIL image at a path or in a zip; header_only: checked for kind and size, not decoded."""
+    in_zip = isinstance(image, ZipImage)
+    if not in_zip and not os.path.isfile(image):
+        raise InputError("no such image file")
+    try:
+        with (
+            open_zip(image.zip_path, os.getpid()).open(image.member)
+            if in_zip
+            else open(image, "rb")
+        ) as stream:
+            opened = Image.open(stream, formats=IMAGE_FORMATS)
+            if math.prod(opened.size) > MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
+            if not header_only:
+                opened.load()
+            return opened
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"image too large, limit {MAX_IMAGE_PIXELS} pixels: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"not an image ({', '.join(IMAGE_FORMATS)})") from error
+    except Exception as error:  # a broken file: the decoders raise a dozen types
+        raise InputError(f"broken image: {' '.join(str(error).split())}") from error
+
+
+def open_image(example, max_pixels=None):
+    """RGB PIL image of an Example (or of what its `image` may be), None where it has none.
+
+    Transparency is composited on white. `max_pixels`: a larger image is shrunk to at most so many
+    pixels, aspect kept. InputError names the file and the example when it is missing, no image,
+    broken, or over MAX_IMAGE_PIXELS.
+    """
+    image, name = getattr(example, "image", example), getattr(example, "id", "")
+    if image is None:
+        return None
+    if not isinstance(image, Image.Image):
+        try:
+            image = read_image(image)
+        except InputError as error:
+            raise InputError(f"{image}{name and f' (example {name})'}: {error}") from error
+    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it to white
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if max_pixels and image.width * image.height > max_pixels:
+        scale = math.sqrt(max_pixels / (image.width * image.height))
+        height = max(1, int(image.height * scale))
+        width = max(1, min(int(image.width * scale), max_pixels // height))
+        height = min(height, max_pixels // width)  # a strip of one pixel's width
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image
+
+
+# ---- rows of a file
+
+
+def decode(raw):
+    """The JSON value of bytes; InputError says why not."""
+
+    def not_a_number(name):
+        raise ValueError(f"{name} is not a value")
+
+    try:
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=not_a_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}") from error
+
+
+def read_rows(name, stream):
+    """(where, number, row) of a .jsonl (row: bytes of a line) or .json list; `stream`: binary."""
+    if not name.lower().endswith(".jsonl"):
+        raw = stream.read(MAX_FILE + 1)
+        if len(raw) > MAX_FILE:
+            raise InputError(f"{name}: over {MAX_FILE >> 20} MB; use .jsonl")
+        try:
+            rows = decode(raw)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        if not isinstance(rows, list):
+            raise InputError(f"{name}: must be a list of objects")
+        yield from ((f"[{number}]", number, row) for number, row in enumerate(rows))
+        return
+    number = 0
+    while line := stream.readline(MAX_LINE + 1):
+        number += 1
+        too_long = len(line) > MAX_LINE
+        rest = line
+        while too_long and rest and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE)
+        if line.strip():
+            yield f"line {number}", number, None if too_long else line
+
+
+def parse_rows(name, stream, parse):
+    """[parse(row, number)] of all rows. One InputError lists every row that parse refused."""
+    parsed, problems, bad = [], [], 0
+    for where, number, row in read_rows(name, stream):
+        try:
+            if row is None:
+                raise InputError(f"longer than {MAX_LINE >> 20} MB")
+            row = decode(row) if isinstance(row, bytes) else row
+            if not isinstance(row, dict):
+                raise InputError("not an object with fields")
+            parsed.append(parse(row, number))
+        except InputError as error:
+            bad += 1
+            problems += [f"{where}: {error}"] if bad <= MAX_LISTED else []
+    if bad == 1:
+        raise InputError(f"{name}: {problems[0]}")
+    if bad:
+        problems += [f"... and {bad - MAX_LISTED} more"] if bad > MAX_LISTED else []
+        raise InputError("\n  ".join([f"{name}: {bad} bad rows", *problems]))
+    return parsed
+
+
+def parse_file(path, parse):
+    """parse_rows of a pathlib.Path or zipfile.Path."""
+    try:
+        with path.open("rb") as stream:
+            return parse_rows(str(path), stream, parse)
+    except BROKEN as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def text(row, *names, required=True):
+    """The first of the named fields that is filled in, as a string, unchanged."""
+    for name in names:
+        value = row.get(name)
+        finite = type(value) is int or type(value) is float and math.isfinite(value)
+        if value is not None and not isinstance(value, str) and not finite:
+            raise InputError(f"{name} must be a text or a number, not {type(value).__name__}")
+        if value is not None and str(value).strip():
+            if re.search("[\ud800-\udfff]", str(value)):
+                raise InputError(f"{name} has half of a surrogate pair")
+            return str(value)
+    if required:
+        raise InputError(f"{names[-1]} is missing or empty")
+    return None
+
+
+def texts(row, *names):
+    """The first of the named lists of texts, None without one."""
+    value = next((row[name] for name in names if row.get(name) is not None), None)
+    if value is not None and not (isinstance(value, list) and value):
+        raise InputError(f"{names[0]} must be a list of texts")
+    return value and [text({names[0]: item}, names[0]) for item in value]
+
+
+# ---- downloads
+
+
+def hub_file(repo, filename, cache_dir, way_out, revision=None):
+    """Path of a file of a hub data set, from the cache or downloaded; InputError: why, way_out."""
+    wanted = dict(repo_id=repo, filename=filename, repo_type="dataset", cache_dir=cache_dir)
+    wanted["revision"] = revision
+    try:
+        return huggingface_hub.hf_hub_download(**wanted, local_files_only=True)
+    except OSError:
+        pass
+    try:
+        # Without a network the client would retry for half a minute.
+        host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
+        if not urllib.request.getproxies() and not huggingface_hub.constants.HF_HUB_OFFLINE:
+            socket.create_connection((host.hostname, host.port or 443), timeout=10).close()
+        return huggingface_hub.hf_hub_download(**wanted)
+    except Exception as error:  # the HTTP library below the hub client varies with its version
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{repo}: can't be downloaded ({reason}); {way_out}") from error

@@ -1,0 +1,219 @@
+"""
+The tiny model: a LLaVA-OneVision of a third of a million parameters, from scratch, for a machine
+without GPU or network.
+
+The class is the paper's own (SigLIP tower, projector, Qwen2) through its own forward and image
+processor; only the sizes are small. The tokenizer knows the words of charts.py and falls back to
+bytes, so that any text goes through it unchanged. A random model can't be taught to think:
+`train_base` first gives it perception and short answers, and leaves it weak at the format, the
+paper's weak instruction follower.
+"""
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+from tqdm import tqdm
+
+from data import charts
+from lib.families import load_vlm, prepare, save_model, without_video
+
+IMAGE_SIZE = 32
+PATCH_SIZE = 8
+SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """
+    Word-level over charts.vocabulary(), any other text byte by byte: decode(encode(text)) == text.
+    """
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    for word in charts.vocabulary():
+        pieces += [piece for piece, _ in byte_level.pre_tokenize_str(word)]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(SPECIAL + pieces))}
+    # a BPE without merges: a known word is one token (ignore_merges), anything else its bytes
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        additional_special_tokens=["<|im_start|>", "<image>", "<video>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_vlm(seed: int = 0):
+    """
+    A LlavaOnevisionForConditionalGeneration with random weights drawn from `seed`, and its
+    processor.
+    """
+    tokenizer = tiny_tokenizer()
+    image_processor = LlavaOnevisionImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE]],
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    processor = without_video(LlavaOnevisionProcessor)(
+        image_processor,
+        tokenizer,
+        num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            vision_use_head=False,
+        ),
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=192,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            initializer_range=0.08,  # at 0.02 the captions stay wrong for thousands of steps
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE]],
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    model = LlavaOnevisionForConditionalGeneration(config)
+    return prepare(model), processor
+
+
+def train_base(
+    model,
+    processor,
+    steps,
+    *,
+    seed=0,
+    batch_size=32,
+    learning_rate=3e-3,
+    base_format_rate=0.0,
+    base_tasks=("chart",),
+):
+    """
+    The base stage: plain supervised training of ALL weights on charts.base_batch. Returns the last
+    50 steps' mean loss.
+
+    base_tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in
+    these forms too (curr_reft.py). AdamW, cosine decay with a warm-up of 5 %, token-mean loss;
+    each batch is one packed row, so that nothing is padded.
+    """
+    # here, since model.py's users (charts.py) come before this file
+    from curr_reft import answer_pool, mix_forms
+    from model import completion_hidden, encode_prompt, get_tokenizer
+
+    tasks = [task for task in base_tasks if task in charts.TASKS]
+    forms = [form for form in base_tasks if form not in charts.TASKS]
+    pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=tasks)) if forms else {}
+    tokenizer = get_tokenizer(processor)
+    model.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True
+    )
+    losses = []
+    for step in tqdm(range(steps), desc="base stage", unit="step", disable=None):
+        warmup = min(1.0, (step + 1) / (0.05 * steps))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+        batch = charts.base_batch(seed, step, batch_size, base_format_rate, tasks)
+        if forms:
+            batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]))
+        prompts = [
+            encode_prompt(processor, example, instruction) for example, instruction, _ in batch
+        ]
+        targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for _, _, text in batch]
+        hidden = completion_hidden(
+            model, prompts, [[target] for target in targets]
+        )  # (tokens, width)
+        logits = model.get_output_embeddings()(hidden)  # (tokens, V)
+        loss = F.cross_entropy(
+            logits, torch.tensor([token for target in targets for token in target])
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return sum(losses[-50:]) / len(losses[-50:])
+
+
+def base_model(
+    steps: int,
+    seed: int,
+    base_format_rate: float = 0.0,
+    freeze_vision: bool = True,
+    base_tasks=("chart",),
+    task_steps: int = 0,
+    folder="out",
+):
+    """
+    The tiny model after its base stage: from `folder` where it lies already, else trained and put
+    there.
+
+    With other base_tasks than charts alone, the base that never follows the format is taught these
+    for `task_steps` more.
+    """
+    name = f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
+    more = list(base_tasks) != ["chart"]
+    path = Path(folder) / ("-".join([name, *base_tasks, f"steps{task_steps}"]) if more else name)
+    if not path.exists():
+        model, processor = base_model(steps, seed, folder=folder) if more else tiny_vlm(seed)
+        settings = {"base_tasks": base_tasks, "learning_rate": 2e-3} if more else {}
+        steps = task_steps if more else steps
+        train_base(
+            model, processor, steps, seed=seed, base_format_rate=base_format_rate, **settings
+        )
+        # renamed when it is whole: what lies at `path` is complete, whatever ends this process
+        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        save_model(temporary, model, processor)
+        try:
+            os.replace(temporary, path)
+        except OSError:  # another run was first: the same weights
+            if not path.exists():
+                raise
+            shutil.rmtree(temporary)
+    return load_vlm(str(path), freeze_vision=freeze_vision)

@@ -1,0 +1,182 @@
+"""optim.py: the rounding, the update, and that bf16 weights learn what fp32 weights learn."""
+
+import copy
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from lib import optim
+from data import InputError
+from lib.optim import build_optimizer, lr_at, stochastic_round
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def linear(dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(40, 30).to(dtype)
+
+
+def train(model, optimizer, steps):
+    """Updates along gradients that depend on the step alone."""
+    for step in range(steps):
+        for index, param in enumerate(model.parameters()):
+            noise = torch.randn(param.shape, generator=generator(100 * step + index))
+            param.grad = noise.to(param.dtype)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("value", [1.002, -1.002, 3.1e-5, -2.7e20, 1e-39])
+def test_rounding_is_right_on_average_and_never_further_than_a_neighbour(value):
+    values = torch.full((200_000,), value)
+    rounded = stochastic_round(values, generator()).float()
+    low, high = rounded.unique().tolist()  # two bf16 neighbours, on either side
+    assert low < values[0].item() < high
+    share = (values[0].item() - low) / (high - low)
+    assert ((rounded == high).float().mean().item() - share) == pytest.approx(0, abs=0.005)
+
+
+def test_a_bf16_number_and_an_infinity_are_rounded_to_themselves():
+    exact = torch.randn(10_000, generator=generator()).bfloat16().float()
+    exact[:3] = torch.tensor([0.0, float("inf"), -float("inf")])
+    assert torch.equal(stochastic_round(exact, generator()).float(), exact)
+
+
+def test_in_fp32_it_is_torch_adamw():
+    ours = linear()
+    theirs = copy.deepcopy(ours)
+    settings = dict(learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    train(ours, build_optimizer(ours, "adamw_bf16", **settings), 20)
+    train(theirs, build_optimizer(theirs, "adamw", **settings), 20)
+    for mine, other in zip(ours.parameters(), theirs.parameters()):
+        assert (mine - other).abs().max() < 1e-6
+
+
+def test_chunks_change_nothing_in_fp32(monkeypatch):
+    whole = linear()
+    pieces = copy.deepcopy(whole)
+    train(whole, build_optimizer(whole, "adamw_bf16", 1e-2, 0.1), 5)
+    monkeypatch.setattr(optim, "CHUNK", 7)
+    train(pieces, build_optimizer(pieces, "adamw_bf16", 1e-2, 0.1), 5)
+    assert torch.equal(whole.weight, pieces.weight)
+
+
+@pytest.mark.parametrize("chunk", [7, 2**22])
+def test_one_bf16_update_is_the_fp32_one_rounded_up_or_down(monkeypatch, chunk):
+    monkeypatch.setattr(optim, "CHUNK", chunk)
+    half = linear(torch.bfloat16)
+    full = copy.deepcopy(half).float()
+    for model in (half, full):
+        model.weight.grad = torch.ones_like(model.weight)
+        build_optimizer(model, "adamw_bf16", 1e-3).step()
+    gap = (half.weight.float() - full.weight).abs()
+    assert (gap <= full.weight.abs() * 2**-7).all()  # the neighbours are at most 2^-7 apart
+    difference = (half.weight.float() - full.weight).sum() / gap.sum()
+    assert gap.sum() > 0 and difference.abs() < 0.15  # ups and downs cancel
+
+
+def test_biases_do_not_decay_and_frozen_weights_are_left_alone():
+    model = torch.nn.Sequential(linear(torch.bfloat16), torch.nn.Linear(30, 2))
+    model[1].requires_grad_(False)
+    before = copy.deepcopy(model)
+    optimizer = build_optimizer(model, "adamw_bf16", learning_rate=0.1, weight_decay=0.5)
+    for param in model[0].parameters():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert torch.equal(model[0].bias, before[0].bias)
+    assert model[0].weight.abs().sum() < 0.97 * before[0].weight.abs().sum()
+    assert torch.equal(model[1].weight, before[1].weight)
+
+
+def test_bf16_weights_move_at_1e_6_but_not_under_plain_adamw():
+    moved = {}
+    for name in ("adamw_bf16", "adamw"):
+        model = torch.nn.Linear(64, 64, bias=False).bfloat16()
+        torch.nn.init.constant_(model.weight, 0.02)  # the next bf16 number is 1.2e-4 away
+        optimizer = build_optimizer(model, name, learning_rate=1e-6)
+        for _ in range(100):
+            model.weight.grad = torch.ones_like(model.weight)
+            optimizer.step()
+        moved[name] = (torch.tensor(0.02).bfloat16() - model.weight.float()).mean().item()
+    assert moved["adamw_bf16"] == pytest.approx(100e-6, rel=0.1)
+    assert moved["adamw"] == 0.0
+
+
+def test_a_loaded_state_draws_the_bits_that_the_unbroken_run_draws():
+    model = linear(torch.bfloat16)
+    optimizer = build_optimizer(model, "adamw_bf16", 1e-3)
+    train(model, optimizer, 3)
+    other = copy.deepcopy(model)
+    resumed = build_optimizer(other, "adamw_bf16", 1e-3, seed=1)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 3)
+    train(other, resumed, 3)
+    assert torch.equal(model.weight, other.weight)
+
+
+def memorise(name, dtype, steps=150, lr=1e-5):
+    """(loss drop in fp32, bytes a parameter) of a tiny Qwen2 on one fixed batch."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    # Every run starts from weights that bf16 can hold, so that all start from the same loss.
+    model = Qwen2ForCausalLM(config).bfloat16().to(dtype)
+    ids = torch.randint(64, (4, 32), generator=generator())  # (B, T)
+    optimizer = build_optimizer(model, name, lr)
+
+    def loss():
+        with torch.no_grad():
+            return copy.deepcopy(model).float()(input_ids=ids, labels=ids).loss.item()
+
+    first = loss()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    held = [*model.parameters(), *(param.grad for param in model.parameters())]
+    for state in optimizer.state.values():
+        held += [state["exp_avg"], state["exp_avg_sq"]]
+    numel = sum(param.numel() for param in model.parameters())
+    return first - loss(), sum(tensor.nbytes for tensor in held) / numel
+
+
+def test_bf16_reaches_the_loss_drop_of_fp32_at_half_the_bytes():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    full, full_bytes = memorise("adamw", torch.float32)
+    ours, our_bytes = memorise("adamw_bf16", torch.bfloat16)
+    plain, _ = memorise("adamw", torch.bfloat16)
+    torch.set_num_threads(threads)
+    assert (full_bytes, our_bytes) == (16, 8)
+    assert ours > 0.97 * full
+    assert plain < 0.5 * full
+
+
+def test_the_schedule_rises_over_the_warmup_and_falls_to_nothing():
+    rates = [lr_at(step, 100, 1.0, warmup=10) for step in range(101)]
+    assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5) and rates[100] == 0
+    assert lr_at(50, 100, 1.0, schedule="cosine") == pytest.approx(0.5)
+    assert lr_at(99, 100, 1.0, schedule="constant") == 1.0
+    assert lr_at(3, 3, 1.0, warmup=3) == 1.0  # no division by zero without a fall
+
+
+def test_what_can_not_be_trained_is_said_in_one_line():
+    with pytest.raises(InputError, match="sgd"):
+        build_optimizer(linear(), "sgd", 1e-3)
+    with pytest.raises(InputError, match="frozen"):
+        build_optimizer(linear().requires_grad_(False), "adamw", 1e-3)
+    with pytest.raises(InputError, match="float16"):
+        build_optimizer(linear(torch.float16), "adamw_bf16", 1e-3)
+    with pytest.raises(InputError, match="exponential"):
+        lr_at(0, 10, 1.0, schedule="exponential")

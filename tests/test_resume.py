@@ -1,0 +1,428 @@
+"""The real train.py, from the command line to the last evaluation: killed, resumed, split, misfed.
+
+Each run is a process of its own, forked from one that has imported train.py already, so that a
+test costs seconds and a kill kills nothing else. The units are in test_faults.py and test_data.py.
+`python test_faults.py --kills 20` is `kills` below.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib.checkpoint import best_checkpoint, checksum, find_checkpoint, step_folders
+from dyme import EXPLORE, MEMORIZE, SKIP
+from lib.log import Log
+
+FLAGS = """
+--base_steps 2 --max_steps 6 --save_steps 2 --eval_size 4 --final_splits val --no-eval_base
+--prompts_per_step 2 --num_generations 2 --max_completion_length 6 --num_threads 1
+--log_groups_every 1
+""".split()
+
+
+# Runs
+
+
+def start(folder, name, *flags, faults=(), **environment):
+    """Starts `train.py FLAGS flags --output_dir name` in a folder, after calling the faults."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "test_resume"])
+    argv = [*FLAGS, *flags, "--output_dir", name]
+    said = f"{name}{environment.get('RANK', '')}.said"
+    process = context.Process(target=in_child, args=(folder, said, argv, faults, environment))
+    process.start()
+    return process
+
+
+def in_child(folder, said, argv, faults, environment):
+    os.chdir(folder)
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
+    for stream in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    import train  # not above: the process that starts the runs needs none of it
+
+    for fault in faults:
+        fault()
+    train.main(argv)
+
+
+def run(folder, name, *flags, **settings):
+    """The exit code of a run (-9: killed by signal 9), and what all runs of this name have said."""
+    process = start(folder, name, *flags, **settings)
+    process.join(600)
+    return process.exitcode, (Path(folder) / f"{name}.said").read_text()
+
+
+def outcome(folder):
+    """All that a finished run leaves, but for the seconds."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for name in [name for name in line if "second" in name]:
+            del line[name]
+    result = json.loads((folder / "result.json").read_text())
+    readings = {name: result[name] for name in ("step", "bad_steps", "val", "final")}
+    samples = (folder / "groups.jsonl").read_text()
+    weights = checksum(folder / "model.safetensors")
+    return {"metrics": lines, "samples": samples, "readings": readings, "weights": weights}
+
+
+def steps(folder):
+    return [int(path.name[5:]) for path in step_folders(folder / "checkpoints")]
+
+
+# Faults, and what makes a tiny run lively: called in the run's process
+
+
+def lively():
+    """Rewards that depend on the text: an untrained model's own are all 0, and all memorised."""
+    import train
+
+    def score_group(group, example, *_):
+        reward = torch.tensor([zlib.crc32(one.text.encode()) % 1000 / 1000 for one in group])
+        ones = torch.ones(len(group))
+        parts = {"format": ones, "accuracy": reward, "thinking": reward}
+        return {**parts, "total": reward, "correct": reward > 0.5}
+
+    train.score_group = score_group
+
+
+def signalled(number, step):
+    """In the middle of a step: its metrics are written, and one of its two groups."""
+    append = Log.append
+
+    def append_and_die(log, name, line):
+        append(log, name, line)
+        if name == "groups.jsonl" and line["step"] == step:
+            Log.append = append
+            os.kill(os.getpid(), number)
+
+    Log.append = append_and_die
+
+
+def killed():
+    signalled(signal.SIGKILL, 3)
+
+
+def terminated():
+    signalled(signal.SIGTERM, 2)
+
+
+def interrupted():
+    """Ctrl-C in the last evaluation."""
+    import train
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    train.read_finals = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+
+
+def bad_gradients():
+    """The gradient of step 1, and those from step 3 on, aren't finite."""
+    import train
+
+    calls = []
+
+    def broken(model, ranks):
+        calls.append(ranks)
+        if len(calls) == 2 or len(calls) >= 4:
+            params = [param for param in model.parameters() if param.grad is not None]
+            params[len(calls)].grad.view(-1)[0] = math.nan if len(calls) == 2 else math.inf
+
+    train.sum_gradients = broken
+
+
+PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKIP)]
+
+
+def planned():
+    """Plain SGD; each step has its own modes for even and odd prompts; gradients are kept."""
+    import run as prepare
+    import train
+
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    switch, sum_gradients = train.choose, train.sum_gradients
+    plan = iter(PLAN)
+    kept = []
+
+    def choose(*of_this_step):
+        modes = next(plan)
+        if modes is None:
+            return switch(*of_this_step)
+        return torch.tensor([modes[place % 2] for place in range(rank, 4, world_size)])
+
+    def sum_and_keep(model, ranks):
+        sum_gradients(model, ranks)
+        kept.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+        torch.save(kept, f"gradients-{rank}-of-{world_size}.pt")
+
+    def sgd(model, *_, **__):
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+    train.choose = choose
+    train.sum_gradients = sum_and_keep
+    prepare.build_optimizer = sgd
+
+
+# Ended and resumed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where runs share one base stage; `whole` in it is the run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("runs")
+    code, said = run(folder, "whole", faults=(lively,))
+    assert code == 0, said
+    return folder
+
+
+@pytest.mark.parametrize(
+    "end, code, saved, lines, line",
+    [
+        (killed, -9, 2, 4, "step 2, val"),
+        (terminated, 143, 3, 3, "interrupted: step 3 is saved; go on with --resume"),
+        (interrupted, 130, 6, 6, "interrupted; what was saved goes on with --resume"),
+    ],
+)
+def test_ended_early_and_resumed_is_the_unbroken_run(folder, end, code, saved, lines, line):
+    name = end.__name__
+    ended, said = run(folder, name, faults=(lively, end))
+    assert ended == code, said
+    assert steps(folder / name)[-1] == saved
+    assert line in said and "Traceback" not in said
+    assert len((folder / name / "metrics.jsonl").read_text().splitlines()) == lines
+    assert not (folder / name / "result.json").exists()
+    code, said = run(folder, name, "--resume", faults=(lively,))
+    assert code == 0, said
+    assert f"at step {saved}" in said and "warning: " not in said
+    assert outcome(folder / name) == outcome(folder / "whole")
+    modes = {json.loads(line)["mode"] for line in outcome(folder / name)["samples"].splitlines()}
+    assert len(modes) > 1  # or the comparison shows little
+
+
+def test_a_run_resumed_with_other_flags_says_which(folder):
+    shutil.copytree(folder / "whole", folder / "changed")
+    flags = ("--resume", "--learning_rate", "0.5", "--save_steps", "3")
+    code, said = run(folder, "changed", *flags, faults=(lively,))
+    assert code == 0, said
+    warnings = [line for line in said.splitlines() if line.startswith("warning")]
+    assert warnings == ["warning: resumed with another --learning_rate: was 0.001, is now 0.5"]
+
+
+def test_a_run_is_not_written_over_and_not_resumed_from_nothing(folder):
+    before = outcome(folder / "whole")
+    code, said = run(folder, "whole")
+    assert code == 2 and "error: whole: holds a run" in said
+    assert outcome(folder / "whole") == before
+    code, said = run(folder, "none", "--resume")
+    assert code == 2 and "error: --resume: no complete checkpoint in none" in said
+
+
+def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
+    flags = ("--max_bad_steps", "2", "--save_steps", "1", "--save_total_limit", "9")
+    code, said = run(folder, "bad", *flags, faults=(bad_gradients,))
+    assert code == 2
+    [error] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "--max_bad_steps" in error and "2 steps in a row; step 5 is saved" in error
+    lines = [json.loads(s) for s in (folder / "bad" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["finite"] for line in lines] == [True, False, True, False, False]
+    assert [line["grad_norm"] is None for line in lines] == [False, True, False, True, True]
+    assert steps(folder / "bad") == [1, 2, 3, 4, 5]
+    weights = [
+        load_file(path / "model.safetensors")
+        for path in step_folders(folder / "bad" / "checkpoints")
+    ]
+    same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(weights, weights[1:])]
+    assert same == [True, False, True, True]
+
+
+# Several processes
+
+
+def test_two_processes_of_train_are_one(tmp_path):
+    flags = (
+        "--prompts_per_step",
+        "4",
+        "--max_steps",
+        "5",
+        "--learning_rate",
+        "0.02",
+        "--max_grad_norm",
+        "1000",
+        "--save_steps",
+        "3",
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    together = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
+    both = [  # with no base stage to find
+        start(
+            tmp_path,
+            "two",
+            *flags,
+            faults=(lively, planned),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **together,
+        )
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(both):
+        process.join(600)
+        assert process.exitcode == 0, (tmp_path / f"two{rank}.said").read_text()
+    assert not list((tmp_path / "out").glob("*.tmp-*"))
+    code, said = run(tmp_path, "one", *flags, faults=(lively, planned))
+    assert code == 0, said
+    assert steps(tmp_path / "one")[-1] == steps(tmp_path / "two")[-1] == 5  # the end is saved too
+
+    one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
+    assert one["readings"]["final"].keys() == two["readings"]["final"].keys()
+    for mine, theirs in zip(one["metrics"], two["metrics"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+    first, *others = [
+        torch.load(tmp_path / f"gradients-{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2")
+    ]
+    for modes, step, *same in zip(PLAN, first, *others, strict=True):
+        assert any(grad is not None for grad in step) == (modes != (SKIP, SKIP))
+        for grads in same:
+            assert [g is None for g in grads] == [g is None for g in step]
+            pairs = [(a, b) for a, b in zip(step, grads) if a is not None]
+            difference = sum(((a - b) ** 2).sum() for a, b in pairs) ** 0.5
+            assert difference <= 1e-5 * sum((a**2).sum() for a, _ in pairs) ** 0.5
+    base = load_file(next((tmp_path / "out").glob("base*")) / "model.safetensors")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in base:
+        assert (one[name] - two[name]).norm() <= 1e-6 * one[name].norm()
+    assert any((one[name] - base[name]).norm() > 1e-3 * base[name].norm() for name in base)
+
+
+# Hostile input
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def own_data(folder, name, image=None, **row):
+    """A data set of one's own with one good row and another; the flags that ask for it."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", **row}]
+    if image is not None:
+        (folder / f"{name}.png").write_bytes(image)
+        rows[1]["image"] = f"{name}.png"
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--dataset", f"data/{name}.jsonl"]
+
+
+def evil_zip(folder):
+    with zipfile.ZipFile(folder / "evil.zip", "w") as archive:
+        archive.writestr("../evil.txt", b"x")
+    return ["--dataset", "chartqa", "--data_dir", "data/evil.zip"]
+
+
+def huge_image(folder):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    return own_data(folder, "huge", b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
+
+
+def own_reward(folder, body):
+    (folder / "reward.py").write_text(f"def reward(response, example):\n    {body}\n")
+    return ["--reward", "data/reward.py"]
+
+
+HOSTILE = {
+    "zip": (evil_zip, "points outside"),
+    "text as image": (lambda folder: own_data(folder, "text", b"hello"), "not an image"),
+    "huge image": (huge_image, "too large"),
+    "long line": (lambda folder: own_data(folder, "long", question="q" * 50_000_000), "10 MB"),
+    "NaN": (lambda folder: own_reward(folder, "return float('nan')"), "of example 'charts-"),
+    "escapes": (lambda folder: own_reward(folder, r"raise OSError('\x1b[2J')"), "--reward: failed"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_input_is_an_error_and_exit_code_2(folder, case):
+    (folder / "data").mkdir(exist_ok=True)
+    make, reason = HOSTILE[case]
+    name = case.replace(" ", "-")
+    code, said = run(folder, name, "--model", "tiny", *make(folder / "data"))
+    assert code == 2, said
+    error = said[said.index("error: ") :].splitlines()
+    assert any(reason in line for line in error[:2]), said
+    # In a list of bad rows the first line says how many there are.
+    assert len(error) == (2 if "bad rows" in error[0] else 1), said
+    assert "Traceback" not in said and "\x1b" not in said and len(said) < 2000
+    assert not (folder / "evil.txt").exists()
+
+
+def test_control_characters_are_spelt_out_in_the_logs(tmp_path):
+    text = "\x1b[2J\x9b2J\u202e\u2028\x00\n\U000e0001\x7f Grüße"
+    Log(str(tmp_path), True).append("groups.jsonl", {"text": text})
+    written = (tmp_path / "groups.jsonl").read_text(encoding="utf-8")
+    assert written.endswith("\n") and written[:-1].isprintable()
+    assert json.loads(written) == {"text": text}
+
+
+# Kills at random moments
+
+
+def kills(argv):
+    """Kills runs at random moments and resumes them, until --kills are spent; compares each end."""
+    parser = argparse.ArgumentParser(prog="test_faults.py")
+    parser.add_argument("--kills", type=int, default=20, help="how many (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    args = parser.parse_args(argv)
+    moments = random.Random(args.seed)
+    count = ends = 0
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        run(folder, "base", faults=(lively,))  # and the base stage
+        began = time.perf_counter()
+        code, said = run(folder, "whole", faults=(lively,))
+        took = time.perf_counter() - began
+        assert code == 0, said
+        whole = outcome(folder / "whole")
+        print(f"seed {args.seed}; the unbroken run takes {took:.1f} s")
+        while count < args.kills:
+            ends += 1
+            name, again = f"run{ends}", []
+            while True:
+                process = start(folder, name, *again, faults=(lively,))
+                life = moments.uniform(0, took)
+                process.join(life if count < args.kills else None)
+                process.kill()
+                process.join()
+                if process.exitcode != -signal.SIGKILL:
+                    break
+                count += 1
+                found = find_checkpoint(folder / name)
+                again = ["--resume"] if found else ["--overwrite"]
+                left = [path.name for path in (folder / name / "checkpoints").glob("*.tmp-*")]
+                print(
+                    f"kill {count:2d}: {life:5.2f} s after a start; from {found and found.name}"
+                    f"{', half written: ' if left else ''}{', '.join(left)}",
+                    flush=True,
+                )
+            assert process.exitcode == 0, (folder / f"{name}.said").read_text()
+            ended = outcome(folder / name)
+            different = [part for part in whole if whole[part] != ended[part]]
+            assert not different, f"{name}: another {different} than the unbroken run's"
+            assert best_checkpoint(folder / name)
+            print(f"{name}: ended; weights, metrics, samples, evaluations are the unbroken run's")
+    print(f"{count} kills, {ends} runs resumed to their end, all equal to the unbroken one")
