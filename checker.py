@@ -1,21 +1,26 @@
 """Rewards of a response and the visual supervision around them, without a model in the loop.
 
 Answer and format, the visual checker, which scores how far the thinking states the chart's facts,
-and the visual refiner, which writes the text that a group memorises: DyME, arXiv 2506.23061.
-Relaxed accuracy: ChartQA, arXiv 2203.10244.
+and the visual refiner, which writes the text that a group memorizes: DyME, arXiv 2506.23061. A
+file with `def reward(response, example) -> float` (response: the whole text; example:
+data.example.Example) is all it takes for a reward of one's own:
+
+    python train.py --reward my_reward.py                      in place of the accuracy reward
+    python train.py --reward my_reward.py --reward_mode join   the mean of both
 
 Left out: the forms of checker and refiner that ask a language model (judge.py), how claims are read
-from a text (claims.py), and which operation leads from facts to answer (derive.py).
+from a text (lib/claims.py), which operation leads from facts to answer (lib/derive.py).
 """
 
-import math
+import importlib.util
+from pathlib import Path
 
 import torch
 
 from data import charts
-from lib.claims import claimed_facts, mentioned_facts
-from data import InputError
+from data.example import InputError
 from data.own import MARKER
+from lib.claims import claimed_facts, mentioned_facts
 from lib.answers import clean_answer, extract_answer, relaxed_accuracy, split_response, to_number  # noqa: F401
 from lib.derive import derive, shows
 
@@ -56,8 +61,6 @@ def score(
     switch counts. `truncated` says which responses were cut off; `accuracy`, G numbers, replaces
     the metric. Raises InputError, naming the example, for an accuracy that isn't finite.
     """
-    if accuracy is not None and not all(map(math.isfinite, accuracy)):
-        raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
     truncated = truncated if truncated is not None else [False] * len(responses)
     target = clean_answer(example.answer)
     rewards = {"format": [], "accuracy": [], "thinking": []}
@@ -72,6 +75,8 @@ def score(
             visual_checker(thinking, example.facts, example.needed, example.question, example.trace)
         )
     rewards = {name: torch.tensor(values) for name, values in rewards.items()}  # (G,) each
+    if not torch.isfinite(rewards["accuracy"]).all():
+        raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
     rewards["total"] = total_reward(rewards, reward_weights)
     rewards["correct"] = (rewards["accuracy"] > 0.5) & (rewards["format"] > 0.5)
     return rewards
@@ -90,7 +95,7 @@ LONGEST = 500  # characters of an observation; a trace has to fit into a complet
 
 
 def refine(example):
-    """The thinking that a group memorises, from facts, question and answer; no answer line.
+    """The thinking that a group memorizes, from facts, question and answer; no answer line.
 
     Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else
     those it mentions, else all; of too many, those that show the answer), what is done with them
@@ -114,3 +119,91 @@ def refine(example):
     parts += [f"Reasoning: {reasoning}."] if reasoning else []
     # A fact's name may look like the answer marker, of which the target has just the last.
     return MARKER.sub("answer", "\n".join(parts + [f"Conclusion: the result is {answer}."]))
+
+
+# ---- the scorer of the loop ---------------------------------------------------------------------
+
+
+class Rules:
+    """What the loop asks about its groups (rollout.Group), answered at once and without a model.
+
+    judge.Judge has the same methods and asks a language model besides.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.own_reward = load_reward(config.reward)
+
+    def hear(self, group, g: int) -> None:
+        """Score the response `g` that has just ended, into group.rewards: name -> (G,)."""
+        response, example, config = group.responses[g], group.example, self.config
+        settings = dict(
+            truncated=[response.truncated],
+            reward_weights=config.reward_weights,
+            tolerance=config.train_tolerance,
+        )
+        scored = score([response.text], example, **settings)
+        if self.own_reward is not None:
+            accuracy = call_reward(self.own_reward, response.text, example)
+            if config.reward_mode == "join":
+                accuracy = (accuracy + scored["accuracy"].item()) / 2
+            scored = score([response.text], example, accuracy=[accuracy], **settings)
+        for name, value in scored.items():
+            if name not in group.rewards:
+                group.rewards[name] = torch.zeros(len(group.responses), dtype=value.dtype)
+            group.rewards[name][g] = value[0]
+
+    def ready(self, groups: list):
+        """Yield lists of groups whose rewards and traces are final: here all at once."""
+        yield groups
+
+    def trace(self, group) -> str | None:
+        """The thinking that the group memorizes; None: the answer alone, nothing else was asked."""
+        example = group.example
+        if example.instruction is not None:
+            return None
+        if self.config.refiner == "off" and example.trace is not None:
+            return example.trace
+        return refine(example)
+
+    def end_step(self, step: int, groups: list, ranks) -> dict[str, float]:
+        """Counts for the step's metrics."""
+        return {}
+
+    def resume(self, step: int) -> None:
+        """Restore what was learned up to `step`: nothing here."""
+
+    def close(self) -> None:
+        """Let go of what is under way: nothing here."""
+
+
+def load_reward(path: str | None):
+    """The function `reward` of a Python file, or None without a path. InputError if it has none."""
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise InputError(
+            f"--reward {path}: no such file; "
+            "it should hold `def reward(response, example) -> float`"
+        )
+    spec = importlib.util.spec_from_file_location("own_reward", path)
+    if spec is None:
+        raise InputError(f"--reward {path}: must be a Python file, name it .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"--reward {path}: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, "reward", None)):
+        raise InputError(f"--reward {path}: has no function `reward(response, example) -> float`")
+    return module.reward
+
+
+def call_reward(own_reward, text: str, example) -> float:
+    """The user's reward of a response; InputError, naming the example, where it fails."""
+    try:
+        return float(own_reward(text, example))
+    except Exception as error:
+        raise InputError(
+            f"--reward: failed on {example.id}: {type(error).__name__}: {error}"
+        ) from error

@@ -11,37 +11,10 @@ A response counts as correct for the switch when this is above 0.5 and the forma
 judge that may score the thinking in the checker's place is judge.py. Left out: learned rewards.
 """
 
-import importlib.util
-from pathlib import Path
-
 import torch
 
-from checker import score
+from checker import call_reward, load_reward, score  # noqa: F401
 from data import InputError
-
-
-def load_reward(path: str | None):
-    """
-    The function `reward` of a Python file, or None without a path. InputError if there is none.
-    """
-    if path is None:
-        return None
-    if not Path(path).is_file():
-        raise InputError(
-            f"--reward {path}: no such file; "
-            "it should hold `def reward(response, example) -> float`"
-        )
-    spec = importlib.util.spec_from_file_location("own_reward", path)
-    if spec is None:
-        raise InputError(f"--reward {path}: must be a Python file, name it .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"--reward {path}: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "reward", None)):
-        raise InputError(f"--reward {path}: has no function `reward(response, example) -> float`")
-    return module.reward
 
 
 def score_group(
@@ -72,12 +45,3 @@ def score_group(
             "mend the reward function"
         )
     return scored
-
-
-def call_reward(own_reward, text: str, example) -> float:
-    try:
-        return float(own_reward(text, example))
-    except Exception as error:
-        raise InputError(
-            f"--reward: failed on {example.id}: {type(error).__name__}: {error}"
-        ) from error

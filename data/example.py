@@ -23,6 +23,16 @@ class Example:
     kind: str = "text"
 
 
+def fact_name(fact: tuple) -> str:
+    """The name of a fact: of a table's cell its row and column, with a blank between."""
+    return " ".join(map(str, fact[:-1]))
+
+
+def fact_value(fact: tuple) -> str:
+    """The value of a fact, its last part."""
+    return str(fact[-1])
+
+
 class InputError(ValueError):
     """Bad input from outside (a file, a flag): what is wrong and what to do, in one line."""
 

@@ -5,12 +5,14 @@ import math
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data.charts import KINDS, explain, load_charts
 from checker import (
+    Rules,
     clean_answer,
     extract_answer,
     format_reward,
@@ -478,3 +480,50 @@ def test_the_charts_refined_traces_are_their_true_traces():
         assert refine(noisy) == clean.trace
         assert noisy.task in KINDS
         assert score([f"{refine(noisy)}\nAnswer: {noisy.answer}"], noisy)["total"].item() == 3.0
+
+
+# ---- the scorer of the loop ---------------------------------------------------------------------
+
+
+def rules(path=None, **changes):
+    knobs = dict(reward=path, reward_mode="replace", reward_weights=(1, 1, 1), refiner="local")
+    return Rules(SimpleNamespace(**{**knobs, "train_tolerance": 0.0, **changes}))
+
+
+def heard(scorer, texts, example):
+    responses = [SimpleNamespace(text=text, truncated=False) for text in texts]
+    group = SimpleNamespace(example=example, responses=responses, rewards={})
+    for g in reversed(range(len(texts))):
+        scorer.hear(group, g)
+    return group
+
+
+def test_responses_heard_one_by_one_score_as_a_group_does():
+    texts = ["black 6, red 3\nAnswer: yes", "black 6\nAnswer: no", "Answer: yes"]
+    rewards = heard(rules(), texts, bars_example()).rewards
+    together = score(texts, bars_example())
+    assert rewards.keys() == together.keys()
+    assert all(torch.equal(rewards[name], together[name]) for name in together)
+
+
+def test_a_reward_of_ones_own_is_called_once_per_response(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("seen = []\ndef reward(*given):\n    seen.append(given)\n    return len(seen)")
+    scorer = rules(str(path), reward_mode="join")
+    group = heard(scorer, ["x\nAnswer: no", "x\nAnswer: yes"], bars_example())
+    assert group.rewards["accuracy"].tolist() == [(2 + 0) / 2, (1 + 1) / 2]
+
+
+@pytest.mark.parametrize("body", ["return 1 / 0", "return float('nan')", "return 1e300"])
+def test_a_reward_of_ones_own_that_fails_names_the_example(tmp_path, body):
+    path = tmp_path / "own.py"
+    path.write_text(f"def reward(response, example):\n    {body}")
+    with pytest.raises(InputError, match="item-7"):
+        heard(rules(str(path)), ["x\nAnswer: no"], bars_example(id="item-7"))
+
+
+def test_the_memorized_thinking_is_refined_or_the_datas_own_or_none():
+    group = SimpleNamespace(example=bars_example(trace="as it came"))
+    assert rules().trace(group) == refine(group.example)
+    assert rules(refiner="off").trace(group) == "as it came"
+    assert rules().trace(SimpleNamespace(example=bars_example(instruction="in a word"))) is None
