@@ -145,8 +145,6 @@ class Rules:
         scored = score([response.text], example, **settings)
         if self.own_reward is not None:
             accuracy = call_reward(self.own_reward, response.text, example)
-            if config.reward_mode == "join":
-                accuracy = (accuracy + scored["accuracy"].item()) / 2
             scored = score([response.text], example, accuracy=[accuracy], **settings)
         for name, value in scored.items():
             if name not in group.rewards:

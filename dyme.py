@@ -1,43 +1,48 @@
 """
-DyME: memorise or explore, decided anew at every step for every prompt (arXiv 2506.23061, section 3
+DyME: memorize or explore, decided anew at every step for every prompt (arXiv 2506.23061, section 3
 and Algorithm 1).
 
 A small model's own samples are often all wrong, and then GRPO learns nothing; a reference always
 teaches something, but a model that only copies references learns to talk like them (pseudo
 thinking traces). So look at the G samples:
 
-    none correct       memorise: one SFT sequence, the reference trace and answer, with advantage 1
+    none correct       memorize: one SFT sequence, the reference thinking and answer
     some correct       explore: GRPO on the G samples
     all correct        skip: nothing to learn, so it has no forward and no backward
 
-Both are one loss (see sft.py), so one update holds memorised and explored groups side by side: a
-group is a list of sequences with their advantages. The loss is divided by all P * G responses of
-the step, skipped ones too. An explored group brings G sequences, a memorised one brings 1, so it
+Both losses have one form (see sft.py), so one update holds memorized and explored groups side by
+side: a group brings rows, sequences with their weights. The loss is divided by all P * G responses
+of the step, skipped ones too. An explored group brings G rows, a memorized one brings 1, so it
 weighs 1/G of an explored one: a push towards the reference where nothing else teaches anything,
 soon outweighed once a group has its own right answers to learn from.
 
-Left out: where rewards come from (checker.py) and where the reference does (checker.refine,
-judge.py).
+Left out: where rewards and reference come from (checker.py, judge.py).
 """
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
-from grpo import grpo_loss
-from model import completion_hidden, get_tokenizer, language_attention, pad_rows, token_logprobs
-from rollout import EXPLORE, MEMORIZE, SKIP
+from grpo import group_advantages, grpo_loss
+from lib.ranks import Ranks, reduce_sums
+from model import completion_hidden, language_attention, pad_rows, token_logprobs
+from rollout import EXPLORE, MEMORIZE, SKIP, Group, Row
+from sft import sft_loss, target_ids, target_text
 
-UPDATE_SUMS = ("loss", "tokens", "entropy", "kl", "clip_low", "clip_high")
+HEAD_CHUNK = 256  # completion tokens whose logits exist at a time
+
+
+# ---- the switch ----------------------------------------------------------------------------------
 
 
 def switch(correct: torch.Tensor) -> torch.Tensor:
-    """
-    The dynamic switch (DyME, section 3.2). correct (P, G) bool: right answer in the right format.
+    """The dynamic switch (DyME, section 3.2). correct (P, G) bool: right answer in the right format.
 
     Returns (P,) of SKIP, MEMORIZE, EXPLORE. G right answers in the wrong format (bare ones, without
-    thinking) count as none correct: memorised, where accuracy alone would skip them for ever.
+    thinking) count as none correct: memorized, where accuracy alone would skip them for ever.
     """
     count = correct.sum(dim=1)  # (P,)
     modes = torch.full_like(count, EXPLORE)
@@ -46,168 +51,199 @@ def switch(correct: torch.Tensor) -> torch.Tensor:
     return modes
 
 
-@dataclass
-class Group:
-    """What one prompt brings to an update: N sequences of token ids, and their advantages (N,)."""
-
-    prompt: int  # its index in the step
-    mode: int
-    completions: list[list[int]]
-    advantages: torch.Tensor
+def memorizes(config, step: int) -> bool:
+    """Whether the method memorizes at this step whatever the responses would be."""
+    first_stage = config.method == "two_stage" and step < config.max_steps // 2
+    return config.method == "sft" or first_stage
 
 
-def target_ids(processor, trace: str | None, answer: str) -> list[int]:
+def choose(config, step: int, group: Group) -> int:
+    """A group's mode: DyME's switch looks at which responses are correct, the others don't.
+
+    It can be asked while some responses are still being decoded: EXPLORE is then final.
     """
-    The memorised sequence: trace, answer line, end token; without a trace the bare answer and the
-    end token.
+    if memorizes(config, step):
+        return MEMORIZE
+    if config.method != "dyme":
+        return EXPLORE
+    heard = [g for g, response in enumerate(group.responses) if response is not None]
+    return int(switch(group.rewards["correct"][None, heard])[0])
+
+
+# ---- what a group brings to the update -----------------------------------------------------------
+
+
+def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
+    """The rows of a group by its mode; fills in its advantages and its target.
+
+    Explored: its G responses, weighed by their advantages, unless all rewards are equal: then all
+    advantages are 0, and so is the gradient (advantage collapse), but for a KL term's. Memorized:
+    the reference, weighed by memorize_weight. Skipped: none.
     """
-    tokenizer = get_tokenizer(processor)
-    text = answer if trace is None else f"{trace}\nAnswer: {answer}"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids + [tokenizer.eos_token_id]
+    if group.rewards:
+        scale = config.loss_type != "dr_grpo"
+        group.advantages = group_advantages(group.rewards["total"], scale)  # (G,)
+    if group.mode == MEMORIZE:
+        group.target = target_text(scorer.trace(group), group.example.answer)
+        ids = target_ids(processor, group.target)
+        return [Row(ids, memorize_weight(config, step), "sft")]
+    if group.mode == EXPLORE and (config.beta > 0 or group.advantages.any()):
+        weights = group.advantages.tolist()
+        return [Row(r.token_ids, weight) for r, weight in zip(group.responses, weights)]
+    return []
 
 
-def memorize_advantage(weight: str, num_generations: int, progress: float) -> float:
+def memorize_weight(config, step: int) -> float:
+    """What a memorized row weighs, where each of the G rows of an explored group weighs its advantage.
+
+    "group": 1, that is 1/G of a group (published). "one": G, a whole group's, as in plain SFT.
+    "cosine": from G down to 1 over the run (ours).
     """
-    The advantage of a memorised sequence. An explored group has G sequences, a memorised one has
-    1, so
+    if memorizes(config, step) or config.memorize_weight == "one":
+        return float(config.num_generations)
+    if config.memorize_weight == "group":
+        return 1.0
+    falling = 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+    return 1 + (config.num_generations - 1) * falling
 
-    "group": advantage 1, the sequence weighs 1/G of a group (published). "one": advantage G, it
-    weighs a whole group. "cosine": from G down to 1 with the run's progress in [0, 1] (ours).
+
+def normalizer(config, groups: list[Group], ranks: Ranks) -> float:
+    """What the loss of the whole step is divided by, over all processes: its P * G sequences,
+    skipped ones too; with loss_type bnpo or dapo all sampled tokens; with dr_grpo a constant.
     """
-    if weight == "cosine":
-        return 1 + (num_generations - 1) * 0.5 * (1 + math.cos(math.pi * progress))
-    return {"group": 1.0, "one": float(num_generations)}[weight]
+    sequences = config.prompts_per_step * config.num_generations
+    if config.loss_type == "grpo":
+        return sequences
+    if config.loss_type == "dr_grpo":
+        return sequences * config.max_completion_length
+    tokens = sum(len(response.token_ids) for group in groups for response in group.responses)
+    return max(reduce_sums({"tokens": tokens}, ranks)["tokens"], 1.0)
 
 
-def build_groups(
-    ready: list[int],
-    modes: torch.Tensor,
-    responses: list,
-    advantages: torch.Tensor,
-    targets: dict[int, list[int]],
-    memorize_advantage: float = 1.0,
-    keep_equal: bool = False,
-) -> list[Group]:
+# ---- the packed update ---------------------------------------------------------------------------
+
+
+def update(model, groups: list[Group], divisor: float, config, ref_model=None) -> Counter:
+    """Add the gradient of the groups' rows to the parameters' .grad, `micro_batch_prompts` groups to
+    a packed forward.
+
+    divisor: see normalizer. ref_model: what the KL term of beta > 0 compares with. Returns sums for
+    the log: loss, tokens, entropy, kl, clip_low, clip_high, .. over the tokens, nll over the
+    memorized rows.
+
+    The head is the largest matrix, so its logits exist for about HEAD_CHUNK tokens at a time. The
+    backward is cut in two for that: `detached` is a copy of the hidden states that knows nothing of
+    the model. Each chunk of it goes forward through head and loss and backward at once, which fills
+    detached.grad; that then goes through the model in one backward.
     """
-    The sequences and advantages of the prompts `ready` (indices), for one update.
-
-    modes (P,); responses: lists (P) of lists (G) of Response; advantages (P, G); targets: token
-    ids of the memorised sequence for each prompt that is to be memorised; memorize_advantage: its
-    advantage. A skipped group is not in the result, nor is an explored one whose rewards are all
-    equal: all advantages are 0, and so is its gradient (advantage collapse). keep_equal: keep it
-    all the same, for a KL term.
-    """
-    groups = []
-    for p in ready:
-        mode = int(modes[p])
-        if mode == MEMORIZE:
-            groups.append(Group(p, mode, [targets[p]], torch.tensor([memorize_advantage])))
-        elif mode == EXPLORE and (keep_equal or advantages[p].any()):
-            completions = [response.token_ids for response in responses[p]]
-            groups.append(Group(p, mode, completions, advantages[p]))
-    return groups
-
-
-def packed_update(
-    model,
-    prompts: list,
-    groups: list[Group],
-    *,
-    normalizer: float,
-    temperature: float = 1.0,
-    micro_batch_prompts: int = 1,
-    head_chunk_tokens: int = 256,
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.2,
-    loss_type: str = "grpo",
-    beta: float = 0.0,
-    ref_model=None,
-) -> dict[str, float]:
-    """
-    Accumulate the gradient of one update in the parameters' .grad, `micro_batch_prompts` groups to
-    a packed forward. Returns sums over the tokens: loss, tokens, entropy, kl, clip_low, clip_high.
-
-    The head is the largest matrix, so its logits exist for about head_chunk_tokens tokens at a
-    time. The backward is cut in two for that: `detached` is a copy of the hidden states that knows
-    nothing of the model. Each chunk of it goes forward through head and loss and backward at once,
-    which fills detached.grad; that then goes through the model in one backward. The chunks' losses
-    add up to the whole step's, since `normalizer` is the whole step's. A memorised sequence is
-    treated as a sampled one: divided by `temperature`, and with the KL term where beta > 0.
-    """
-    sums = dict.fromkeys(UPDATE_SUMS, 0.0)
-    for start in range(0, len(groups), micro_batch_prompts):
-        batch = groups[start : start + micro_batch_prompts]
-        batch_prompts = [prompts[group.prompt] for group in batch]
-        batch_completions = [group.completions for group in batch]
-        hidden = completion_hidden(model, batch_prompts, batch_completions)  # (tokens, width)
-        reference = None
-        if beta > 0:
-            with torch.no_grad():
-                reference = completion_hidden(ref_model, batch_prompts, batch_completions)
+    sums = Counter()
+    groups = [group for group in groups if group.rows]
+    for start in range(0, len(groups), config.micro_batch_prompts):
+        batch = groups[start : start + config.micro_batch_prompts]
+        prompts = [group.prompt for group in batch]
+        completions = [[row.token_ids for row in group.rows] for group in batch]
+        hidden = completion_hidden(model, prompts, completions)  # (tokens, width)
         detached = hidden.detach().requires_grad_()
-        rows = [ids for group in batch for ids in group.completions]  # (N) sequences
-        advantages = torch.cat([group.advantages for group in batch]).to(hidden.device)  # (N,)
+        reference = None
+        if config.beta > 0:
+            # features are the policy's: a reference projects the image by itself
+            prompts = [replace(prompt, features=None) for prompt in prompts]
+            with torch.no_grad():
+                reference = completion_hidden(ref_model, prompts, completions)
 
         begin = 0  # first token of the chunk
-        for chunk in chunks([len(ids) for ids in rows], head_chunk_tokens):
-            tokens = slice(begin, begin + sum(len(ids) for ids in rows[chunk]))
+        for chunk in chunks([row for group in batch for row in group.rows], HEAD_CHUNK):
+            tokens = slice(begin, begin + sum(len(row.token_ids) for row in chunk))
             begin = tokens.stop
-            logprobs, mask, entropy = chunk_logprobs(
-                model, detached[tokens], rows[chunk], temperature
-            )
+            logprobs, mask, entropy = row_logprobs(model, detached[tokens], chunk, config)
             ref_logprobs = None
-            if beta > 0:
+            if config.beta > 0:
                 with torch.no_grad():
-                    ref_logprobs, _, _ = chunk_logprobs(
-                        ref_model, reference[tokens], rows[chunk], temperature
-                    )
-            loss, stats = grpo_loss(
-                logprobs,
-                None,  # old_logprobs: one update per batch, so what sampled is what learns
-                advantages[chunk],
-                mask,
-                epsilon_low=epsilon_low,
-                epsilon_high=epsilon_high,
-                beta=beta,
-                ref_logprobs=ref_logprobs,
-                loss_type=loss_type,
-                normalizer=normalizer,
-            )
+                    ref_logprobs, _, _ = row_logprobs(ref_model, reference[tokens], chunk, config)
+            loss, stats = rows_loss(chunk, logprobs, mask, divisor, config, ref_logprobs)
             loss.backward()
-            count = len(entropy)
-            sums["loss"] += loss.item()
-            sums["tokens"] += count
-            sums["entropy"] += entropy.sum().item()
-            for name, value in stats.items():
-                sums[name] += value * count
+            sums.update(stats, loss=loss.item(), tokens=len(entropy), entropy=entropy.sum().item())
         with language_attention(model, "packed"):  # checkpointed layers run once more in here
             hidden.backward(detached.grad)
+        for group in batch:
+            group.prompt.features = None  # their graph is used up, and the weights will move
     return sums
 
 
-def chunk_logprobs(model, hidden: torch.Tensor, rows: list[list[int]], temperature: float):
-    """
-    The head on the hidden states (tokens, width) that predict some sequences' tokens.
+def rows_loss(
+    rows: list[Row],
+    logprobs: torch.Tensor,
+    mask: torch.Tensor,
+    divisor: float,
+    config,
+    ref_logprobs: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """SFT on the memorized rows, GRPO on the sampled ones; logprobs, mask, ref_logprobs (N, C).
 
-    Returns logprobs (N', C) and completion_mask (N', C) of the N' sequences, C the longest, and
-    the entropy (tokens,).
+    Returns the loss and its sums for the log. The first update of a step notes the rows' logprobs:
+    later ones (--num_iterations) clip the ratio to them. A memorized row was sampled from nothing,
+    so it has no ratio, and no KL term.
     """
-    targets = torch.tensor([token for ids in rows for token in ids], device=hidden.device)
-    flat, entropy = token_logprobs(model, hidden, targets, temperature)  # (tokens,)
-    logprobs, mask = pad_rows(flat, [len(ids) for ids in rows])
+    for row, values in zip(rows, logprobs.detach()):
+        if row.logprobs is None:
+            row.logprobs = values[: len(row.token_ids)].clone()
+    weights = torch.tensor([row.weight for row in rows], device=logprobs.device)  # (N,)
+    memorized = torch.tensor([row.loss == "sft" for row in rows], device=logprobs.device)
+    sampled = ~memorized
+    loss, sums = logprobs.new_zeros(()), {}
+    if memorized.any():
+        part, nll = sft_loss(
+            logprobs[memorized],
+            mask[memorized],
+            weights=weights[memorized],
+            loss_type=config.loss_type,
+            normalizer=divisor,
+        )
+        loss = loss + part
+        sums.update(nll=nll, memorized_rows=int(memorized.sum()))
+    if sampled.any():
+        old, _ = pad_rows(
+            torch.cat([row.logprobs for row in rows]), [len(row.token_ids) for row in rows]
+        )
+        part, stats = grpo_loss(
+            logprobs[sampled],
+            old[sampled],
+            weights[sampled],
+            mask[sampled],
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            beta=config.beta,
+            ref_logprobs=None if ref_logprobs is None else ref_logprobs[sampled],
+            loss_type=config.loss_type,
+            normalizer=divisor,
+        )
+        loss = loss + part
+        count = int(mask[sampled].sum())
+        sums.update({name: value * count for name, value in stats.items()}, sampled_tokens=count)
+    return loss, sums
+
+
+def row_logprobs(model, hidden: torch.Tensor, rows: list[Row], config):
+    """The head on the hidden states (tokens, width) that predict the rows' tokens.
+
+    Returns logprobs (N, C) and completion_mask (N, C) of the N rows, C the longest, and the
+    entropy (tokens,).
+    """
+    targets = [token for row in rows for token in row.token_ids]
+    targets = torch.tensor(targets, device=hidden.device)
+    flat, entropy = token_logprobs(model, hidden, targets, config.temperature)  # (tokens,)
+    logprobs, mask = pad_rows(flat, [len(row.token_ids) for row in rows])
     return logprobs, mask, entropy
 
 
-def chunks(lengths: list[int], budget: int):
-    """
-    Slices of consecutive sequences of at most `budget` tokens together, at least one sequence
-    each.
-    """
-    start = 0
-    while start < len(lengths):
-        end = start + 1
-        while end < len(lengths) and sum(lengths[start : end + 1]) <= budget:
-            end += 1
-        yield slice(start, end)
-        start = end
+def chunks(rows: list[Row], budget: int) -> Iterator[list[Row]]:
+    """Consecutive rows of at most `budget` tokens together, at least one row each."""
+    chunk, size = [], 0
+    for row in rows:
+        if chunk and size + len(row.token_ids) > budget:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row.token_ids)
+    if chunk:
+        yield chunk

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from checker import clean_answer, relaxed_accuracy, score, split_response
 from lib.claims import claimed_facts
-from model import DIRECT, THINK, encode_prompt, prompt_to
-from rollout import rollout
+from data.example import DIRECT, THINK
+from rollout import make_groups, rollout
 
 # a right answer counts as grounded when the visual checker gives its thinking at least this
 GROUNDED = 0.8
@@ -44,26 +44,25 @@ def evaluate(
     completion_length (tokens), count, and accuracy/<task> where there are several tasks.
     on_item(index, example, response, scores): called for each.
     """
-    device = next(model.parameters()).device
     rows, by_task = [], {}
     true_claims = claims = 0
     for start in range(0, len(examples), batch_size):
         batch = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
-        prompts = [
-            prompt_to(encode_prompt(processor, e, instruction, max_pixels), device) for e in batch
-        ]
-        indices = list(range(start, start + len(batch)))
-        responses = rollout(
+        indices = range(start, start + len(batch))
+        groups = make_groups(
+            model, processor, batch, places=indices, instruction=instruction, max_pixels=max_pixels
+        )
+        rollout(
             model,
             processor,
-            prompts,
-            1,
-            max_completion_length,
-            temperature,
-            seed,
-            prompt_indices=indices,
+            groups,
+            num_generations=1,
+            max_completion_length=max_completion_length,
+            temperature=temperature,
+            seed=seed,
         )
-        for index, example, (response,) in zip(indices, batch, responses):
+        for index, example, group in zip(indices, batch, groups):
+            (response,) = group.responses
             if instruction == DIRECT:
                 right = relaxed_accuracy(
                     target=clean_answer(example.answer),
@@ -162,25 +161,25 @@ def pass_at_ks(
     right: how many of an example's samples give the right marked answer; every k is computed from
     these counts alone. batch_rows: responses decoded at a time.
     """
-    device = next(model.parameters()).device
     size = max(1, batch_rows // samples)
     right = []
     for start in tqdm(range(0, len(examples), size), desc="pass@k", unit="batch", disable=None):
         batch = [examples[i] for i in range(start, min(start + size, len(examples)))]
-        prompts = [prompt_to(encode_prompt(processor, e, THINK, max_pixels), device) for e in batch]
-        indices = list(range(start, start + len(batch)))
-        groups = rollout(
+        places = range(start, start + len(batch))
+        groups = make_groups(model, processor, batch, places=places, max_pixels=max_pixels)
+        rollout(
             model,
             processor,
-            prompts,
-            samples,
-            max_completion_length,
-            temperature,
-            seed,
-            prompt_indices=indices,
+            groups,
+            num_generations=samples,
+            max_completion_length=max_completion_length,
+            temperature=temperature,
+            seed=seed,
         )
         for example, group in zip(batch, groups):
-            scored = score([response.text for response in group], example, tolerance=tolerance)
+            scored = score(
+                [response.text for response in group.responses], example, tolerance=tolerance
+            )
             right.append(int((scored["accuracy"] == 1).sum()))
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
     result = {f"pass@{k}": mean([pass_at_k(samples, count, k) for count in right]) for k in ks}

@@ -6,11 +6,11 @@ G responses to one prompt are scored; a response's advantage is how much better 
 group, in standard deviations. No value network. Then PPO's clipped surrogate pushes the tokens of
 good responses up and of bad ones down. When all G rewards are equal, as they mostly are when all G
 answers are wrong, every advantage is 0 and the group teaches nothing: *advantage collapse*, the
-failure that DyME's switch (dyme.py) answers with a memorised reference.
+failure that DyME's switch (dyme.py) answers with a memorized reference.
 
-Left out: several updates per batch of rollouts. At one update the ratio is exactly 1 (the loss
-value is then about 0 while its gradient isn't), but clipping is written in full: it is what keeps
-a stale or reused batch in bounds.
+In the first update on a batch of rollouts the ratio is exactly 1 (the loss value is then about 0
+while its gradient isn't); with --num_iterations above 1 the later ones are kept in bounds by
+clipping. Left out: importance sampling per sequence.
 """
 
 import torch
@@ -52,15 +52,16 @@ def grpo_loss(
     frozen reference.
 
     logprobs (N, C): log p of each token under the policy, with gradient. old_logprobs (N, C):
-    under the policy that sampled it; None = the same policy (one update per batch), ratio 1.
+    under the policy that sampled it; None = the same policy, ratio 1.
     advantages (N,). completion_mask (N, C). ref_logprobs (N, C): under the reference model, needed
     when beta > 0. loss_type: what a token weighs. "grpo": 1 / its sequence's length. "bnpo",
     "dapo", "dr_grpo": every token alike. normalizer: what the sum is divided by. By default what
     is at hand: the N rows (grpo), the tokens (bnpo, dapo; they differ in whose tokens are counted,
     one process's or all, and here it is all), or N * C (dr_grpo: a constant, so that a long wrong
     answer isn't cheaper). The training loop passes the whole step's, so that
-    micro-batches and processes change nothing. Returns the scalar loss and statistics: clip_low,
-    clip_high (share of tokens clipped from below and from above), kl (mean per token, nats).
+    micro-batches and processes change nothing. Returns the scalar loss and statistics, means
+    per token: clip_low, clip_high (shares clipped from below and from above), ratio, approx_kl (k3
+    to the policy that sampled, nats), kl (k3 to the reference, nats).
     ValueError on an unknown loss_type or a missing reference.
     """
     if loss_type not in ("grpo", "bnpo", "dr_grpo", "dapo"):
@@ -91,11 +92,15 @@ def grpo_loss(
     loss = total.sum() / (default_normalizer if normalizer is None else normalizer)
 
     with torch.no_grad():
+
+        def mean(values):
+            return (values * mask).sum().item() / tokens.item()
+
         stats = {
-            "clip_low": (((ratio < 1 - epsilon_low) & (advantages < 0)) * mask).sum().item()
-            / tokens.item(),
-            "clip_high": (((ratio > 1 + epsilon_high) & (advantages > 0)) * mask).sum().item()
-            / tokens.item(),
-            "kl": (kl * mask).sum().item() / tokens.item(),
+            "clip_low": mean((ratio < 1 - epsilon_low) & (advantages < 0)),
+            "clip_high": mean((ratio > 1 + epsilon_high) & (advantages > 0)),
+            "ratio": mean(ratio),
+            "approx_kl": mean(ratio - 1 - (logprobs - old_logprobs)),
+            "kl": mean(kl),
         }
     return loss, stats

@@ -7,7 +7,7 @@ push the image prompt, nearly all of the tokens, through the model G times. Here
 alone, its positions restarting where the prompt ends. A causal model can't tell the difference
 (test_core.py), and an update is several times faster and smaller (bench.py).
 
-What differs between model families stands in families.py, the embedded tiny model in tiny.py.
+What differs between model families is in lib/families.py, the tiny model in lib/tiny.py.
 Left out: several images in one prompt, video, tensor parallelism.
 """
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from data import InputError, open_image
-from data.example import DIRECT, THINK  # noqa: F401, the two instructions
+from data.example import THINK
 
 PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
 
@@ -50,16 +50,17 @@ def get_tokenizer(processor):
 
 
 def encode_prompt(
-    processor, example, instruction: str = THINK, max_pixels: int | None = None
+    processor, example, instruction: str | None = None, max_pixels: int | None = None
 ) -> Prompt:
     """
     THE prompt: image, instruction, question, through the model's own chat template; for training
     and evaluation.
 
-    max_pixels caps the image's area (in pixels) before the processor sees it; nothing is ever
-    truncated.
+    instruction: by default the example's own, or THINK. max_pixels caps the image's area (in
+    pixels) before the processor sees it; nothing is ever truncated.
     """
     image = open_image(example, max_pixels)
+    instruction = instruction or example.instruction or THINK
     text = f"{instruction}\n{example.question}"
     image_token = getattr(processor, "image_token", None)
     if image_token and image_token in text:

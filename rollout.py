@@ -1,55 +1,94 @@
 """
-Rollout: G responses to each prompt, sampled from the model as it is.
+Rollout: G responses to each prompt, sampled from the model as it is; and Group, what one prompt
+brings to a step.
 
 One decode loop for all P prompts of a step. Two things make it fast. Each prompt is prefilled
 once, and its keys and values are kept once, not G times: a decode step's G query rows read them
-together, as one matrix product. What the rows add lies in a suffix cache of their own, and one
+together, as one matrix product. What the rows add is in a suffix cache of their own, and one
 softmax runs over both parts. And rows that have ended leave.
 
     prompt cache (P, K, L, D)     image and question of p1 | of p2 | ..      written once, read by G
-    suffix cache (P * G, K, t, D) what each response has said so far         one slot more a step
+    suffix cache (P * G, K, t, D) what each response has said so far         one slot more per step
 
 Nothing comes from the model's generation_config (its hidden defaults make rollouts near-greedy):
 temperature is the only knob, top_p is 1, top_k is off. A response's random numbers depend on
 (seed, step, prompt, g) alone, so that neither batching nor the number of processes changes what is
 sampled (DyME, section 4: sampling at temperature 1).
 
-Left out: continuous batching, speculative decoding, a separate inference engine with its copy of
-the weights.
+Left out: continuous batching, speculative decoding, compiled or captured decode steps, a separate
+inference engine with its copy of the weights.
 """
 
-import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, DynamicCache, StaticCache
+from transformers import AttentionInterface, DynamicCache
 
-from model import (
-    PREFILL_TOKENS,
-    Prompt,
-    forbid,
-    get_tokenizer,
-    language_attention,
-    pack,
-    prompt_positions,
-)
+from data import Example
+from model import PREFILL_TOKENS, Prompt, encode_prompt, forbid, get_tokenizer
+from model import language_attention, pack, prompt_positions, prompt_to
 
 SKIP, MEMORIZE, EXPLORE = 0, 1, 2  # a group's mode
 MODE_NAMES = ("skip", "memorize", "explore")
-BUCKET = 128  # with compile, prompt lengths are padded to a multiple: few shapes to compile
 
 
 @dataclass
 class Response:
-    """
-    One sampled response: its tokens, the end token included; its text without it; truncated =
-    never ended.
+    """One sampled response: its tokens, the end token included; its text without it; truncated:
+    it never ended.
     """
 
     token_ids: list[int]
     text: str
     truncated: bool
+
+
+@dataclass
+class Row:
+    """One sequence of an update."""
+
+    token_ids: list[int]
+    weight: float  # a sampled one's advantage, or what a memorized one weighs
+    loss: str = "grpo"  # "grpo" or "sft"
+    logprobs: torch.Tensor | None = None  # (tokens,) at the step's first update: the old ones
+
+
+@dataclass
+class Group:
+    """What one prompt brings to a step; filled from top to bottom."""
+
+    place: int  # in the whole step, over all processes: it keys the random numbers
+    example: Example
+    prompt: Prompt
+    responses: list[Response | None] = field(default_factory=list)  # (G,) None: not ended yet
+    rewards: dict[str, torch.Tensor] = field(default_factory=dict)  # (G,) each, see checker.score
+    mode: int | None = None
+    advantages: torch.Tensor | None = None  # (G,), of skipped groups too
+    target: str | None = None  # the text that is memorized
+    rows: list[Row] = field(default_factory=list)
+
+
+def make_groups(
+    model,
+    processor,
+    examples: Sequence[Example],
+    *,
+    places: Sequence[int] | None = None,
+    instruction: str | None = None,
+    max_pixels: int | None = None,
+) -> list[Group]:
+    """A Group for each example, its prompt encoded and on the model's device.
+
+    places: the prompts' places in the whole step, by default 0 .. P-1. instruction: see
+    model.encode_prompt. InputError, naming the example, for a prompt that can't be made.
+    """
+    groups = []
+    for place, example in zip(range(len(examples)) if places is None else places, examples):
+        prompt = encode_prompt(processor, example, instruction, max_pixels)
+        groups.append(Group(place, example, prompt_to(prompt, model.device)))
+    return groups
 
 
 @dataclass
@@ -71,15 +110,12 @@ class PromptCache:
         )
 
 
-def decode_attention(
-    module, query, key, value, attention_mask, *, scaling, prompt_cache, suffix_bias=None, **kwargs
-):
+def decode_attention(module, query, key, value, attention_mask, *, scaling, prompt_cache, **kwargs):
     """
     Attention of one new token per row, in transformers' AttentionInterface form.
 
     query (N, H, 1, D) with N = P * G rows, prompt by prompt; key, value (N, K, S, D): the rows'
-    own suffixes, new token included; prompt_cache: what the G rows of a prompt share. suffix_bias
-    (S,): 0 on filled slots of a static cache. Returns (N, 1, H, D).
+    own suffixes, new token included; prompt_cache: what the G rows of a prompt share. Returns (N, 1, H, D).
     """
     rows, heads, _, dim = query.shape
     prompt_key = prompt_cache.keys[module.layer_idx]  # (P, K, L, D)
@@ -100,8 +136,6 @@ def decode_attention(
     prompt_scores = by_prompt(query) @ prompt_key.transpose(2, 3)  # (P, K, G * H/K, L)
     prompt_scores = prompt_scores + prompt_cache.bias
     own_scores = query @ key.transpose(2, 3)  # (N, K, H/K, S)
-    if suffix_bias is not None:
-        own_scores = own_scores + suffix_bias
     scores = torch.cat([prompt_scores, by_prompt(own_scores)], dim=-1)
     # one softmax over prompt and suffix
     probs = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
@@ -115,96 +149,77 @@ AttentionInterface.register("decode", decode_attention)
 def rollout(
     model,
     processor,
-    prompts: list[Prompt],
+    groups: list[Group],
+    *,
     num_generations: int,
     max_completion_length: int,
     temperature: float = 1.0,
     seed: int = 0,
     step: int = 0,
-    *,
-    prompt_indices: list[int] | None = None,
-    on_response=None,
-    compile: bool = False,
-) -> list[list[Response]]:
-    """
-    G = num_generations responses of at most max_completion_length tokens to each of P prompts:
-    lists (P) of lists (G).
+    on_response: Callable[[Group, int], None] | None = None,
+    on_token: Callable[[Group, int, int], None] | None = None,
+) -> None:
+    """Fill group.responses with G = num_generations responses of at most max_completion_length
+    tokens, for each of the P groups.
 
-    temperature 0 is greedy. prompt_indices: the prompts' places within the whole step, when
-    several processes share it (default 0 .. P-1). on_response(p, g, response), if given, is called
-    as soon as a response has ended. compile: run torch.compile's version of the decode step, on
-    caches of fixed size; rows then stay to the end.
+    temperature 0 is greedy. on_response(group, g) is called as soon as a response has ended,
+    on_token(group, g, token id) as soon as one is drawn.
     """
-    if not prompts:
-        return []
+    if not groups:
+        return
     tokenizer = get_tokenizer(processor)
     end_id = tokenizer.eos_token_id
-    device = prompts[0].input_ids.device
-    indices = range(len(prompts)) if prompt_indices is None else prompt_indices
-    uniforms = random_numbers(seed, step, indices, num_generations, max_completion_length)
-    uniforms = torch.from_numpy(uniforms).to(device)  # (P * G, C)
-    sampled = [[] for _ in range(len(prompts) * num_generations)]
-    responses = [[None] * num_generations for _ in prompts]
+    device = groups[0].prompt.input_ids.device
+    keys = [(seed, step, group.place, g) for group in groups for g in range(num_generations)]
+    uniforms = torch.from_numpy(random_numbers(keys, max_completion_length)).to(device)  # (N, C)
+    sampled = [[] for _ in keys]
+    for group in groups:
+        group.responses = [None] * num_generations
 
-    def finish(row: int, truncated: bool):
+    def take(row: int, token: int) -> bool:
+        """One more token of a response; whether it was the last."""
         p, g = divmod(row, num_generations)
         ids = sampled[row]
+        ids.append(token)
+        if on_token is not None:
+            on_token(groups[p], g, token)
+        truncated = token != end_id
+        if truncated and len(ids) < max_completion_length:
+            return False
         text = tokenizer.decode(ids if truncated else ids[:-1], skip_special_tokens=False)
-        responses[p][g] = Response(ids, text, truncated)
+        groups[p].responses[g] = Response(ids, text, truncated)
         if on_response is not None:
-            on_response(p, g, responses[p][g])
+            on_response(groups[p], g)
+        return True
 
     with torch.no_grad():
-        prompt_cache, logits, position = prefill(model, prompts, BUCKET if compile else 1)
-        logits = logits.repeat_interleave(num_generations, dim=0)  # (P * G, V)
-        position = position.repeat_interleave(num_generations, dim=0)  # (P * G, A): the next one's
+        prompt_cache, logits, position = prefill(model, [group.prompt for group in groups])
+        logits = logits.repeat_interleave(num_generations, dim=0)  # (N, V), N = P * G
+        position = position.repeat_interleave(num_generations, dim=0)  # (N, A): the next one's
         rows = torch.arange(len(sampled), device=device)  # which response each live row is
         done = torch.zeros(len(sampled), dtype=torch.bool)
-        config = model.config.get_text_config()
-        suffix = (
-            StaticCache(config=config, max_cache_len=max_completion_length)
-            if compile
-            else DynamicCache(config=config)
-        )
-        step_function = compiled_decode_step() if compile else decode_step
-        slots = torch.arange(max_completion_length, device=device)
+        suffix = DynamicCache(config=model.config.get_text_config())
         with language_attention(model, "decode"):
             for t in range(max_completion_length):
                 tokens = sample(logits, uniforms[rows, t], temperature)  # (N,)
                 for row, token in zip(rows.tolist(), tokens.tolist()):
                     if not done[row]:
-                        sampled[row].append(token)
-                        if token == end_id or t == max_completion_length - 1:
-                            done[row] = True
-                            finish(row, truncated=token != end_id)
+                        done[row] = take(row, token)
                 if done.all():
                     break
-                keep_prompts, keep = None, None
-                if not compile:
-                    keep_prompts, keep = compact(done[rows.cpu()], prompt_cache.bias.shape[0])
+                keep_prompts, keep = compact(done[rows.cpu()], prompt_cache.bias.shape[0])
                 if keep is not None:
                     rows, tokens, position = rows[keep], tokens[keep], position[keep]
                     if t > 0:
                         suffix.batch_select_indices(keep.to(device))
                     if len(keep_prompts) < prompt_cache.bias.shape[0]:
                         prompt_cache = prompt_cache.select(keep_prompts.to(device))
-                suffix_bias = None
-                if compile:  # a static cache's slots after t are still empty
-                    suffix_bias = torch.zeros_like(slots, dtype=prompt_cache.bias.dtype)
-                    suffix_bias.masked_fill_(slots > t, torch.finfo(suffix_bias.dtype).min)
-                logits = step_function(model, tokens, position, suffix, prompt_cache, suffix_bias)
+                logits = decode_step(model, tokens, position, suffix, prompt_cache)
                 position = position + 1
-    return responses
 
 
-def random_numbers(
-    seed: int, step: int, prompt_indices, generations: int, length: int
-) -> np.ndarray:
-    """
-    Uniform numbers (P * G, C), each row from a generator of its own: keyed by (seed, step, prompt,
-    g).
-    """
-    keys = [(seed, step, p, g) for p in prompt_indices for g in range(generations)]
+def random_numbers(keys: list[tuple[int, ...]], length: int) -> np.ndarray:
+    """Uniform numbers (N, length), each row from a generator of its own, seeded by its key."""
     return np.stack([np.random.default_rng(key).random(length) for key in keys])
 
 
@@ -222,12 +237,9 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> 
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
-def prefill(
-    model, prompts: list[Prompt], multiple: int = 1
-) -> tuple[PromptCache, torch.Tensor, torch.Tensor]:
+def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, torch.Tensor]:
     """
-    Each prompt through the model once, several in one packed row; the cache's length is a multiple
-    of `multiple`.
+    Each prompt through the model once, several in one packed row.
 
     Returns the prompt cache, the logits (P, V) after each prompt, and the positions (P, A) of its
     first response token.
@@ -252,7 +264,7 @@ def prefill(
         values.append([layer.values.split(row_lengths, dim=2) for layer in cache.layers])
         start = end
 
-    longest = -(-max(lengths) // multiple) * multiple
+    longest = max(lengths)
 
     def padded(parts, layer):  # (P, K, L, D)
         split = [prompt[0] for row in parts for prompt in row[layer]]  # each (K, length, D)
@@ -275,7 +287,7 @@ def prefill(
     )
 
 
-def decode_step(model, tokens, position, suffix, prompt_cache, suffix_bias=None) -> torch.Tensor:
+def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
     """
     tokens (N,) at position (N, A) -> the logits (N, V) of the next ones; `suffix` takes one slot
     more.
@@ -288,15 +300,8 @@ def decode_step(model, tokens, position, suffix, prompt_cache, suffix_bias=None)
         past_key_values=suffix,
         use_cache=True,
         prompt_cache=prompt_cache,
-        suffix_bias=suffix_bias,
     ).last_hidden_state  # (N, 1, width)
     return forbid(model, model.get_output_embeddings()(hidden[:, -1]))
-
-
-@functools.cache
-def compiled_decode_step():
-    """decode_step as one compiled graph; compiled anew for each new shape."""
-    return torch.compile(decode_step, dynamic=False)
 
 
 def compact(done: torch.Tensor, prompts: int):

@@ -1,56 +1,47 @@
 """
-What a run needs before its first step: model, data, optimizer, rewards, logs, and where it stands
-if it is resumed.
+What train.py's loop is built on: start, resume, the prompts of a step, evaluate, save, log.
 
-Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: anything
-that happens at a step.
+Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: how a
+checkpoint is written so that it is whole or not there (lib/checkpoint.py).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from lib import checkpoint
-from checker import score
-from data import InputError, NoSplit, load_data
-from evaluate import evaluate_all
-from lib.families import checkpoint_activations, load_vlm, parameter_counts
-from judge import open_judge
+from checker import Rules
 from config import Config
-from lib.memory import memory_estimate, report_memory, shape_of
-from lib.log import Log, summary
-from model import encode_prompt
+from data import Example, InputError, NoSplit, load_data
+from dyme import HEAD_CHUNK
+from evaluate import evaluate, evaluate_all, interval
+from lib import checkpoint
+from lib.families import checkpoint_activations, load_vlm, parameter_counts, save_model
+from lib.log import Log, group_sums, means, thumbnail
+from lib.memory import FLAGS, memory_estimate, report_memory, shape_of
 from lib.optim import build_optimizer
-from lib.ranks import Ranks, broadcast_object
-from rewards import load_reward
-from template import restore_template, save_template
+from lib.ranks import Interrupt, Ranks, broadcast_object, reduce_sums, shard
 from lib.tiny import base_model
+from model import encode_prompt, image_features
+from rollout import MODE_NAMES, Group, make_groups
 
+MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 # flags that may change when a run is resumed
-FREE_TO_CHANGE = {
-    "resume",
-    "overwrite",
-    "output_dir",
-    "save_steps",
-    "save_total_limit",
-    "num_threads",
-    "data_dir",
-}
+FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "data_dir", "num_threads"}
+FREE_TO_CHANGE |= {"save_steps", "save_total_limit"}
 
 
 @dataclass
 class Task:
-    """
-    What a run learns from, is watched on and is measured by, lists of Examples; and how responses
-    are scored.
-    """
+    """What a run learns from, is watched on and is measured by: lists of Examples."""
 
-    train: Sequence
-    val: Sequence
-    finals: dict[str, Sequence]
-    score: Callable = score  # checker.score, or a stage's, see curr_reft.py
+    train: Sequence[Example]
+    val: Sequence[Example]
+    finals: dict[str, Sequence[Example]]
 
 
 @dataclass
@@ -63,114 +54,282 @@ class Run:
     model: torch.nn.Module
     processor: object
     task: Task
+    scorer: Rules
     optimizer: torch.optim.Optimizer
     ref_model: torch.nn.Module | None
-    own_reward: Callable | None
-    judge: object | None
     state: dict
+    weights_step: int | None = None  # the step whose weights these are; None inside an update
+    interrupt: Interrupt | None = None
+    bar: tqdm | None = None
+    skipped: int = 0  # prompts of this step that were left out
+    clock: dict[str, float] = field(default_factory=dict)
 
-    def settings(self, *names: str) -> dict:
-        """Some of the knobs, as keyword arguments."""
+    # ---- a step ---------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[tuple[int, list[Group]]]:
+        """Each step that is left, with this process's share of its prompts as Groups."""
+        steps = range(self.state["step"], self.config.max_steps)
+        silent = None if self.log.active else True
+        self.bar = tqdm(steps, desc=self.config.method, unit="step", disable=silent)
+        for step in self.bar:
+            self.clock = {"start": time.perf_counter()}
+            share = shard(step_examples(self.task.train, self.config, step), self.ranks)
+            groups = [self.encode(place, example) for place, example in share]
+            self.skipped = groups.count(None)
+            yield step, [group for group in groups if group is not None]
+
+    def encode(self, place: int, example: Example) -> Group | None:
+        """An example's Group, with its image's features where the vision tower is frozen.
+
+        None for a prompt that is too long, with --skip_long_prompts; without it InputError:
+        nothing is truncated.
+        """
+        config = self.config
+        (group,) = make_groups(
+            self.model, self.processor, [example], places=[place], max_pixels=config.max_pixels
+        )
+        length = group.prompt.input_ids.shape[1]
+        if config.max_prompt_length is not None and length > config.max_prompt_length:
+            if config.skip_long_prompts:
+                return None
+            raise InputError(
+                f"{example.id}: its prompt has {length} tokens, --max_prompt_length is "
+                f"{config.max_prompt_length}; lower --max_pixels, raise the limit, or give "
+                "--skip_long_prompts"
+            )
+        if config.freeze_vision:  # once, for the rollout and the first update
+            group.prompt.features = image_features(self.model, group.prompt)
+        return group
+
+    def tick(self, part: str) -> None:
+        """A part of the step is over: its seconds are what has passed since the last one."""
+        now = time.perf_counter()
+        self.clock[f"seconds_{part}"] = now - self.clock.get("now", self.clock["start"])
+        self.clock["now"] = now
+
+    def end_step(self, step: int, groups: list[Group], stats: dict, moved: dict) -> None:
+        """Log the step, evaluate and save where it is due; the end on a signal."""
+        config, state, log = self.config, self.state, self.log
+        stats = {**stats, **group_sums(groups, MODE_NAMES), "skipped": self.skipped}
+        sums = reduce_sums(stats, self.ranks)
+        line = {"step": step, **means(sums), **moved}
+        line |= {name: value for name, value in self.clock.items() if name.startswith("seconds_")}
+        line["seconds"] = self.clock["now"] - self.clock["start"]
+        line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
+        log.append("metrics.jsonl", line)
+        self.bar.set_postfix({k: f"{line[k]:.2f}" for k in ("reward", "correct") if k in line})
+        if config.log_groups_every and step % config.log_groups_every == 0:
+            for group in groups[:2]:
+                log.append("groups.jsonl", group_line(step, group))
+
+        state["step"] = self.weights_step = step + 1
+        state["seconds"] += line["seconds"]
+        state["bad_steps"] = 0 if moved["finite"] else state["bad_steps"] + 1
+        best = state["step"] % config.eval_steps == 0 and self.validate()
+        stuck = state["bad_steps"] >= MAX_BAD_STEPS
+        due = state["step"] % config.save_steps == 0 or state["step"] == config.max_steps
+        saved = self.save(best) if best or stuck or due else ""
+        if stuck:
+            raise InputError(
+                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row; {saved} with "
+                "the last good weights; lower --learning_rate and --resume"
+            )
+        if signal := self.interrupt.agreed(self.ranks):
+            log.say(f"interrupted: {self.save()}; go on with --resume")
+            raise SystemExit(128 + signal)
+
+    # ---- evaluate and save ----------------------------------------------------------------------
+
+    def eval_settings(self) -> dict:
+        """evaluate's keyword arguments that are flags."""
+        names = ("max_completion_length", "max_pixels", "seed")
         return {name: getattr(self.config, name) for name in names}
 
+    def validate(self) -> bool:
+        """A reading of the validation split, noted and said; whether it is the best so far."""
+        past, step = self.state["val"], self.state["step"]
+        reading = evaluate(self.model, self.processor, self.task.val, **self.eval_settings())
+        best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
+        past.append({"step": step, **reading})
+        found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
+        self.log.say(f"step {step}, {self.config.eval_split}: {found}")
+        return best
 
-def prepare_run(config: Config, ranks: Ranks, task: Task | None = None) -> Run:
+    def read_finals(self, title: str) -> dict[str, dict]:
+        """evaluate_all on each of the last evaluation's splits, said as lines."""
+        readings = {}
+        for split, examples in self.task.finals.items():
+            readings[split] = evaluate_all(
+                self.model, self.processor, examples, **self.eval_settings()
+            )
+            self.log.say(summary(f"{title}, {split}", readings[split]))
+        return readings
+
+    def save(self, best: bool = False) -> str:
+        """A checkpoint of the last whole step, by the first process; says whether it is there.
+
+        Where the weights are no longer that step's, an error having come in the middle of an
+        update, nothing is written.
+        """
+        step, written = self.state["step"], True
+        if self.weights_step != step:
+            return f"step {step} is not saved, an update was under way"
+        if self.log.active:
+            state = {**self.state, "positions": self.log.positions(), "config": asdict(self.config)}
+            written = checkpoint.save_checkpoint(
+                self.config.output_dir,
+                step,
+                self.model,
+                self.processor,
+                self.optimizer,
+                state,
+                save_total_limit=self.config.save_total_limit,
+                best=best,
+            )
+        return f"step {step} is saved" if written else f"step {step} could NOT be saved"
+
+    def finish(self) -> dict:
+        """The last evaluation; model and result.json are written. Returns the result."""
+        config = self.config
+        result = {"config": asdict(config), **self.state, "final": self.read_finals(config.method)}
+        if self.log.active:
+            self.log.write("result.json", result)
+            save_model(config.output_dir, self.model, self.processor)
+            self.log.say(f"model, metrics and result are in {config.output_dir}")
+        return result
+
+
+@contextmanager
+def start(config: Config, ranks: Ranks, task: Task | None = None) -> Iterator[Run]:
+    """A Run, ready for its next step. Whatever error ends the loop, the last whole step is saved
+    where the weights are still its, and memory that runs out ends it in one line.
     """
-    Load everything, resume if asked to, read the starting model; InputError before anything is
+    run = prepare(config, ranks, task)
+    try:
+        with Interrupt() as run.interrupt:
+            yield run
+    except Exception as error:
+        run.optimizer.zero_grad()
+        saved = run.save()
+        if isinstance(error, torch.OutOfMemoryError):
+            told = f"out of memory; {saved}; what helps: {FLAGS}; then --resume"
+            raise InputError(told) from None
+        run.log.say(f"ended by an error; {saved}")
+        raise
+    finally:
+        run.scorer.close()
+
+
+def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:
+    """The P examples of a step; a new shuffle each epoch.
+
+    A pure function of (seed, step), so that a resumed run needs no state for it.
+    """
+    picked = []
+    for p in range(config.prompts_per_step):
+        epoch, place = divmod(step * config.prompts_per_step + p, len(data))
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(data), generator=generator)
+        picked.append(data[int(order[place])])
+    return picked
+
+
+def group_line(step: int, group: Group) -> dict:
+    """A group as tools/report.py shows it."""
+    responses = []
+    for g, response in enumerate(group.responses):
+        rewards = {name: float(values[g]) for name, values in group.rewards.items()}
+        advantage = float(group.advantages[g])
+        responses.append({"text": response.text, "advantage": advantage, **rewards})
+    return {
+        "step": step,
+        "question": group.example.question,
+        "answer": group.example.answer,
+        "facts": [list(fact) for fact in group.example.facts],
+        "image": thumbnail(group.example),
+        "mode": MODE_NAMES[group.mode],
+        "target": group.target,
+        "responses": responses,
+    }
+
+
+def summary(title: str, readings: dict[str, dict]) -> str:
+    """evaluate_all's result in one line."""
+    greedy, sampled, direct = readings["greedy"], readings["sampled"], readings["direct"]
+    low, high = interval(greedy["accuracy"], greedy["count"])
+    return (
+        f"{title}: accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy, "
+        f"{sampled['accuracy']:.3f} at temperature 1, {direct['accuracy']:.3f} answering directly; "
+        f"format {greedy['format']:.3f}, stated facts true {sampled['fact_precision']:.3f}, "
+        f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)"
+    )
+
+
+# ---- before the first step -----------------------------------------------------------------------
+
+
+def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
+    """Load everything, resume if asked to, read the starting model; InputError before anything is
     written over.
     """
     log = Log(config.output_dir, ranks.rank == 0)
-    own_reward = load_reward(config.reward)
+    scorer = Rules(config)
     found = broadcast_object(find_run(config) if log.active else None, ranks)
     log.open(fresh=found is None)
-    model, processor = load_model(config, ranks.device)
     task = task or load_task(config, log)
+    model, processor = first_load(config, ranks)
     finish_config(config, model, ranks, len(task.train))
     ref_model = None
     if config.beta > 0:
         reference = replace(config, model=config.ref_model or config.model)
         ref_model = load_model(reference, ranks.device)[0].requires_grad_(False)
-    betas = (config.adam_beta1, config.adam_beta2)
+    in_bf16 = next(model.parameters()).dtype == torch.bfloat16
     optimizer = build_optimizer(
-        model, config.optim, config.learning_rate, config.weight_decay, betas, seed=config.seed
+        model,
+        "adamw_bf16" if in_bf16 else "adamw",
+        config.learning_rate,
+        config.weight_decay,
+        (0.9, config.adam_beta2),
+        seed=config.seed,
     )
-    judge = None
-    if config.judge_url:
-        knobs = {"parallel": config.judge_parallel, "timeout": config.judge_timeout}
-        judge = open_judge(
-            config.judge_url, config.judge_model, output_dir=config.output_dir, **knobs
-        )
-    log.say(
-        "{}: {:,} parameters train, {:,} are frozen".format(config.model, *parameter_counts(model))
-    )
+    counts = "{:,} parameters train, {:,} are frozen".format(*parameter_counts(model))
+    log.say(f"{config.model}: {counts}")
     log.say(
         f"{len(task.train)} training examples, {config.max_steps} steps of "
         f"{config.prompts_per_step} prompts"
     )
-
     state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}}
-    run = Run(
-        config, ranks, log, model, processor, task, optimizer, ref_model, own_reward, judge, state
-    )
+    run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
     if found:
-        run.state.update(resume(config, found, model, optimizer, log))
-        if judge:
-            restore_template(judge, run.state["step"])
-    if judge and log.active:
-        save_template(judge)
+        state.update(resume(config, found, model, optimizer, log))
+    run.weights_step = state["step"]
+    scorer.resume(state["step"])
     for line in estimate_memory(run):
         log.say(line)
     if log.active:
-        checkpoint.clean_checkpoints(config.output_dir, run.state["step"])
-    if config.eval_base and not run.state["base"]:
-        run.state["base"] = read_finals(run, "base")
+        checkpoint.clean_checkpoints(config.output_dir, state["step"])
+    if config.eval_base and not state["base"]:
+        state["base"] = run.read_finals("base")
     return run
 
 
-def estimate_memory(run: Run) -> list[str]:
-    """
-    memory.py's estimate for the longest of the first prompts, as lines; on CUDA with a warning if
-    it won't fit.
-    """
-    config = run.config
-    first = [run.task.train[i] for i in range(min(8, len(run.task.train)))]
-    prompts = [
-        encode_prompt(run.processor, example, max_pixels=config.max_pixels) for example in first
-    ]
-    longest = max(prompts, key=lambda prompt: prompt.input_ids.shape[1])
-    knobs = run.settings(
-        "num_generations", "max_completion_length", "micro_batch_prompts", "head_chunk_tokens"
-    )
-    knobs |= run.settings("gradient_checkpointing", "beta")
-    share = -(-config.prompts_per_step // run.ranks.world_size)
-    shape = shape_of(run.model, longest, prompts_per_step=share, **knobs)
-    return report_memory(memory_estimate(run.model, shape), run.ranks.device)
+def first_load(config: Config, ranks: Ranks):
+    """load_model; of several processes the first makes the tiny base, and the others find it."""
+    if config.model == "tiny" and ranks.world_size > 1:
+        if ranks.rank == 0:
+            load_model(config, ranks.device)
+        broadcast_object(None, ranks)
+    return load_model(config, ranks.device)
 
 
-def read_finals(run: Run, title: str) -> dict[str, dict]:
-    """evaluate_all on each of the last evaluation's splits, said as lines."""
-    readings = {}
-    for split, examples in run.task.finals.items():
-        settings = run.settings("max_completion_length", "max_pixels", "seed")
-        readings[split] = evaluate_all(
-            run.model, run.processor, examples, score=run.task.score, **settings
-        )
-        run.log.say(summary(f"{title}, {split}", readings[split]))
-    return readings
-
-
-def load_model(config: Config, device):
-    """
-    The model to train and its processor: from the hub, from a folder, or the tiny one after its
+def load_model(config: Config, device: torch.device):
+    """The model to train and its processor: from the hub, from a folder, or the tiny one after its
     base stage.
     """
     if config.model == "tiny":
-        taught = (
-            config.base_format_rate,
-            config.freeze_vision,
-            config.base_tasks,
-            config.base_task_steps,
-        )
+        taught = (config.base_format_rate, config.freeze_vision)
+        if hasattr(config, "base_tasks"):  # curr_reft.py's
+            taught += (config.base_tasks, config.base_task_steps)
         model, processor = base_model(config.base_steps, config.base_seed, *taught)
         return model.to(device), processor
     dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
@@ -178,21 +337,11 @@ def load_model(config: Config, device):
     return load_vlm(config.model, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
 
 
-def make_base(config: Config, ranks: Ranks) -> None:
-    """
-    The tiny model's base stage, by the first process alone: transformers saves a whole model on no
-    other.
-    """
-    if config.model == "tiny" and ranks.world_size > 1:
-        if ranks.rank == 0:
-            load_model(config, ranks.device)
-        broadcast_object(None, ranks)  # the others wait here, and then find it made
-
-
-def load_split(config: Config, split: str, size: int | None, tasks=("chart",)):
-    """
-    One split of the configured data set; of the training split alone the noise, the choice and the
-    traces.
+def load_split(
+    config: Config, split: str, size: int | None, tasks: Sequence[str] = ("chart",)
+) -> Sequence[Example]:
+    """One split of the configured data set; of the training split alone the noise, the choice and
+    the traces.
     """
     training = split == "train"
     return load_data(
@@ -208,9 +357,8 @@ def load_split(config: Config, split: str, size: int | None, tasks=("chart",)):
     )
 
 
-def load_finals(config: Config, log: Log) -> dict:
-    """
-    The splits of the last evaluation: those asked for; else test and ood as far as the data has
+def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
+    """The splits of the last evaluation: those asked for; else test and ood as far as the data has
     them, or eval_split.
     """
     if config.final_splits is not None:
@@ -225,24 +373,58 @@ def load_finals(config: Config, log: Log) -> dict:
 
 
 def load_task(config: Config, log: Log) -> Task:
-    """The configured data set's splits, scored by the answer metric."""
-    train_split = load_split(config, "train", config.train_size)
+    """The configured data set's splits."""
     return Task(
-        train_split,
+        load_split(config, "train", config.train_size),
         load_split(config, config.eval_split, config.eval_size),
         load_finals(config, log),
     )
 
 
-def find_run(config: Config):
+def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
+    """The flags that depend on the model or on the number of training examples."""
+    if config.prompts_per_step < ranks.world_size:
+        raise InputError(
+            f"--prompts_per_step {config.prompts_per_step}: "
+            f"{ranks.world_size} processes need at least one each"
+        )
+    if config.max_steps is None:
+        steps = int(config.num_train_epochs * examples / config.prompts_per_step)
+        config.max_steps = max(1, steps)
+    config.eval_steps = config.eval_steps or max(1, config.max_steps // 10)
+    config.save_steps = config.save_steps or config.max_steps
+    if config.eval_base is None:
+        config.eval_base = config.model == "tiny"
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+
+
+def estimate_memory(run: Run) -> list[str]:
+    """lib/memory.py's estimate for the longest of the first prompts, as lines; on CUDA with a
+    warning if it won't fit.
     """
-    The checkpoint to go on from, or None for a new run; InputError rather than writing over
+    config = run.config
+    first = [run.task.train[i] for i in range(min(8, len(run.task.train)))]
+    prompts = [encode_prompt(run.processor, e, max_pixels=config.max_pixels) for e in first]
+    names = ("num_generations", "max_completion_length", "micro_batch_prompts")
+    flags = {name: getattr(config, name) for name in (*names, "gradient_checkpointing", "beta")}
+    shape = shape_of(
+        run.model,
+        max(prompts, key=lambda prompt: prompt.input_ids.shape[1]),
+        prompts_per_step=-(-config.prompts_per_step // run.ranks.world_size),
+        head_chunk_tokens=HEAD_CHUNK,
+        **flags,
+    )
+    return report_memory(memory_estimate(run.model, shape), run.ranks.device)
+
+
+def find_run(config: Config) -> Path | None:
+    """The checkpoint to go on from, or None for a new run; InputError rather than writing over
     another run.
     """
     if config.resume:
-        found = checkpoint.find_checkpoint(
-            config.output_dir if config.resume == "last" else config.resume
-        )
+        last = config.resume == "last"
+        found = checkpoint.find_checkpoint(config.output_dir if last else config.resume)
         if found is None:
             raise InputError(
                 f"--resume: no complete checkpoint in {config.output_dir}; start without --resume"
@@ -256,35 +438,16 @@ def find_run(config: Config):
     return None
 
 
-def resume(config: Config, found, model, optimizer, log: Log) -> dict:
-    """
-    Put a checkpoint into model, optimizer and logs; returns the loop's state. Says which flags
+def resume(config: Config, found: Path, model, optimizer, log: Log) -> dict:
+    """Put a checkpoint into model, optimizer and logs; returns the loop's state. Says which flags
     have changed.
     """
     state = checkpoint.load_checkpoint(found, model, optimizer)
     for change in checkpoint.changed_flags(state.pop("config"), asdict(config), FREE_TO_CHANGE):
         log.say(f"warning: resumed with another {change}")
-    log.cut(state)
+    log.cut(state["positions"])
     log.say(f"resumed from {found} at step {state['step']}")
     best = max(state["val"], key=lambda reading: reading["accuracy"], default={"step": None})
     if log.active and best["step"] == state["step"]:  # a kill can fall between checkpoint and name
         checkpoint.name_best(config.output_dir, state["step"])
     return {name: state[name] for name in ("step", "seconds", "bad_steps", "val", "base")}
-
-
-def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
-    """The knobs that depend on the model or on the number of training examples."""
-    if config.prompts_per_step < ranks.world_size:
-        raise InputError(
-            f"--prompts_per_step {config.prompts_per_step}: "
-            f"{ranks.world_size} processes need at least one each"
-        )
-    if config.max_steps is None:
-        config.max_steps = max(1, int(config.num_train_epochs * examples / config.prompts_per_step))
-    config.eval_steps = config.eval_steps or max(1, config.max_steps // 10)
-    config.save_steps = config.save_steps or config.max_steps
-    config.eval_base = config.model == "tiny" if config.eval_base is None else config.eval_base
-    if config.optim is None:
-        config.optim = "adamw_bf16" if next(model.parameters()).dtype == torch.bfloat16 else "adamw"
-    if config.gradient_checkpointing:
-        checkpoint_activations(model)

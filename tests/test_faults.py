@@ -334,7 +334,9 @@ def torchrun(code, count=2, helpers="tests.test_faults"):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(count))
-    start = "from lib import ranks as several\nranks = several.setup_distributed('cpu', timeout=120)\n"
+    start = (
+        "from lib import ranks as several\nranks = several.setup_distributed('cpu', timeout=120)\n"
+    )
     return [
         child(start + code, helpers, RANK=str(rank), LOCAL_RANK=str(rank), **environment)
         for rank in range(count)
