@@ -1,0 +1,174 @@
+"""Curr-ReFT's question forms (arXiv 2503.07065): the same item as a decision, a choice, or itself.
+
+    judge    Is the answer X right, yes or no?      yes or no
+    choice   lettered options, several may be right      A, C
+    open     the item as it is
+
+The curriculum asks them (curr_reft.py), and the tiny model's base has met them (lib/tiny.py).
+`grade(example, text, tolerance=0.0)`, in [0, 1], says whether a text answers an Example right: it
+is handed in, since data/ knows no metric. Left out: choices among pictures, several boxes.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from data.charts import EXPLAIN
+from data.example import THINK, Example, InputError
+
+FORMS = ("judge", "choice", "open")  # in the order of the curriculum
+LETTERS = "ABCD"
+DECISIONS = ["yes", "no"]
+TOLERANCE = 0.05  # a wrong number differs by more: a lenient metric would take less as right
+TRIES = 64  # answers drawn when wrong ones are looked for
+NUMBER = re.compile(r"[-\u2212]?\$?[\d,]*\.?\d+ ?%?")
+
+# ---- the questions of a stage -------------------------------------------------------------------
+
+
+def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -> list[Example]:
+    """The Examples in one of FORMS; a pure function of its arguments.
+
+    Of the answers that judge questions propose half are right, within each task. InputError for an
+    answer that is none of its own kind, and where there is no wrong one to offer.
+    """
+    examples = [examples[i] for i in range(len(examples))]
+    for example in examples:
+        if grade(example, example.answer) < 1:
+            wanted = {"box": "left,top,right,bottom", "labels": "labels between commas"}
+            wanted = wanted.get(example.kind, "a word or number")
+            raise InputError(f"{example.id}: {example.answer!r} is no answer; give {wanted}")
+    if form == "open":
+        return examples
+    pool = answer_pool(examples)
+    counts = Counter()
+    asked = []
+    for index, example in enumerate(examples):
+        rng = np.random.default_rng([seed, FORMS.index(form), index])
+        counts[example.task] += 1
+        right = counts[example.task] % 2 == 1
+        asked.append(in_form(form, example, pool, rng, right, grade))
+    return asked
+
+
+def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Callable) -> Example:
+    """One Example as a judge question, proposing its answer or a wrong one, or as a choice."""
+    if form == "judge":
+        return to_judge(example, pool, rng, right, grade)
+    return to_choice(example, pool, rng, grade)
+
+
+def to_judge(example: Example, pool: dict, rng, right: bool, grade: Callable) -> Example:
+    """The Example as a decision about its answer or about a wrong one."""
+    proposed = example.answer if right else wrong_answers(example, pool, rng, grade)[0]
+    question = f"Is the answer {proposed} right, yes or no?\n{example.question}"
+    decision = DECISIONS[0 if right else 1]
+    return replace(example, question=question, answer=decision, options=None, kind="decision")
+
+
+def to_choice(example: Example, pool: dict, rng, grade: Callable) -> Example:
+    """The Example as a choice: its answer among up to three wrong ones.
+
+    The labels of a classification are options of their own, up to three of them right.
+    """
+    if example.kind == "labels":
+        right, wrong = choose_labels(example, pool, rng)
+    else:
+        right = [example.answer]
+        wrong = wrong_answers(example, pool, rng, grade)[: len(LETTERS) - 1]
+    order = rng.permutation(len(right + wrong)).tolist()
+    options = [(right + wrong)[i] for i in order]
+    answer = ", ".join(letter for letter, i in zip(LETTERS, order) if i < len(right))
+    lines = "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options))
+    question = f"Choose all right letters.\n{lines}\n{example.question}"
+    return replace(example, question=question, answer=answer, options=options, kind="letters")
+
+
+# ---- wrong answers ------------------------------------------------------------------------------
+
+
+def answer_pool(examples: Sequence) -> dict:
+    """All answers by kind, each as often as it occurs: a wrong one must not stand out as rare."""
+    pool = {}
+    for index in range(len(examples)):
+        example = examples[index]
+        pool.setdefault(pool_key(example), []).append(example.answer)
+    return pool
+
+
+def pool_key(example: Example) -> tuple[str, str, bool]:
+    """What another answer must share to be alike: the task, its kind, and being a number."""
+    number = NUMBER.fullmatch(example.answer.strip()) is not None
+    return example.task, example.kind, number
+
+
+def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[str]:
+    """Distinct wrong answers like the right one, in random order, at least one (InputError).
+
+    The other options, yes or no, other values or other names of the chart, if the right answer is
+    one of these; else answers to other questions, of the same task where it has any.
+    """
+    values = [fact[-1] for fact in example.facts]
+    names = [name for fact in example.facts for name in fact[:-1]]
+    sources = [example.options or [], DECISIONS, values, names]
+    sources = [s for s in sources if any(grade(example, text) == 1 for text in s)][:1]
+    key = pool_key(example)
+
+    def draw(source):
+        drawn = dict.fromkeys(source[i] for i in rng.integers(len(source), size=TRIES))
+        return [text for text in drawn if grade(example, text, tolerance=TOLERANCE) < 1]
+
+    wrong = draw(sources[0] if sources else pool[key])
+    wrong = wrong or draw([text for other in pool if other[1:] == key[1:] for text in pool[other]])
+    if wrong:
+        return wrong
+    raise InputError(
+        f"{example.id}: there is no wrong answer of the kind of {example.answer!r} to offer; "
+        f"it takes more examples of this task, or --stages open reject"
+    )
+
+
+def choose_labels(example: Example, pool: dict, rng) -> tuple[list[str], list[str]]:
+    """(right labels, wrong labels) of a classification: up to four, neither list empty."""
+    present = sorted(split_labels(example.answer))
+    known = set().union(*map(split_labels, pool[pool_key(example)]))
+    absent = sorted(known - set(present))
+    if not absent:
+        raise InputError(f"{example.id}: has every label of its task, so there is no wrong one")
+    count = int(rng.integers(1, len(LETTERS)))  # of right ones
+    right = [present[i] for i in rng.permutation(len(present))[:count]]
+    wrong = [absent[i] for i in rng.permutation(len(absent))[: len(LETTERS) - len(right)]]
+    return right, wrong
+
+
+def split_labels(answer: str) -> set[str]:
+    """The labels between commas or semicolons, in lower case."""
+    parts = re.split("[,;]", answer.strip("[] "))
+    return {part.strip().casefold() for part in parts if part.strip()}
+
+
+# ---- the tiny model's base ----------------------------------------------------------------------
+
+
+def mix_forms(batch: list, forms: list[str], pool: dict, rng, grade: Callable) -> list:
+    """A batch of charts.base_batch with some questions in other forms, for the tiny model's base.
+
+    A pretrained model has met decisions and lettered options; without them no sample of a stage's
+    form would ever come. forms: of "judge", "choice". Half of the questions to be thought about or
+    explained get one of them; a working then ends in the form's answer. pool: answer_pool of like
+    questions.
+    """
+    mixed = []
+    for example, instruction, target in batch:
+        form = str(rng.choice([*["open"] * len(forms), *forms]))
+        asks = instruction in (THINK, EXPLAIN) and pool_key(example) in pool
+        if asks and form != "open":
+            asked = in_form(form, example, pool, rng, rng.random() < 0.5, grade)
+            working = target.partition(".\nAnswer: ")[0] + ".\nAnswer: "
+            target = asked.answer if target == example.answer else working + asked.answer
+            example = asked
+        mixed.append((example, instruction, target))
+    return mixed
