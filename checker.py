@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from config import tolerances
 from data import charts
 from data.example import InputError
 from data.own import MARKER
@@ -140,7 +141,7 @@ class Rules:
         settings = dict(
             truncated=[response.truncated],
             reward_weights=config.reward_weights,
-            tolerance=config.train_tolerance,
+            tolerance=tolerances(config)[0],
         )
         scored = score([response.text], example, **settings)
         if self.own_reward is not None:

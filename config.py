@@ -52,7 +52,9 @@ class Config:
     max_prompt_length: int | None = knob(
         None, "data", "most tokens of a prompt, image included; longer is an error", low=1
     )
-    skip_long_prompts: bool = knob(False, "data", "leave longer prompts out, and count them")
+    skip_bad_rows: bool = knob(
+        False, "data", "leave out, and count, what can't be read, asked or answered"
+    )
     max_pixels: int | None = knob(
         None,
         "data",
@@ -108,8 +110,12 @@ class Config:
     reward_weights: list[float] | None = knob(
         None, "rewards", "of format, accuracy, thinking", low=0
     )
-    train_tolerance: float = knob(
-        0.0, "rewards", "relative error that counts as a right answer in training", low=0
+    tolerance: float | None = knob(
+        None,
+        "rewards",
+        "relative error that a right number may have; default: 0, and 0.05 where ChartQA is "
+        "evaluated",
+        low=0,
     )
     reward: str | None = knob(
         None,
@@ -272,6 +278,13 @@ def resolve(config, own: dict | None = None):
             f"{config.method} samples none while it memorizes; take grpo"
         )
     return config
+
+
+def tolerances(config) -> tuple[float, float]:
+    """The relative errors of a right number in training and in evaluation (ChartQA's, as published)."""
+    if config.tolerance is not None:
+        return config.tolerance, config.tolerance
+    return 0.0, 0.05 if config.dataset == "chartqa" else 0.0
 
 
 def check_range(flag, value) -> None:

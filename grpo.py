@@ -21,14 +21,16 @@ def group_advantages(rewards: torch.Tensor, scale: bool = True, eps: float = 1e-
     Advantages relative to the group (GRPO, eq. in section 4.1.2; DyME, section 2).
 
     rewards (P, G), or (G,) of one group. Returns the same shape: (r - mean) / (std + eps), std
-    unbiased; with scale=False (Dr. GRPO) only r - mean. A group of one has nothing to compare
-    itself with: ValueError.
+    unbiased; with scale=False (Dr. GRPO) only r - mean. Exactly 0 where all rewards of a group are
+    equal: the mean of equal floats isn't always the float, and an optimizer that normalizes would
+    make a full step of what is left. A group of one has nothing to compare itself with: ValueError.
     """
     if rewards.shape[-1] < 2:
         raise ValueError(
             "group_advantages: num_generations must be at least 2, a group compares with itself"
         )
-    centred = rewards - rewards.mean(dim=-1, keepdim=True)  # (P, G)
+    equal = (rewards == rewards[..., :1]).all(dim=-1, keepdim=True)  # (P, 1)
+    centred = (rewards - rewards.mean(dim=-1, keepdim=True)).masked_fill(equal, 0)  # (P, G)
     if not scale:
         return centred
     return centred / (rewards.std(dim=-1, keepdim=True) + eps)

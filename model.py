@@ -13,13 +13,14 @@ Left out: several images in one prompt, video, tensor parallelism.
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from data import InputError, open_image
+from data import Example, InputError, open_image
 from data.example import THINK
 
 PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
@@ -49,25 +50,33 @@ def get_tokenizer(processor):
     return getattr(processor, "tokenizer", processor)
 
 
+def question_text(example: Example) -> str:
+    """The question as it is asked: with its options, where it has any, lettered."""
+    options = [f"{letter}. {text}" for letter, text in zip(ascii_uppercase, example.options or [])]
+    return "\n".join([example.question, *options])
+
+
+def special_token(processor, example: Example) -> str | None:
+    """A special token inside the question or its options: the model would take it for a real one."""
+    text = question_text(example)
+    return next((t for t in get_tokenizer(processor).all_special_tokens if t in text), None)
+
+
 def encode_prompt(
-    processor, example, instruction: str | None = None, max_pixels: int | None = None
+    processor, example: Example, instruction: str | None = None, max_pixels: int | None = None
 ) -> Prompt:
-    """
-    THE prompt: image, instruction, question, through the model's own chat template; for training
+    """THE prompt: image, instruction, question, through the model's own chat template; for training
     and evaluation.
 
     instruction: by default the example's own, or THINK. max_pixels caps the image's area (in
-    pixels) before the processor sees it; nothing is ever truncated.
+    pixels) before the processor sees it; nothing is ever truncated. InputError, naming the
+    example, for what can't be asked.
     """
+    name = example.id or "example"
     image = open_image(example, max_pixels)
-    instruction = instruction or example.instruction or THINK
-    text = f"{instruction}\n{example.question}"
-    image_token = getattr(processor, "image_token", None)
-    if image_token and image_token in text:
-        raise InputError(
-            f"{example.id or 'example'}: take {image_token} out of the question; "
-            "the image is put in for you"
-        )
+    if token := special_token(processor, example):
+        raise InputError(f"{name}: take {token} out of the question: to the model it isn't text")
+    text = f"{instruction or example.instruction or THINK}\n{question_text(example)}"
     if hasattr(processor, "image_processor"):
         content = [{"type": "text", "text": text}]
         if image is not None:
@@ -76,21 +85,23 @@ def encode_prompt(
     elif image is None:
         messages = [{"role": "user", "content": text}]
     else:
-        raise InputError(
-            f"{example.id or 'example'}: has an image, but the model is text only; "
-            "choose a VLM with --model"
-        )
+        raise InputError(f"{name}: has an image, the model is text only; choose a VLM with --model")
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if image is None:
         tokens = get_tokenizer(processor)(prompt, return_tensors="pt", add_special_tokens=False)
         return Prompt(tokens["input_ids"])
-    inputs = dict(
-        processor(images=[image], text=[prompt], return_tensors="pt", add_special_tokens=False)
-    )
+    try:
+        inputs = processor(
+            images=[image], text=[prompt], return_tensors="pt", add_special_tokens=False
+        )
+    except Exception as error:  # each processor has its own limits of size and shape
+        size = f"{image.width} x {image.height} pixels"
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"{name}: the image, {size}, can't be processed ({reason})") from error
+    inputs = dict(inputs)
     inputs.pop("attention_mask")
-    return Prompt(
-        inputs.pop("input_ids"), token_types=inputs.pop("mm_token_type_ids", None), images=inputs
-    )
+    types = inputs.pop("mm_token_type_ids", None)
+    return Prompt(inputs.pop("input_ids"), token_types=types, images=inputs)
 
 
 def prompt_to(prompt: Prompt, device) -> Prompt:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from checker import Rules
-from config import Config
+from config import Config, tolerances
 from data import Example, InputError, NoSplit, load_data
 from dyme import HEAD_CHUNK
 from evaluate import evaluate, evaluate_all, interval
@@ -81,22 +81,25 @@ class Run:
     def encode(self, place: int, example: Example) -> Group | None:
         """An example's Group, with its image's features where the vision tower is frozen.
 
-        None for a prompt that is too long, with --skip_long_prompts; without it InputError:
-        nothing is truncated.
+        With --skip_bad_rows None for a row that only now turns out to be bad: its slot stays
+        empty, so that the order of the others never moves. Without it InputError.
         """
         config = self.config
-        (group,) = make_groups(
-            self.model, self.processor, [example], places=[place], max_pixels=config.max_pixels
-        )
-        length = group.prompt.input_ids.shape[1]
-        if config.max_prompt_length is not None and length > config.max_prompt_length:
-            if config.skip_long_prompts:
-                return None
-            raise InputError(
-                f"{example.id}: its prompt has {length} tokens, --max_prompt_length is "
-                f"{config.max_prompt_length}; lower --max_pixels, raise the limit, or give "
-                "--skip_long_prompts"
+        try:
+            (group,) = make_groups(
+                self.model, self.processor, [example], places=[place], max_pixels=config.max_pixels
             )
+            length, most = group.prompt.input_ids.shape[1], config.max_prompt_length
+            if most is not None and length > most:  # nothing is ever truncated
+                raise InputError(
+                    f"{example.id}: its prompt has {length} tokens, --max_prompt_length is {most}; "
+                    "lower --max_pixels, raise the limit, or give --skip_bad_rows"
+                )
+        except InputError as error:
+            if not config.skip_bad_rows:
+                raise
+            self.log.say(f"warning: left out: {error}")
+            return None
         if config.freeze_vision:  # once, for the rollout and the first update
             group.prompt.features = image_features(self.model, group.prompt)
         return group
@@ -112,9 +115,9 @@ class Run:
         config, state, log = self.config, self.state, self.log
         stats = {**stats, **group_sums(groups, MODE_NAMES), "skipped": self.skipped}
         sums = reduce_sums(stats, self.ranks)
-        line = {"step": step, **means(sums), **moved}
+        line = {"step": step, **means(sums, MODE_NAMES), **moved}
         line |= {name: value for name, value in self.clock.items() if name.startswith("seconds_")}
-        line["seconds"] = self.clock["now"] - self.clock["start"]
+        line["step_time"] = self.clock["now"] - self.clock["start"]  # seconds
         line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
         log.append("metrics.jsonl", line)
         self.bar.set_postfix({k: f"{line[k]:.2f}" for k in ("reward", "correct") if k in line})
@@ -123,7 +126,7 @@ class Run:
                 log.append("groups.jsonl", group_line(step, group))
 
         state["step"] = self.weights_step = step + 1
-        state["seconds"] += line["seconds"]
+        state["seconds"] += line["step_time"]
         state["bad_steps"] = 0 if moved["finite"] else state["bad_steps"] + 1
         best = state["step"] % config.eval_steps == 0 and self.validate()
         stuck = state["bad_steps"] >= MAX_BAD_STEPS
@@ -143,7 +146,8 @@ class Run:
     def eval_settings(self) -> dict:
         """evaluate's keyword arguments that are flags."""
         names = ("max_completion_length", "max_pixels", "seed")
-        return {name: getattr(self.config, name) for name in names}
+        settings = {name: getattr(self.config, name) for name in names}
+        return {**settings, "tolerance": tolerances(self.config)[1]}
 
     def validate(self) -> bool:
         """A reading of the validation split, noted and said; whether it is the best so far."""

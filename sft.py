@@ -21,9 +21,13 @@ def target_text(thinking: str | None, answer: str) -> str:
 
 
 def target_ids(processor, text: str) -> list[int]:
-    """The memorized text's token ids, the end token included."""
+    """The memorized text's token ids, the end token included.
+
+    Text is text: what looks like a special token in a trace or an answer is spelt, not meant.
+    """
     tokenizer = get_tokenizer(processor)
-    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids + [tokenizer.eos_token_id]
 
 
 def sft_loss(

@@ -156,6 +156,17 @@ def test_advantages_are_centred_scaled_and_zero_when_all_rewards_are_equal():
         group_advantages(torch.ones(2, 1))
 
 
+@pytest.mark.parametrize("value", [1.4, 1.857, 0.1, 2 / 3, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [True, False])
+def test_equal_rewards_have_advantage_exactly_0(value, dtype, scale):
+    for generations in (2, 3, 7, 8, 16):
+        rewards = torch.full((2, generations), value, dtype=dtype)
+        rewards[1, 0] += 1
+        advantages = group_advantages(rewards, scale)
+        assert not advantages[0].any() and advantages[1].all()
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_with_the_steps_normalizer_chunks_add_up_to_the_whole(loss_type):
     logprobs, advantages = torch.randn(6, 7), torch.randn(6)
@@ -209,6 +220,23 @@ def test_memorized_target_is_trace_answer_and_end_token(vlm):
     ids = target_ids(vlm[1], target_text("Goal: find min.", "red"))
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == "Goal: find min.\nAnswer: red"
+
+
+def test_special_tokens_in_a_target_are_text_and_in_a_question_an_error(vlm):
+    tokenizer = get_tokenizer(vlm[1])
+    for token in tokenizer.all_special_tokens:
+        ids = target_ids(vlm[1], f"red {token} 3")
+        assert tokenizer.decode(ids[:-1]) == f"red {token} 3"
+        assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
+        for asked in ({"question": f"what {token}"}, {"options": ["a", token]}):
+            with pytest.raises(InputError, match="row 7"):
+                encode_prompt(vlm[1], Example(id="row 7", **asked))
+
+
+def test_options_are_asked_with_their_letters(vlm):
+    example = Example(question="Which bar is highest", options=["red", "blue"])
+    asked = get_tokenizer(vlm[1]).decode(encode_prompt(vlm[1], example).input_ids[0])
+    assert "Which bar is highest\nA. red\nB. blue<|im_end|>" in asked
 
 
 def test_memorized_group_weighs_one_gth_of_a_group(vlm, groups):

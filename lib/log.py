@@ -1,7 +1,7 @@
 """The log of a run: what a step looked like, in one line of <output_dir>/metrics.jsonl.
 
-Sums first, so that several processes can add theirs up; then means. What to watch, and why, is in
-the README.
+Sums first, so that several processes can add theirs up; then means, under TRL's names where TRL
+has one. What to watch, and why, is in the README.
 """
 
 import base64
@@ -18,24 +18,36 @@ from tqdm import tqdm
 from data import Example, open_image
 
 # of a step's responses: summed up, and divided by their number
-PER_RESPONSE = ("reward", "format", "accuracy", "thinking", "correct")
-PER_RESPONSE += ("truncated", "distinct", "advantage")
+PER_RESPONSE = {
+    "reward": "reward",
+    "format": "rewards/format/mean",
+    "accuracy": "rewards/accuracy/mean",
+    "thinking": "rewards/thinking/mean",
+    "correct": "correct",  # right and in the right format: what the switch counts
+    "length": "completions/mean_length",  # tokens
+    "truncated": "completions/clipped_ratio",
+    "distinct": "distinct",
+    "advantage": "advantage",  # its size
+}
+# of the groups, of which MODE_NAMES' shares are logged too
+PER_GROUP = {"equal": "frac_reward_zero_std", "all_wrong": "all_wrong", "all_right": "all_right"}
+# of the tokens that were sampled and learned from
+PER_TOKEN = {"kl": "kl", "ratio": "ratio", "approx_kl": "approx_kl"}
+PER_TOKEN |= {"clip_low": "clip_ratio/low_mean", "clip_high": "clip_ratio/high_mean"}
 
 
 def group_sums(groups: list, mode_names: tuple[str, ...]) -> dict[str, float]:
     """Sums over some Groups and their responses, to be added up over processes; see `means`."""
-    sums = dict.fromkeys([f"groups/{name}" for name in mode_names], 0.0)
-    sums |= dict.fromkeys(("groups/equal", "groups/all_wrong", "groups/all_right"), 0.0)
-    sums |= dict.fromkeys((*PER_RESPONSE, "responses", "length"), 0.0)
+    sums = dict.fromkeys([*mode_names, *PER_GROUP, *PER_RESPONSE, "responses"], 0.0)
     sums["groups"] = float(len(groups))
     for group in groups:
-        sums[f"groups/{mode_names[group.mode]}"] += 1
+        sums[mode_names[group.mode]] += 1
         if not group.responses:
             continue
         total, correct = group.rewards["total"], group.rewards["correct"]
-        sums["groups/equal"] += float((total == total[0]).all())
-        sums["groups/all_wrong"] += float(not correct.any())
-        sums["groups/all_right"] += float(correct.all())
+        sums["equal"] += float((total == total[0]).all())
+        sums["all_wrong"] += float(not correct.any())
+        sums["all_right"] += float(correct.all())
         sums["reward"] += total.sum().item()
         for name in ("format", "accuracy", "thinking", "correct"):
             sums[name] += group.rewards[name].sum().item()
@@ -47,20 +59,16 @@ def group_sums(groups: list, mode_names: tuple[str, ...]) -> dict[str, float]:
     return sums
 
 
-def means(sums: dict[str, float]) -> dict[str, float]:
+def means(sums: dict[str, float], mode_names: tuple[str, ...]) -> dict[str, float]:
     """A metrics line's shares and means from the step's sums."""
-    line = {
-        f"share_{name[7:]}": value / max(sums["groups"], 1)
-        for name, value in sums.items()
-        if name.startswith("groups/")
-    }
+    groups = max(sums["groups"], 1)
+    line = {f"share_{name}": sums[name] / groups for name in mode_names}
     if sums["responses"]:
-        for name in PER_RESPONSE:
-            line[name] = sums[name] / sums["responses"]
-        line["completion_length"] = sums["length"] / sums["responses"]
+        line |= {shown: sums[name] / groups for name, shown in PER_GROUP.items()}
+        line |= {shown: sums[name] / sums["responses"] for name, shown in PER_RESPONSE.items()}
+    sampled = max(sums.get("sampled_tokens", 0), 1)
+    line |= {shown: sums.get(name, 0.0) / sampled for name, shown in PER_TOKEN.items()}
     line["entropy"] = sums.get("entropy", 0.0) / max(sums.get("tokens", 0), 1)
-    for name in ("kl", "clip_low", "clip_high", "ratio", "approx_kl"):
-        line[name] = sums.get(name, 0.0) / max(sums.get("sampled_tokens", 0), 1)
     if sums.get("memorized_rows"):
         line["nll"] = sums["nll"] / sums["memorized_rows"]
     line["loss"] = sums.get("loss", 0.0)
