@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data import Example, InputError, ZipImage, load_data, open_image
-from data.published import table_facts
+from data.chartqa import table_facts
 
 ROWS = [
     {"imgname": "a.png", "query": "How high is b?", "label": "1.684722222"},
@@ -482,7 +482,7 @@ def test_aokvqa_from_the_hub_is_unpacked_once_into_the_same_layout(tmp_path, mon
     )
     monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=parquet))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    monkeypatch.setattr("data.published.hub_file", lambda repo, name, *rest, revision: name)
+    monkeypatch.setattr("data.reading.hub_file", lambda repo, name, *rest: name)
     for _ in range(2):
         examples = load_data("aokvqa", "train", cache_dir=tmp_path)
     assert opened == ["default/train/0000.parquet", "default/train/0001.parquet"]
