@@ -40,7 +40,7 @@ def find_chartqa(path: str):
 
 
 def table_facts(raw: bytes) -> list[tuple]:
-    """The cells of a .csv: (row, value), or ("row column", value) where it has many columns.
+    """The cells of a .csv: (row, column, value), or (row, value) of a table of two columns.
 
     Its first row and column are headers. Empty and nan cells are no facts.
     """
@@ -49,9 +49,9 @@ def table_facts(raw: bytes) -> list[tuple]:
     facts = []
     for row in rows:
         for column, value in itertools.zip_longest(header[1:], row[1:], fillvalue=""):
-            name = f"{row[0].strip()} {column.strip()}" if len(header) > 2 else row[0]
+            name = (row[0], column) if len(header) > 2 else (row[0],)
             if value.strip().lower() not in ("", "nan"):
-                facts.append((name.strip(), value.strip()))
+                facts.append(tuple(part.strip() for part in (*name, value)))
     return facts
 
 

@@ -44,14 +44,14 @@ def clean_trace(trace: str | None) -> str | None:
 
 
 def read_facts(value) -> list[tuple]:
-    """[(name, value)] of strings, from a list of pairs or an object."""
+    """Facts from an object, or a list of [name, value] or [row, column, value], as strings."""
     items = list(value.items()) if isinstance(value, dict) else value or []
     if not isinstance(items, list) or any(
-        not isinstance(pair, list | tuple) or len(pair) != 2 for pair in items
+        not isinstance(item, list | tuple) or len(item) not in (2, 3) for item in items
     ):
-        raise InputError("facts must be a list of [name, value] or an object")
-    name, fact = "the name of a fact", "the value of a fact"
-    return [(text({name: first}, name), text({fact: second}, fact)) for first, second in items]
+        raise InputError("facts must be an object or a list of [name, value], [row, column, value]")
+    part = "a part of a fact"
+    return [tuple(text({part: value}, part) for value in item) for item in items]
 
 
 def object_facts(value) -> list[tuple]:

@@ -80,7 +80,7 @@ def test_chartqa_is_read_from_folder_and_zip_with_labels_as_published(tmp_path, 
     assert [e.answer for e in examples] == [row["label"] for row in ROWS]
     assert [e.id for e in examples] == [f"chartqa/train/human/{i}" for i in range(3)]
     assert examples[0].facts == [("Important, but lower", "7"), ("Caf\ufffd", "12%")]
-    assert examples[1].facts == [("2001 Men", "5"), ("2002 Men", "6"), ("2002 Women", "8")]
+    assert examples[1].facts == [("2001", "Men", "5"), ("2002", "Men", "6"), ("2002", "Women", "8")]
     assert examples[0].trace is None and examples[0].task == "human"
     assert isinstance(examples[0].image, ZipImage if "zip" in form else str)
     assert open_image(examples[0]).getpixel((1, 1)) == (255, 0, 0)
@@ -118,6 +118,7 @@ def test_chartqa_missing_table_means_no_facts_and_is_said(tmp_path, capsys):
         (b"\xef\xbb\xbf\r\n\r\n", []),
         (b"A\nb\n", []),
         (b"A,B\nx,1,2\n\ny\n", [("x", "1"), ("x", "2")]),
+        (b"A,B, C\nx,1,2\n,3", [("x", "B", "1"), ("x", "C", "2"), ("", "B", "3")]),
         (b'A,B\n"x\ny",1', [("x\ny", "1")]),
     ],
 )
@@ -226,11 +227,16 @@ def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
 def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
     (tmp_path / "img").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "img" / "a.png")
-    full = {"image": "img/a.png", "question": "q?", "answer": 7, "facts": [["red", 3], ["b", "4"]]}
+    full = {
+        "image": "img/a.png",
+        "question": "q?",
+        "answer": 7,
+        "facts": [["red", 3], ["b", "c", "4"]],
+    }
     full |= {"trace": "red is 3\nAnswer: 7", "options": ["7", "8"], "task": "t"}
     short = {"question": "x", "answer": "y", "facts": {"k": 1.5}}
     first, second = load_data(write_jsonl(tmp_path / "own.jsonl", [full, short, short]), "train")
-    facts, path = [("red", "3"), ("b", "4")], str(tmp_path / "img/a.png")
+    facts, path = [("red", "3"), ("b", "c", "4")], str(tmp_path / "img/a.png")
     options = ["7", "8"]
     assert first == Example(path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options)
     assert (second.image, second.facts, second.id) == (None, [("k", "1.5")], "own.jsonl/2")
