@@ -149,20 +149,14 @@ def ask_server(chat: Chat, body: dict) -> tuple[str, bool]:
     for attempt in itertools.count():
         try:
             reply = post(chat, body)
-            break
+            note(chat)
+            return reply
         except ChatError as error:
             if not error.retry or attempt >= chat.max_retries or is_dead(chat):
-                note_failure(chat, error)
+                note(chat, error)
                 raise
-            wait = error.wait
-        if wait is None:
-            wait = chat.backoff * 2**attempt * JITTER.uniform(0.5, 1.0)
-        time.sleep(min(wait, chat.max_wait))
-    with chat.lock:
-        was_dead, chat.failed_in_a_row = is_dead(chat), 0
-    if was_dead:
-        say(f"judge: {chat.url} answers again")
-    return reply
+            backoff = chat.backoff * 2**attempt * JITTER.uniform(0.5, 1.0)
+            time.sleep(min(backoff if error.wait is None else error.wait, chat.max_wait))
 
 
 def is_dead(chat: Chat) -> bool:
@@ -175,16 +169,17 @@ def try_again(chat: Chat) -> None:
     chat.may_try = True
 
 
-def note_failure(chat: Chat, error: ChatError) -> None:
-    """Counts a call without a reply; the one that makes the server dead says so."""
+def note(chat: Chat, error: ChatError | None = None) -> None:
+    """Counts failures in a row; says when the server dies, and when it answers again."""
     with chat.lock:
-        chat.failed_in_a_row += 1
-        dies = chat.failed_in_a_row == chat.max_failures
-    if dies:
-        say(
-            f"judge: {chat.url} failed {chat.max_failures} times in a row, last: {error}; "
-            "the rules take over until it answers again, one call per step"
-        )
+        was_dead = is_dead(chat)
+        chat.failed_in_a_row = chat.failed_in_a_row + 1 if error else 0
+        dead = is_dead(chat)
+    if dead and not was_dead:
+        failed = f"failed {chat.max_failures} times in a row, last: {error}"
+        say(f"judge: {chat.url} {failed}; the rules take over, one call per step tries it again")
+    if was_dead and not dead:
+        say(f"judge: {chat.url} answers again")
 
 
 # ---- one attempt ---------------------------------------------------------------------------------
@@ -276,3 +271,9 @@ def count(chat: Chat, name: str, amount: float = 1) -> None:
 def say(line: str) -> None:
     """One line on stderr that leaves a progress bar whole."""
     tqdm.write(line, file=sys.stderr)
+
+
+def take_counts(chat: Chat, names: tuple[str, ...]) -> dict[str, float]:
+    """Some of the counts since the last time."""
+    with chat.lock:
+        return {name: chat.counts.pop(name, 0) for name in names}
