@@ -35,7 +35,7 @@ from lib.chat import Chat, ChatError, ask, ask_word, close_chat, count, is_dead,
 from lib.chat import take_counts, try_again
 from lib.claims import claimed_facts
 from lib.ranks import Ranks, broadcast_object
-from rollout import EXPLORE, MEMORIZE
+from rollout import EXPLORE, MEMORIZE, Group
 
 CASE = "Facts of an image:\n{facts}\n\nQuestion: {question}\nCorrect answer: {answer}\n\n"
 # Weak models repeat the end of a prompt, so it ends on what the reply has to be.
@@ -111,8 +111,8 @@ class Judge(Rules):
     def __init__(self, config):
         super().__init__(config)
         cache = os.path.join(config.output_dir, "judge_cache.sqlite")
-        settings = {"parallel": config.judge_parallel, "timeout": config.judge_timeout}
-        self.chat = open_chat(config.judge_url, config.judge_model, cache=cache, **settings)
+        where = (config.judge_url, config.judge_model)
+        self.chat = open_chat(*where, cache=cache, parallel=config.judge_parallel)
         self.step = 0  # the one under way: resume and end_step say so
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
@@ -120,7 +120,7 @@ class Judge(Rules):
         self.history = [{"step": 0, "template": TEMPLATE}]  # the first process's alone
         self.proposal = None  # the Future of a better template
 
-    def hear(self, group, g: int) -> None:
+    def hear(self, group: Group, g: int) -> None:
         """Score response g by the rules, and ask for what the update is now sure to need."""
         super().hear(group, g)
         heard = [i for i, response in enumerate(group.responses) if response is not None]
@@ -131,12 +131,12 @@ class Judge(Rules):
             if thinking is not None:
                 self.ask(group, thinking, judge_thinking, thinking, group.example)
 
-    def ask_trace(self, group) -> None:
+    def ask_trace(self, group: Group) -> None:
         """Ask for the memorized trace, unless the data's own is memorized."""
         if self.config.refiner != "off" and group.example.instruction is None:
             self.ask(group, TRACE, written_trace, group.example, self.template)
 
-    def ask(self, group, key, function, *args) -> None:
+    def ask(self, group: Group, key, function, *args) -> None:
         """Have function(chat, *args) called in a thread, unless that is done; the group waits."""
         calls = self.calls[group.place]
         if key not in calls:
@@ -157,7 +157,7 @@ class Judge(Rules):
         except BaseException as error:  # said where the result is asked for
             future.set_exception(error)
 
-    def ready(self, groups: list):
+    def ready(self, groups: list[Group]):
         """Yield lists of groups as their calls are answered, those that need nothing first."""
         for group in groups:
             if group.mode == MEMORIZE:
@@ -176,11 +176,11 @@ class Judge(Rules):
             wait(itertools.chain(*pending.values()), return_when=FIRST_COMPLETED)
             count(self.chat, "judge_wait_s", time.perf_counter() - start)
 
-    def pending(self, group) -> list[Future]:
+    def pending(self, group: Group) -> list[Future]:
         """The calls that a group waits for."""
         return [call for call in self.calls[group.place].values() if not call.done()]
 
-    def finish(self, group) -> None:
+    def finish(self, group: Group) -> None:
         """The judge's scores in place of the rules', where it has any, and the totals with them."""
         scores = {key: call.result() for key, call in self.calls[group.place].items()}
         if TRACE in scores:
@@ -194,12 +194,12 @@ class Judge(Rules):
         if scores:
             group.rewards["total"] = total_reward(group.rewards, self.config.reward_weights)
 
-    def trace(self, group) -> str | None:
+    def trace(self, group: Group) -> str | None:
         """The thinking that is memorized: the judge's, else what the rules say."""
         call = self.calls[group.place].get(TRACE)
         return call and call.result() or super().trace(group)
 
-    def end_step(self, step: int, groups: list, ranks: Ranks) -> dict[str, float]:
+    def end_step(self, step: int, groups: list[Group], ranks: Ranks) -> dict[str, float]:
         """COUNTS of this process. Collective: the first process's template goes to all."""
         if ranks.rank == 0:
             self.learn_template(step, groups)
@@ -209,7 +209,7 @@ class Judge(Rules):
         try_again(self.chat)
         return take_counts(self.chat, COUNTS)
 
-    def learn_template(self, step: int, groups: list) -> None:
+    def learn_template(self, step: int, groups: list[Group]) -> None:
         """One proposal at a time, taken over at a later step if the judge preferred it."""
         if self.proposal is None:
             self.proposal = self.propose(groups)
@@ -220,7 +220,7 @@ class Judge(Rules):
             self.proposal = None
         self.save_template()
 
-    def propose(self, groups: list) -> Future | None:
+    def propose(self, groups: list[Group]) -> Future | None:
         """propose_template of the first well structured response that is judged high."""
         for group in groups:
             for thinking, call in self.calls[group.place].items():
@@ -252,7 +252,7 @@ class Judge(Rules):
         close_chat(self.chat)
 
 
-def scored_thinking(group, g: int) -> str | None:
+def scored_thinking(group: Group, g: int) -> str | None:
     """The thinking of response g; None where the format is wrong, so that the reward is 0."""
     formatted = group.rewards["format"][g] > 0.5
     return split_response(group.responses[g].text)[0] if formatted else None

@@ -69,11 +69,11 @@ def open_chat(url: str, model: str, *, cache=":memory:", parallel: int = 8, **fi
 
     `fields` are Chat's own. Raises InputError for an address, model, key or cache that can't work.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/"):
-        raise InputError(f"--judge_url {url}: give a base address like http://127.0.0.1:8000/v1")
-    if parts.username or parts.query:
-        raise InputError("--judge_url: has credentials or a query; put the key in DYME_JUDGE_KEY")
+    if not re.fullmatch(r"https?://[^/?#@\s]+/[^?#\s]+", url):  # not shown: it may hold a password
+        raise InputError(
+            "--judge_url: give a base address like http://127.0.0.1:8000/v1; "
+            "a key goes into DYME_JUDGE_KEY"
+        )
     if not model:
         raise InputError("--judge_model: missing; name a model that the server at --judge_url has")
     api_key(url)

@@ -8,19 +8,17 @@ import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import checker
 import config
-import dyme
 import judge as j
 from data.example import Example, InputError
 from lib import chat as c
 from lib.ranks import Ranks
-from rollout import EXPLORE, MEMORIZE, SKIP, Response
+from rollout import EXPLORE, MEMORIZE, SKIP, Group, Response
 
 FACTS = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 QUESTION = "What is the average of the three countries?"
@@ -209,18 +207,14 @@ def test_a_repeated_run_makes_no_call(server, connect):
         assert tuple(counts(chat).values()) == expected
 
 
-def test_the_cache_tells_models_and_sampling_apart_and_keeps_no_failure(server, connect):
+def test_the_cache_tells_models_apart_keeps_no_failure_and_may_break(server, connect):
     chats = [connect(max_retries=0), connect(sampling={"temperature": 0.5}), connect()]
     chats[2].model = "other"
     server.script.append("!500")
     assert [rate(chat) for chat in (chats[0], *chats)] == [None, 1.0, 1.0, 1.0]
     assert len(server.requests) == 4
-
-
-def test_a_cache_that_breaks_costs_calls_only(server, connect):
-    chat = connect()
-    chat.cache.execute("DROP TABLE replies")
-    assert [rate(chat) for _ in range(2)] == [1.0, 1.0] and len(server.requests) == 2
+    chats[0].cache.execute("DROP TABLE replies")
+    assert rate(chats[0]) == 1.0 and len(server.requests) == 5
 
 
 def test_an_unusable_cache_address_or_key_is_an_input_error(tmp_path, monkeypatch):
@@ -260,37 +254,27 @@ def test_the_key_reaches_nothing_but_the_server(server, connect, monkeypatch, tm
 
 
 @pytest.mark.parametrize(
-    "reply, word",
+    "word, replies",
     [
-        ("LOW.", "low"),
-        ("**High**", "high"),
-        ("I'd say medium, medium it is", "medium"),
-        ("highly grounded", None),
-        ("medium-high", None),
-        ("low or high", None),
-        ("slow", None),
-        ("", None),
+        ("low", ["LOW.", "**Low**", "I'd say low, low it is", "<low>"]),
+        (None, ["highly grounded", "medium-high", "low or high", "slow", ""]),
     ],
 )
-def test_the_level_is_one_whole_word(reply, word):
-    assert c.one_word(reply, list(j.LEVELS)) == word
+def test_the_level_is_one_whole_word(word, replies):
+    assert {c.one_word(reply, list(j.LEVELS)) for reply in replies} == {word}
 
 
-def test_an_unreadable_reply_is_asked_again_once(server, connect):
+def test_an_unreadable_reply_is_asked_again_once_and_thoughts_are_none(server, connect):
     chat = connect()
-    server.script.extend(["highly grounded", "Medium.", "hm", "low or medium", "high"])
+    server.script.extend(["highly grounded", "<think>high or low</think>\nMedium.", "hm", "so so"])
     assert rate(chat, "one") == 0.5 and rate(chat, "two") is None
     again = server.requests[1][1]["messages"]
     assert [m["role"] for m in again] == ["user", "assistant", "user"]
     assert again[1]["content"] == "highly grounded" and len(server.requests) == 4
 
 
-def test_a_reasoning_models_own_thoughts_are_not_its_reply(server, connect):
-    server.script.append("<think>could be high or low</think>\nmedium")
-    assert rate(connect()) == 0.5
-
-
 def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, connect, capfd):
+    server.script.extend(["!500", "!500", "high"])  # one reply between failures keeps it alive
     server.default = "!500"
     chat = connect(max_retries=0, max_failures=3)
 
@@ -298,18 +282,12 @@ def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, connect, 
         c.try_again(chat)
         return [rate(chat, f"{name} {i}") for i in range(30)]
 
-    assert step("dead") == [None] * 30 and len(server.requests) == 3
-    assert step("still dead") == [None] * 30 and len(server.requests) == 4
+    assert step("dead") == [None, None, 1.0] + [None] * 27 and len(server.requests) == 6
+    assert step("still dead") == [None] * 30 and len(server.requests) == 7
     server.default = "high"
     assert step("alive") == [1.0] * 30
     said = capfd.readouterr().err
     assert said.count("the rules take over") == said.count("answers again") == 1
-
-
-def test_one_reply_between_failures_keeps_a_server_alive(server, connect):
-    chat = connect(max_retries=0, max_failures=2)
-    server.script.extend(["!500", "high", "!500", "high", "!500"])
-    assert [rate(chat, str(i)) for i in range(6)] == [None, 1, None, 1, None, 1]
 
 
 # ---- the trace and the template -----------------------------------------------------------------
@@ -331,37 +309,34 @@ def test_a_grounded_trace_is_used_without_its_answer_line(server, connect):
         GOOD + "\nAnswer: 8.3\nAnswer: 12",  # one of two
         GOOD.replace("it is 8.3", "it is 12.4"),  # in the last sentence
         "Goal: the average.\nConclusion: it is 8.3.",  # nothing stated
-        GOOD.replace("Latvia 3.0, Portugal 8.9, Romania", "Latvia 3.0, mean of"),  # too little
+        GOOD.replace("Latvia 3.0, Portugal 8.9", "Portugal 8.9"),  # too little
         GOOD.replace("Romania 13.0.", "Romania 13.0, Latvia 12."),  # one invented
         "Answer: 8.3",
         "",
         "!cut",
     ],
 )
-def test_another_answer_or_an_ungrounded_trace_is_no_trace(server, connect, reply):
+def test_another_answer_or_an_ungrounded_trace_is_no_trace(server, connect, monkeypatch, reply):
+    monkeypatch.setattr(j, "MIN_GROUNDING", 0.9)
     server.default = reply
     assert j.written_trace(connect(), example()) is None
 
 
 @pytest.mark.parametrize(
-    "answer, closing, contradicted",
+    "answer, fine, contradicting",
     [
-        ("8.3", "So it is 8.3.", False),
-        ("8.3", "So it is 9.9.", True),
-        ("8.3", "It is low.", False),
-        ("1200", "It is 1,200 in all.", False),
-        ("12%", "That is 12 %.", False),
-        ("Yes", "No, it is less.", True),
-        ("no", "So the answer is no.", False),
-        ("Latvia", "Romania is lowest.", True),
-        ("Latvia", "Latvia is below Romania.", False),
-        ("B", "The right one is C.", True),
+        ("8.3", "So it is 8.3.", "So it is 9.9."),
+        ("1200", "It is 1,200 in all.", "It is 1,300 in all."),
+        ("12%", "That is 12 %.", "That is 13 %."),
+        ("Yes", "So it is.", "No, it is less."),
+        ("Latvia", "Latvia is below Romania.", "Romania is lowest."),
+        ("B", "The right one is B.", "The right one is C."),
     ],
 )
-def test_the_last_sentence_must_not_name_another_answer(answer, closing, contradicted):
+def test_the_last_sentence_must_not_name_another_answer(answer, fine, contradicting):
     case = example(answer=answer, options=["B", "C"])
-    trace = f"Latvia is 7.7. Yes and B.\nPortugal: 5. {closing}"
-    assert j.contradicts(trace, case) is contradicted
+    before = "Latvia is 7.7. Yes and B.\nPortugal: 5. "
+    assert not j.contradicts(before + fine, case) and j.contradicts(before + contradicting, case)
 
 
 def test_without_facts_no_refiner_is_paid(server, connect):
@@ -408,10 +383,7 @@ def judging(server, tmp_path, connect):
 
 def heard(judge, place, *texts, of=None, **fields):
     """A group whose first responses have ended, of `of` in all."""
-    group = SimpleNamespace(
-        place=place, example=example(**fields), responses=[None] * (of or len(texts)), rewards={}
-    )
-    group.mode = None
+    group = Group(place, example(**fields), None, [None] * (of or len(texts)))
     return hear(judge, group, *texts)
 
 
@@ -494,20 +466,18 @@ def test_groups_come_in_the_order_their_calls_end(server, judging):
     assert judge.end_step(0, groups, Ranks())["judge_wait_s"] > 0
 
 
-def test_calls_run_in_parallel_the_first_groups_first(server, judging):
-    begun, gate, order = threading.Event(), threading.Event(), []
+def test_calls_run_in_parallel_those_of_the_first_groups_first(judging):
     together = threading.Barrier(2, timeout=10)  # breaks unless two are under way at a time
-    judge = judging("--judge_parallel", "2")
-    waits = [judge.submit(9, lambda chat: together.wait() >= 0 and gate.wait(20)) for _ in "ab"]
-    waits.append(judge.submit(3, lambda chat: gate.wait(20)))
-    begun = [judge.submit(place, lambda chat, n: order.append(n), place) for place in (2, 0, 1)]
+    gates, order, judge = [threading.Event() for _ in "ab"], [], judging("--judge_parallel", "2")
+    for gate in gates:
+        judge.submit(0, lambda chat, gate=gate: together.wait() >= 0 and gate.wait(20))
+    calls = [judge.submit(place, lambda chat, n: order.append(n), place) for place in (2, 0, 1)]
     failing = judge.submit(9, lambda chat: 1 / 0)
-    gate.set()
-    assert all(future.result(20) for future in waits)
-    assert [future.result(20) for future in begun] and sorted(order) == [0, 1, 2]
-    assert order.index(0) < 2 and order != [2, 1, 0]
+    gates[0].set()  # one thread is free
+    assert [call.result(20) for call in calls] == [None] * 3 and order == [0, 1, 2]
     with pytest.raises(ZeroDivisionError):
         failing.result(20)
+    gates[1].set()
 
 
 def test_a_better_template_is_learned_from_a_structured_response_judged_high(
