@@ -19,6 +19,7 @@ from config import Config, tolerances
 from data import Example, InputError, NoSplit, load_data
 from dyme import HEAD_CHUNK
 from evaluate import evaluate, evaluate_all, interval
+from judge import Judge
 from lib import checkpoint
 from lib.families import checkpoint_activations, load_vlm, parameter_counts, save_model
 from lib.log import Log, group_sums, means, thumbnail
@@ -277,9 +278,9 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     written over.
     """
     log = Log(config.output_dir, ranks.rank == 0)
-    scorer = Rules(config)
     found = broadcast_object(find_run(config) if log.active else None, ranks)
     log.open(fresh=found is None)
+    scorer = Judge(config) if config.judge_url else Rules(config)
     task = task or load_task(config, log)
     model, processor = first_load(config, ranks)
     finish_config(config, model, ranks, len(task.train))

@@ -1,5 +1,4 @@
-"""
-The embedded data set: charts drawn on the fly, questions about them, the tiny model's base texts.
+"""The embedded charts, drawn on the fly, questions about them, the tiny model's base texts.
 
 A chart is 32 x 32 pixels, four bars without labels: a bar's name is its colour, its value (1 to 9)
 its height. An item is a pure function of (data_seed, split, index): nothing is stored, nothing is
@@ -83,12 +82,12 @@ THEREFORE = ("so", "hence", "thus", "then")
 class Chart:
     """bars: [(colour, value)] from left to right; dx, dy: the jitter in pixels, -1, 0 or 1."""
 
-    bars: list
+    bars: list[tuple[str, int]]
     dx: int
     dy: int
 
 
-def bar_boxes(chart):
+def bar_boxes(chart: Chart) -> dict[str, tuple]:
     """{colour: (left, top, right, bottom)} in pixels, right and bottom exclusive."""
     # with four bars each stays inside one column of 8 pixel patches, jitter included
     slot = SIDE // len(chart.bars)
@@ -100,7 +99,7 @@ def bar_boxes(chart):
     return boxes
 
 
-def draw(chart):
+def draw(chart: Chart) -> Image.Image:
     """The chart as a 32 x 32 RGB image: bars on a grey line, on white."""
     image = Image.new("RGB", (SIDE, SIDE), "white")
     floor = SIDE - 3 + chart.dy
@@ -110,7 +109,7 @@ def draw(chart):
     return image
 
 
-def sample_chart(rng, homes, count=4):
+def sample_chart(rng, homes, count=4) -> Chart:
     """A random chart of `count` bars at home in `homes`; all colours and values differ."""
     names = list(COLOURS)
     while True:
@@ -122,7 +121,7 @@ def sample_chart(rng, homes, count=4):
             return Chart(bars, dx, dy)
 
 
-def pose(rng, kind, chart):
+def pose(rng, kind: str, chart: Chart) -> tuple[str, list[str], str]:
     """A question of `kind`: (question, names of the bars it needs in the order stated, answer)."""
     value = dict(chart.bars)
     names = list(value)
@@ -157,7 +156,7 @@ def sample_item(rng, kind, homes, count=4, unseen=False):
             return chart, question, names, answer
 
 
-def conclude(kind, stated, answer, so="so"):
+def conclude(kind: str, stated: list, answer: str, so: str = "so") -> str:
     """One clause: what is done with the stated facts, [(name, value)], to reach the answer."""
     values = [value for _, value in stated]
     goal = GOALS[kind].split()[-1]
@@ -173,16 +172,15 @@ def conclude(kind, stated, answer, so="so"):
     return f"{goal} {'are' if kind == 'classification' else 'is'} {answer}"
 
 
-def write_trace(kind, stated, answer):
+def write_trace(kind: str, stated: list, answer: str) -> str:
     """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning."""
     observed = ", ".join(f"{name} {value}" for name, value in stated)
     reasoning = conclude(kind, stated, answer)
     return f"Goal: {GOALS[kind]}.\nObservation: {observed}.\nReasoning: {reasoning}."
 
 
-def corrupt(rng, stated, noise):
-    """
-    Each stated value replaced by another one of 1 to 9 with probability `noise`.
+def corrupt(rng, stated: list, noise: float) -> list:
+    """Each stated value replaced by another one of 1 to 9 with probability `noise`.
 
     What is wrong at noise 0.25 is wrong at 0.5 too, and in the same way: levels can be compared.
     """
@@ -194,7 +192,7 @@ def corrupt(rng, stated, noise):
     return noisy
 
 
-def explain(rng, kind, stated, answer):
+def explain(rng, kind: str, stated: list, answer: str) -> str:
     """An informal working for the base stage: the facts and the conclusion in varying words."""
     text = f"{pick(rng, OPENERS)} {stated[0][0]} {stated[0][1]}"
     for name, value in stated[1:]:
@@ -216,7 +214,7 @@ class Charts(Sequence):
     size: int
     data_seed: int
     trace_noise: float
-    kinds: list
+    kinds: list[str]
 
     def __len__(self):
         return self.size
@@ -224,45 +222,39 @@ class Charts(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.size))]
-        if not -self.size <= index < self.size:
-            raise IndexError(f"{self.split} has {self.size} charts, there is no number {index}")
-        index = int(index) % self.size
+        index = range(self.size)[index]  # IndexError, negative numbers
         kind = self.kinds[index % len(self.kinds)]
         task, count, unseen = kind, 4, False
         if self.split == "ood":
             unseen = index // len(self.kinds) % 2 == 1 and kind != "classification"
-            count = 4 if unseen else 5
-            task = f"{kind}-unseen" if unseen else f"{kind}-5bars"
+            task, count = (f"{kind}-unseen", 4) if unseen else (f"{kind}-5bars", 5)
         seed = [self.data_seed, SPLIT_IDS[self.split], index]
         item = sample_item(np.random.default_rng(seed), kind, HOMES[self.split], count, unseen)
         # the noise has random numbers of its own: its level changes the trace and nothing else
         noise = self.trace_noise if self.split == "train" else 0.0
         example = to_example(kind, *item, np.random.default_rng(seed + [1]), noise)
-        example.task = task
-        example.id = f"charts-{self.data_seed}-{self.split}-{index}"
-        return example
+        return replace(example, task=task, id=f"charts-{self.data_seed}-{self.split}-{index}")
 
 
-def to_example(kind, chart, question, names, answer, noise_rng=None, noise=0.0):
+def to_example(kind, chart, question, names, answer, noise_rng=None, noise=0.0) -> Example:
     """The Example of an item: its trace may be noisy, its facts and answer are true."""
     facts = [(colour, str(value)) for colour, value in chart.bars]
     needed = [(name, dict(facts)[name]) for name in names]
     stated = corrupt(noise_rng, needed, noise) if noise else needed
     trace = write_trace(kind, stated, answer)
-    return Example(
-        image=draw(chart),
-        question=question,
-        answer=answer,
-        facts=facts,
-        needed=needed,
-        trace=trace,
-        task=kind,
-    )
+    answered = {"detection": "box", "classification": "labels"}.get(kind, "text")
+    image = draw(chart)
+    return Example(image, question, answer, facts, needed, trace, task=kind, kind=answered)
 
 
-def load_charts(split, size=None, data_seed=0, trace_noise=0.0, tasks=("chart",)):
-    """
-    A lazy list of Examples, each a pure function of (data_seed, split, index) and `tasks`.
+def load_charts(
+    split: str,
+    size: int | None = None,
+    data_seed: int = 0,
+    trace_noise: float = 0.0,
+    tasks: str | Sequence[str] = ("chart",),
+) -> Charts:
+    """A lazy list of Examples, each a pure function of (data_seed, split, index) and `tasks`.
 
     Splits: train, val, test, and ood, which alternates between charts of five bars (task
     "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
@@ -286,12 +278,15 @@ def load_charts(split, size=None, data_seed=0, trace_noise=0.0, tasks=("chart",)
     return Charts(split, size, data_seed, trace_noise, turns(tasks))
 
 
-def turns(tasks):
+def turns(tasks: Sequence[str]) -> list[str]:
     """The kinds in the order they take turns: tasks equally often, "chart" going through KINDS."""
     return [kind if task == "chart" else task for kind in KINDS for task in tasks]
 
 
-def text_question(rng):
+# ---- the tiny model's base stage ----------------------------------------------------------------
+
+
+def text_question(rng) -> tuple[str, str, str]:
     """Arithmetic without an image: (question, answer, answer with its working)."""
     a, b = rng.integers(1, 10, 2).tolist()
     sign = pick(rng, "+-")
@@ -300,9 +295,14 @@ def text_question(rng):
     return f"What is {a} {sign} {b}", str(result), f"{a} {sign} {b} = {result}"
 
 
-def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart",)):
-    """
-    A batch of the tiny model's base stage: [(Example, instruction, target text)], pure.
+def base_batch(
+    data_seed: int,
+    step: int,
+    batch_size: int,
+    base_format_rate: float = 0.0,
+    tasks: Sequence[str] = ("chart",),
+) -> list[tuple[Example, str, str]]:
+    """A batch of the tiny model's base stage: [(Example, instruction, target text)], pure.
 
     BASE_MIX of captions, direct answers, informal workings, the same and sums in text alone, and
     thinking prompts, which get a bare answer: the paper's weak instruction follower.
@@ -321,21 +321,14 @@ def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart"
             batch.append((example, EXPLAIN if worked else DIRECT, working if worked else answer))
             continue
         example = to_example(kind, *sample_item(rng, kind, HOMES["base"]))
+        stated = ", ".join(f"{name} {value}" for name, value in example.facts)
         if mode == "caption":
-            caption = ", ".join(f"{name} {value}" for name, value in example.facts)
-            example = Example(
-                image=example.image,
-                question=CAPTION_QUESTION,
-                answer=caption,
-                facts=example.facts,
-                task="caption",
-            )
-            batch.append((example, CAPTION, caption))
+            caption = Example(example.image, CAPTION_QUESTION, stated, example.facts, task=mode)
+            batch.append((caption, CAPTION, stated))
         elif mode == "text" and kind != "detection":  # no box can be told from words
             # the chart in words: looking a name up is learnt far sooner without a picture
-            facts = ", ".join(f"{name} {value}" for name, value in example.facts)
             working = explain(rng, kind, example.needed, example.answer)
-            example = replace(example, image=None, question=f"{facts}. {example.question}")
+            example = replace(example, image=None, question=f"{stated}. {example.question}")
             batch.append((example, EXPLAIN, working))
         elif mode == "goal":
             batch.append((example, GOAL, f"Goal: {GOALS[kind]}."))
@@ -349,15 +342,14 @@ def base_batch(data_seed, step, batch_size, base_format_rate=0.0, tasks=("chart"
 
 
 @lru_cache
-def vocabulary(*texts):
-    """
-    The pieces, sorted, that a word-level tokenizer needs for this file's texts and the given ones.
+def vocabulary() -> list[str]:
+    """The pieces, sorted, that a word-level tokenizer needs for the texts of this file.
 
     ByteLevel's regular expression splits them: a word inside a text carries its space (" red").
     """
-    texts = list(texts) + [THINK, DIRECT, CAPTION, EXPLAIN, GOAL, CAPTION_QUESTION, "\nAnswer: x"]
+    texts = [THINK, DIRECT, CAPTION, EXPLAIN, GOAL, CAPTION_QUESTION, "\nAnswer: x"]
     texts += ["system\nuser\nassistant\n", "<answer>x</answer>"]
-    # the words of curr_reft.py's judge and choice questions
+    # the words of the judge and choice questions, see forms.py
     texts += ["Is the answer right or wrong? yes no", "Choose all right letters. A: B, C. D"]
     for word in [*COLOURS, *range(41), *"ABCDEF"]:
         texts += [f"{word}", f" {word}"]

@@ -12,7 +12,7 @@ class Example:
     image: object = None  # a PIL image, a path, a ZipImage, or None (text only)
     question: str = ""
     answer: str = ""
-    facts: list = field(default_factory=list)  # [(name, value)] strings: the visual facts I_c
+    facts: list = field(default_factory=list)  # the visual facts I_c of DyME: see fact_name
     needed: list | None = None  # the facts that the question needs; None: not known
     trace: str | None = None  # the reference thinking, without the answer line
     task: str = ""  # "human" / "augmented" for ChartQA, else the data's own
@@ -24,8 +24,8 @@ class Example:
 
 
 def fact_name(fact: tuple) -> str:
-    """The name of a fact: of a table's cell its row and column, with a blank between."""
-    return " ".join(map(str, fact[:-1]))
+    """The name of a fact, (name, value) or (row, column, value) of strings: "row column"."""
+    return " ".join(map(str, fact[:-1])).strip()
 
 
 def fact_value(fact: tuple) -> str:
@@ -36,7 +36,7 @@ def fact_value(fact: tuple) -> str:
 class InputError(ValueError):
     """Bad input from outside (a file, a flag): what is wrong and what to do, in one line."""
 
-    def __init__(self, message):
+    def __init__(self, message: str):
         # A file name may hold terminal escapes; line breaks separate the rows of a list.
         super().__init__("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in message))
 

@@ -1,8 +1,7 @@
-"""Examples: a question about an image, its answer, its visual facts and a reference trace.
+"""One's own .jsonl or .json, DyME's published lists, and reference traces from a file of their own.
 
-One's own .jsonl / .json and DyME's published lists are read here, the published data sets in
-published.py, synthetic charts drawn in charts.py. Left out: how files are read safely
-(reading.py). The visual facts of an image are I_c of DyME (arXiv 2506.23061).
+Besides: what other data sets share with them, cutting a trace's answer off, facts in several forms,
+holding examples out. Left out: how files are read safely (reading.py).
 """
 
 import functools
@@ -12,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.example import Example, InputError, NoSplit
-from data.reading import leaves_folder, parse_file, decode, read_image, say, text, texts
-
+from data.reading import decode, leaves_folder, parse_file, read_image, say, text, texts
 
 # "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
 MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
@@ -21,7 +19,7 @@ CLOSING = re.compile(r"</answer>", re.IGNORECASE)
 WRAPPING = " \t\r\n*_`\"'“”‘’"
 
 
-def split_marked(response):
+def split_marked(response: str) -> tuple[str, str | None]:
     """(thinking, answer): the text before the one answer marker, and the line behind it as it is.
 
     Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or
@@ -39,24 +37,24 @@ def split_marked(response):
     return thinking, lines[0] if lines else ""
 
 
-def clean_trace(trace):
-    """The thinking alone: no answer (the memorised target adds its own), no GSM8K annotations."""
+def clean_trace(trace: str | None) -> str | None:
+    """The thinking alone: no answer (the memorized target adds its own), no GSM8K annotations."""
     trace = re.sub(r"<<[^<>]*>>|\n#### .*", "", trace or "")
     return MARKER.split(trace)[0].strip(" \t\r\n*") or None
 
 
-def pairs(value):
-    """[(name, value)] of strings, from a list of pairs or an object."""
+def read_facts(value) -> list[tuple]:
+    """Facts from an object, or a list of [name, value] or [row, column, value], as strings."""
     items = list(value.items()) if isinstance(value, dict) else value or []
-    if not (
-        isinstance(items, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in items)
+    if not isinstance(items, list) or any(
+        not isinstance(item, list | tuple) or len(item) not in (2, 3) for item in items
     ):
-        raise InputError("facts must be a list of [name, value] or an object")
-    name, fact = "the name of a fact", "the value of a fact"
-    return [(text({name: first}, name), text({fact: second}, fact)) for first, second in items]
+        raise InputError("facts must be an object or a list of [name, value], [row, column, value]")
+    part = "a part of a fact"
+    return [tuple(text({part: value}, part) for value in item) for item in items]
 
 
-def object_facts(value):
+def object_facts(value) -> list[tuple]:
     """Facts from DyME's `visual_fact`: objects with attributes, as JSON or as its text.
 
     [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects",
@@ -78,22 +76,34 @@ def object_facts(value):
     return facts
 
 
-def hold_out(examples, split, path, most=None):
+def hold_out(examples: list, split: str, path, most: int | None = None) -> list:
     """The last tenth (at most `most`) for val, the others for train."""
     held = max(1, len(examples) // 10) if len(examples) > 1 else 0
-    held = min(held, most or held)
-    kept = (
-        examples[: len(examples) - held] if split == "train" else examples[len(examples) - held :]
-    )
+    cut = len(examples) - min(held, most or held)
+    kept = examples[:cut] if split == "train" else examples[cut:]
     if not kept:
         raise InputError(f"{path}: {len(examples)} examples are too few to hold some out for val")
     return kept
 
 
-# ---- one's own data
+# ---- a file of one's own ------------------------------------------------------------------------
 
 
-def own_row(path, folder, row, number):
+def find_image(name: str, folder) -> str:
+    """The path of a row's image: below `folder`, or there by its bare name if it was moved."""
+    if not os.path.isabs(name) and leaves_folder(name):
+        raise InputError(f"the image {name!r} leaves the folder of the data")
+    path = os.path.join(folder, name)  # an absolute path stays as it is
+    moved = os.path.join(folder, os.path.basename(name))
+    path = path if os.path.isfile(path) or not os.path.isfile(moved) else moved
+    try:
+        read_image(path, header_only=True)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return path
+
+
+def own_row(path: Path, folder, row: dict, number: int) -> Example:
     """An Example from image, question, answer and, where given, facts, trace, options, task.
 
     DyME's published lists are read as they are: `question_wo_prompt` before `question`, `hint` is
@@ -104,22 +114,12 @@ def own_row(path, folder, row, number):
     thinking, bare = split_marked(answer)
     trace = text(row, "trace", "hint", required=False) or (thinking if bare else None)
     image = text(row, "image", required=False)
-    if image is not None:
-        if not os.path.isabs(image) and leaves_folder(image):
-            raise InputError(f"the image {image!r} leaves the folder of the data")
-        below = os.path.join(folder, image)  # an absolute path stays as it is
-        moved = os.path.join(folder, os.path.basename(image))
-        image = below if os.path.isfile(below) or not os.path.isfile(moved) else moved
-        try:
-            read_image(image, header_only=True)
-        except InputError as error:
-            raise InputError(f"{image}: {error}") from error
     machine = {0: "human", 1: "augmented"}.get(row.get("human_or_machine"), "")
     return Example(
-        image,
+        image and find_image(image, folder),
         text(row, "question_wo_prompt", "question").strip(),
         bare or answer,
-        pairs(row.get("facts")) or object_facts(row.get("visual_fact")),
+        read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
         trace=clean_trace(trace),
         task=text(row, "task", required=False) or machine,
         id=f"{path.name}/{number}",
@@ -127,22 +127,22 @@ def own_row(path, folder, row, number):
     )
 
 
-def load_own(path, split, data_dir, questions):
-    """The file is train; val and test lie beside it: own.jsonl, own.val.jsonl or own_val.jsonl.
+def beside(path: Path, split: str) -> Path | None:
+    """The file of another split: own.val.jsonl or own_val.jsonl, val.json beside train.json."""
+    stems = [f"{path.stem}.{split}", f"{path.stem}_{split}"]
+    stems += [path.stem.removesuffix("train") + split] if path.stem.endswith("train") else []
+    files = [path.with_name(stem + path.suffix) for stem in stems]
+    return next((file for file in files if file.is_file()), None)
 
-    (train.json, val.json too.) Without a val file the last tenth is held out. Relative images
-    start from `data_dir`, else from the file's folder; an absolute one that is gone is looked for
-    there by its name.
+
+def load_own(path: str, split: str, data_dir, questions: str) -> list[Example]:
+    """A split of one's own file: the file is train; val and test are files beside it.
+
+    Without a val file the last tenth is held out. Relative images start from `data_dir`, else from
+    the file's folder; one that is gone is looked for there by its name.
     """
     path = Path(path)
-
-    def beside(split):
-        stems = [f"{path.stem}.{split}", f"{path.stem}_{split}"]
-        stems += [path.stem.removesuffix("train") + split] if path.stem.endswith("train") else []
-        files = [path.with_name(stem + path.suffix) for stem in stems]
-        return next((file for file in files if file.is_file()), None)
-
-    file = path if split == "train" else beside(split)
+    file = path if split == "train" else beside(path, split)
     if file is None and split != "val":
         raise NoSplit(
             f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
@@ -150,7 +150,7 @@ def load_own(path, split, data_dir, questions):
         )
     file = file or path
     examples = parse_file(file, functools.partial(own_row, file, data_dir or path.parent))
-    if file == path and not beside("val"):
+    if file == path and not beside(path, "val"):
         examples = hold_out(examples, split, path)
     other = {"human": "augmented", "augmented": "human"}.get(questions)
     kept = [example for example in examples if example.task != other]
@@ -159,7 +159,10 @@ def load_own(path, split, data_dir, questions):
     return kept
 
 
-def attach_traces(examples, path):
+# ---- traces from a file of their own ------------------------------------------------------------
+
+
+def attach_traces(examples, path: str) -> list[Example]:
     """The examples with the traces of a .jsonl of {"id" or "question" and "image", "trace"}.
 
     As `judge.py refine` writes it; an example's last line counts. What doesn't fit is counted.
@@ -175,14 +178,13 @@ def attach_traces(examples, path):
         return key, clean_trace(text(row, "trace"))
 
     traces = dict(parse_file(Path(path), parse))
-    examples = [examples[index] for index in range(len(examples))]
-    used = set()
-    for index, example in enumerate(examples):
-        for key in (example.id, names(example.question, example.image)):
-            if key in traces:
-                examples[index] = replace(example, trace=traces[key])
-                used.add(key)
-                break
+    attached, used = [], set()
+    for example in examples:
+        keys = example.id, names(example.question, example.image)
+        key = next((key for key in keys if key in traces), None)
+        attached.append(replace(example, trace=traces[key]) if key else example)
+        used.add(key)
+    used.discard(None)
     if not used:
         raise InputError(
             f"{path}: not one of its {len(traces)} traces fits an example; write it "
@@ -192,4 +194,4 @@ def attach_traces(examples, path):
         f"{path}: traces for {len(used)} of {len(examples)} examples, "
         f"{len(traces) - len(used)} fit none"
     )
-    return examples
+    return attached

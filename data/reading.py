@@ -2,7 +2,7 @@
 
 Every bad row is reported before training starts; images are opened only when used and never
 decoded when too large; nothing is unpickled or run as code, and no name leaves its folder.
-All that goes wrong is an InputError. Left out: which data sets there are (published.py, data.py).
+All that goes wrong is an InputError. Left out: which data sets there are (load_data).
 """
 
 import functools
@@ -16,13 +16,15 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 from PIL import Image
 
-from data.example import InputError, NoSplit
+from data.example import InputError
 
 MAX_LINE = 10 * 2**20  # bytes of one .jsonl line, one table
 MAX_FILE = 2**29  # bytes of a .json list: it is read whole
@@ -31,6 +33,37 @@ MAX_LISTED = 20  # bad rows printed; all are counted
 # PIL's other readers are seldom met and widely attackable (EPS starts a program).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # files, zip members
+
+
+def say(message: str):
+    """Prints a line, once whatever the number of processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a name from outside climbs out of its folder, by .. or a drive letter."""
+    return ".." in re.split(r"[/\\]", name) or bool(re.match("[A-Za-z]:", name))
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name from outside is a file's name alone, without a folder."""
+    return not re.search(r"[/\\]", name) and not leaves_folder(name)
+
+
+def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
+    """Writes a file that is all there or not at all, also when several processes write it."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if fsync:  # else a power cut can leave the new name without the content
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+# ---- images -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -44,17 +77,9 @@ class ZipImage:
         return f"{self.zip_path}:{self.member}"
 
 
-def say(message):
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
-
-
-# ---- images
-
-
 @functools.lru_cache(maxsize=4)
-def open_zip(path, pid):
-    """The open zip file. Reading the index of 60,000 names takes a second: once a process."""
+def open_zip(path: str, pid: int) -> zipfile.ZipFile:
+    """The open zip file of a process: reading the index of 60,000 names takes a second."""
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
@@ -65,22 +90,19 @@ def open_zip(path, pid):
     return archive
 
 
-def leaves_folder(name):
-    """Whether a name from outside climbs out of its folder, by .. or a drive letter."""
-    return ".." in re.split(r"[/\\]", name) or bool(re.match("[A-Za-z]:", name))
-
-
-def read_image(image, header_only=False):
-    """The PIL image at a path or in a zip; header_only: checked for kind and size, not decoded."""
-    in_zip = isinstance(image, ZipImage)
-    if not in_zip and not os.path.isfile(image):
+def open_stream(image):
+    """The bytes of an image, a path or a ZipImage, as an open file."""
+    if isinstance(image, ZipImage):
+        return open_zip(image.zip_path, os.getpid()).open(image.member)
+    if not os.path.isfile(image):
         raise InputError("no such image file")
+    return open(image, "rb")
+
+
+def read_image(image, header_only: bool = False) -> Image.Image:
+    """The PIL image at a path or in a zip; header_only: checked for kind and size, not decoded."""
     try:
-        with (
-            open_zip(image.zip_path, os.getpid()).open(image.member)
-            if in_zip
-            else open(image, "rb")
-        ) as stream:
+        with open_stream(image) as stream:
             opened = Image.open(stream, formats=IMAGE_FORMATS)
             if math.prod(opened.size) > MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
@@ -97,8 +119,8 @@ def read_image(image, header_only=False):
         raise InputError(f"broken image: {' '.join(str(error).split())}") from error
 
 
-def open_image(example, max_pixels=None):
-    """RGB PIL image of an Example (or of what its `image` may be), None where it has none.
+def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
+    """RGB image of an Example (or of what its `image` may be), None where it has none.
 
     Transparency is composited on white. `max_pixels`: a larger image is shrunk to at most so many
     pixels, aspect kept. InputError names the file and the example when it is missing, no image,
@@ -127,10 +149,10 @@ def open_image(example, max_pixels=None):
     return image
 
 
-# ---- rows of a file
+# ---- rows of a file -----------------------------------------------------------------------------
 
 
-def decode(raw):
+def decode(raw: bytes):
     """The JSON value of bytes; InputError says why not."""
 
     def not_a_number(name):
@@ -142,63 +164,54 @@ def decode(raw):
         raise InputError(f"not valid JSON: {error}") from error
 
 
-def read_rows(name, stream):
-    """(where, number, row) of a .jsonl (row: bytes of a line) or .json list; `stream`: binary."""
-    if not name.lower().endswith(".jsonl"):
-        raw = stream.read(MAX_FILE + 1)
-        if len(raw) > MAX_FILE:
-            raise InputError(f"{name}: over {MAX_FILE >> 20} MB; use .jsonl")
-        try:
-            rows = decode(raw)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        if not isinstance(rows, list):
-            raise InputError(f"{name}: must be a list of objects")
-        yield from ((f"[{number}]", number, row) for number, row in enumerate(rows))
+def read_rows(name: str, stream) -> Iterator[tuple[str, int, object]]:
+    """(where, number, row) of a binary stream: bytes per line of a .jsonl, values of a .json."""
+    if name.lower().endswith(".jsonl"):
+        lines = enumerate(stream, start=1)
+        yield from ((f"line {number}", number, line) for number, line in lines if line.strip())
         return
-    number = 0
-    while line := stream.readline(MAX_LINE + 1):
-        number += 1
-        too_long = len(line) > MAX_LINE
-        rest = line
-        while too_long and rest and not rest.endswith(b"\n"):
-            rest = stream.readline(MAX_LINE)
-        if line.strip():
-            yield f"line {number}", number, None if too_long else line
+    raw = stream.read(MAX_FILE + 1)
+    try:
+        rows = decode(raw) if len(raw) <= MAX_FILE else None
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{name}: must be a list of objects of at most {MAX_FILE >> 20} MB")
+    yield from ((f"[{number}]", number, row) for number, row in enumerate(rows))
 
 
-def parse_rows(name, stream, parse):
-    """[parse(row, number)] of all rows. One InputError lists every row that parse refused."""
-    parsed, problems, bad = [], [], 0
-    for where, number, row in read_rows(name, stream):
+def parse_rows(name: str, rows: Iterable, parse: Callable) -> list:
+    """[parse(row, number)] of (where, number, row). One InputError lists every row refused."""
+    parsed, problems = [], []
+    for where, number, row in rows:
         try:
-            if row is None:
+            if isinstance(row, bytes) and len(row) > MAX_LINE:
                 raise InputError(f"longer than {MAX_LINE >> 20} MB")
             row = decode(row) if isinstance(row, bytes) else row
             if not isinstance(row, dict):
                 raise InputError("not an object with fields")
             parsed.append(parse(row, number))
         except InputError as error:
-            bad += 1
-            problems += [f"{where}: {error}"] if bad <= MAX_LISTED else []
-    if bad == 1:
+            problems.append(f"{where}: {error}")
+    if len(problems) == 1:
         raise InputError(f"{name}: {problems[0]}")
-    if bad:
-        problems += [f"... and {bad - MAX_LISTED} more"] if bad > MAX_LISTED else []
-        raise InputError("\n  ".join([f"{name}: {bad} bad rows", *problems]))
+    if problems:
+        more = len(problems) - MAX_LISTED
+        listed = problems[:MAX_LISTED] + ([f"... and {more} more"] if more > 0 else [])
+        raise InputError("\n  ".join([f"{name}: {len(problems)} bad rows", *listed]))
     return parsed
 
 
-def parse_file(path, parse):
+def parse_file(path, parse: Callable) -> list:
     """parse_rows of a pathlib.Path or zipfile.Path."""
     try:
         with path.open("rb") as stream:
-            return parse_rows(str(path), stream, parse)
+            return parse_rows(str(path), read_rows(str(path), stream), parse)
     except BROKEN as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def text(row, *names, required=True):
+def text(row: dict, *names: str, required: bool = True) -> str | None:
     """The first of the named fields that is filled in, as a string, unchanged."""
     for name in names:
         value = row.get(name)
@@ -214,7 +227,7 @@ def text(row, *names, required=True):
     return None
 
 
-def texts(row, *names):
+def texts(row: dict, *names: str) -> list[str] | None:
     """The first of the named lists of texts, None without one."""
     value = next((row[name] for name in names if row.get(name) is not None), None)
     if value is not None and not (isinstance(value, list) and value):
@@ -222,10 +235,10 @@ def texts(row, *names):
     return value and [text({names[0]: item}, names[0]) for item in value]
 
 
-# ---- downloads
+# ---- downloads ----------------------------------------------------------------------------------
 
 
-def hub_file(repo, filename, cache_dir, way_out, revision=None):
+def hub_file(repo: str, filename: str, cache_dir, way_out: str, revision: str | None = None) -> str:
     """Path of a file of a hub data set, from the cache or downloaded; InputError: why, way_out."""
     wanted = dict(repo_id=repo, filename=filename, repo_type="dataset", cache_dir=cache_dir)
     wanted["revision"] = revision
@@ -242,3 +255,18 @@ def hub_file(repo, filename, cache_dir, way_out, revision=None):
     except Exception as error:  # the HTTP library below the hub client varies with its version
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{repo}: can't be downloaded ({reason}); {way_out}") from error
+
+
+def hub_rows(repo: str, filenames: Iterable[str], cache_dir, way_out: str, revision=None):
+    """The rows, as dicts, of a hub data set's parquet files. InputError without pyarrow."""
+    try:
+        import pyarrow.parquet  # optional: nothing else here needs it
+    except ImportError as error:
+        raise InputError(f"{repo}: pip install pyarrow to read it, or {way_out}") from error
+    for filename in filenames:
+        path = hub_file(repo, filename, cache_dir, way_out, revision)
+        try:
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(64):
+                yield from batch.to_pylist()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: {error}; download it again, or {way_out}") from error

@@ -1,21 +1,17 @@
 """A chat model behind a server: one question, one reply, whatever the network does.
 
 A client of the OpenAI-compatible /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, a
-public API) on the standard library: bounded retries, a cache on disk, a thread pool; a server that
-stays dead is left alone but for a probe now and then. judge.py asks its questions through it.
+public API) on the standard library: bounded retries, a cache on disk, a thread pool. A server that
+fails too often in a row is left alone for the rest of a step; each later step tries one call.
 
 The key comes from DYME_JUDGE_KEY, for api.openai.com also from OPENAI_API_KEY; it is read at each
 call, sent to no redirect's target, and kept nowhere. Left out: streaming, tools, images.
 """
 
-import collections
-import concurrent.futures
-import email.utils
 import hashlib
 import http.client
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -24,22 +20,25 @@ import sys
 import threading
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data import InputError
+from data.example import InputError
 
 MAX_BYTES = 10_000_000  # of a reply
 JITTER = random.Random()  # its own: the training's random states must not depend on the network
+REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT, finished INTEGER)"
 
 
 class ChatError(Exception):
     """A call without a reply: why, in one line; whether to try again; Retry-After in seconds."""
 
-    def __init__(self, reason, retry=True, wait=None):
+    def __init__(self, reason: str, retry: bool = True, wait: float | None = None):
         super().__init__(" ".join(reason.split()))
         self.retry = retry
         self.wait = wait
@@ -51,7 +50,7 @@ class Chat:
 
     url: str
     model: str
-    pool: concurrent.futures.ThreadPoolExecutor
+    pool: ThreadPoolExecutor
     cache: sqlite3.Connection
     sampling: dict = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 300})
     timeout: float = 60.0  # of one attempt
@@ -59,23 +58,22 @@ class Chat:
     backoff: float = 1.0  # before the first retry, doubled at each
     max_wait: float = 30.0  # cap of the backoff and of Retry-After
     max_failures: int = 5  # calls in a row without a reply that make a server dead
-    probe_seconds: float = 30.0  # between two probes of a dead server
     failed_in_a_row: int = 0
-    next_probe: float = 0.0
-    counts: collections.Counter = field(default_factory=collections.Counter)
+    may_try: bool = False  # whether a dead server gets one more call in this step
+    counts: Counter = field(default_factory=Counter)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-def open_chat(url, model, *, cache=":memory:", parallel=8, **fields):
-    """A Chat with its thread pool and its sqlite cache (a path; several processes may share it).
+def open_chat(url: str, model: str, *, cache=":memory:", parallel: int = 8, **fields) -> Chat:
+    """A Chat with `parallel` threads and its sqlite cache (a path; several processes may share it).
 
     `fields` are Chat's own. Raises InputError for an address, model, key or cache that can't work.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/"):
-        raise InputError(f"--judge_url {url}: give a base address like http://127.0.0.1:8000/v1")
-    if parts.username or parts.query:
-        raise InputError("--judge_url: has credentials or a query; put the key in DYME_JUDGE_KEY")
+    if not re.fullmatch(r"https?://[^/?#@\s]+/[^?#\s]+", url):  # not shown: it may hold a password
+        raise InputError(
+            "--judge_url: give a base address like http://127.0.0.1:8000/v1; "
+            "a key goes into DYME_JUDGE_KEY"
+        )
     if not model:
         raise InputError("--judge_model: missing; name a model that the server at --judge_url has")
     api_key(url)
@@ -83,25 +81,24 @@ def open_chat(url, model, *, cache=":memory:", parallel=8, **fields):
         os.makedirs(os.path.dirname(cache) or ".", exist_ok=True)
         db = sqlite3.connect(cache, timeout=60, check_same_thread=False)
         with db:
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS replies "
-                "(key TEXT PRIMARY KEY, text TEXT, finished INTEGER)"
-            )
+            db.execute(REPLIES)
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{cache}: not usable as a cache ({error}); move it away") from None
-    pool = concurrent.futures.ThreadPoolExecutor(parallel, thread_name_prefix="chat")
+    pool = ThreadPoolExecutor(parallel, thread_name_prefix="chat")
     return Chat(url.rstrip("/"), model, pool, db, **fields)
 
 
-def close_chat(chat):
+def close_chat(chat: Chat) -> None:
     """Drops the calls that have not begun, waits for the attempts under way, closes the cache."""
     chat.max_retries = 0
     chat.pool.shutdown(cancel_futures=True)
-    with chat.lock:
-        chat.cache.close()
+    chat.cache.close()
 
 
-def ask(chat, messages):
+# ---- a question ----------------------------------------------------------------------------------
+
+
+def ask(chat: Chat, messages: list[dict]) -> tuple[str, bool]:
     """(text, finished) of the reply to `messages`; finished is False where max_tokens cut it off.
 
     From the cache where the same model was asked the same before: `judge_cache_hits` counts these,
@@ -113,31 +110,12 @@ def ask(chat, messages):
     if found:
         count(chat, "judge_cache_hits")
         return found[0], bool(found[1])
-    if is_dead(chat):
-        start_probe(chat, body, key)
-        raise ChatError(f"{chat.url} is dead")
-    for attempt in itertools.count():
-        try:
-            return receive(chat, body, key)
-        except ChatError as error:
-            if not error.retry or attempt >= chat.max_retries or is_dead(chat):
-                note_failure(chat, error)
-                raise
-            wait = error.wait
-        if wait is None:
-            wait = chat.backoff * 2**attempt * JITTER.uniform(0.5, 1.0)
-        time.sleep(min(wait, chat.max_wait))
+    text, finished = ask_server(chat, body)
+    query_cache(chat, "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", key, text, finished)
+    return text, finished
 
 
-def one_word(reply, words):
-    """The one of `words` that occurs as a whole word in any case; None when none or several do."""
-    # "highly" and "high-level" are not "high"
-    found = re.findall(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", reply, re.IGNORECASE)
-    found = {word.lower() for word in found}
-    return found.pop() if len(found) == 1 else None
-
-
-def ask_word(chat, prompt, words):
+def ask_word(chat: Chat, prompt: str, words: list[str]) -> str | None:
     """One of `words`, asked again once if the reply is not one; then None. Raises ChatError."""
     messages = [{"role": "user", "content": prompt}]
     reply, _ = ask(chat, messages)
@@ -151,19 +129,63 @@ def ask_word(chat, prompt, words):
     return word
 
 
-def receive(chat, body, key):
-    """`post`, and all that a reply means: the server is alive, the cache has one more row."""
-    text, finished = post(chat, body)
+def one_word(reply: str, words: list[str]) -> str | None:
+    """The one of `words` that occurs as a whole word in any case; None when none or several do."""
+    # "highly" and "high-level" are not "high"
+    found = re.findall(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", reply, re.IGNORECASE)
+    found = {word.lower() for word in found}
+    return found.pop() if len(found) == 1 else None
+
+
+# ---- retries, and a server that is dead ----------------------------------------------------------
+
+
+def ask_server(chat: Chat, body: dict) -> tuple[str, bool]:
+    """`post` with retries. Raises ChatError, at once where the server is dead."""
+    with chat.lock:
+        if is_dead(chat) and not chat.may_try:
+            raise ChatError(f"{chat.url} is dead")
+        chat.may_try = False
+    for attempt in itertools.count():
+        try:
+            reply = post(chat, body)
+            note(chat)
+            return reply
+        except ChatError as error:
+            if not error.retry or attempt >= chat.max_retries or is_dead(chat):
+                note(chat, error)
+                raise
+            backoff = chat.backoff * 2**attempt * JITTER.uniform(0.5, 1.0)
+            time.sleep(min(backoff if error.wait is None else error.wait, chat.max_wait))
+
+
+def is_dead(chat: Chat) -> bool:
+    """True after `max_failures` calls in a row without a reply, until there is one again."""
+    return chat.failed_in_a_row >= chat.max_failures
+
+
+def try_again(chat: Chat) -> None:
+    """A new step: a dead server gets one call, which is not repeated."""
+    chat.may_try = True
+
+
+def note(chat: Chat, error: ChatError | None = None) -> None:
+    """Counts failures in a row; says when the server dies, and when it answers again."""
     with chat.lock:
         was_dead = is_dead(chat)
-        chat.failed_in_a_row = 0
-    if was_dead:
+        chat.failed_in_a_row = chat.failed_in_a_row + 1 if error else 0
+        dead = is_dead(chat)
+    if dead and not was_dead:
+        failed = f"failed {chat.max_failures} times in a row, last: {error}"
+        say(f"judge: {chat.url} {failed}; the rules take over, one call per step tries it again")
+    if was_dead and not dead:
         say(f"judge: {chat.url} answers again")
-    query_cache(chat, "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", key, text, finished)
-    return text, finished
 
 
-def post(chat, body):
+# ---- one attempt ---------------------------------------------------------------------------------
+
+
+def post(chat: Chat, body: dict) -> tuple[str, bool]:
     """One attempt: POST `body` -> (text, finished). Raises ChatError for whatever goes wrong."""
     request = urllib.request.Request(f"{chat.url}/chat/completions", json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
@@ -185,21 +207,12 @@ def post(chat, body):
         reason = raw[:300].decode(errors="replace")
         reason = reason.replace(key, "***") if key else reason  # some servers repeat a wrong key
         retry = answer.status in (408, 429) or answer.status >= 500
-        raise ChatError(f"HTTP {answer.status} {reason}", retry, retry_after(answer.headers))
-    try:
-        choice = json.loads(raw)["choices"][0]
-        text = choice["message"]["content"]
-        finished = choice.get("finish_reason") != "length"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ChatError("the reply is no chat completion") from None
-    if not isinstance(text, str):
-        raise ChatError(f"the reply has no text (finish_reason {choice.get('finish_reason')})")
-    # a reasoning model's own thoughts name every level; lone surrogates can't be stored
-    text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
-    return text.encode(errors="replace").decode().strip(), finished
+        wait = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", answer.headers.get("Retry-After", ""))
+        raise ChatError(f"HTTP {answer.status} {reason}", retry, wait and float(wait[1]))
+    return read_reply(raw)
 
 
-def read_body(answer, deadline):
+def read_body(answer, deadline: float) -> bytes:
     """A reply's bytes; TimeoutError past the deadline (a socket's starts anew at each byte)."""
     raw = b""
     while chunk := answer.read1(65536):
@@ -209,69 +222,35 @@ def read_body(answer, deadline):
     return raw
 
 
-def api_key(url):
-    """The environment's key for this address, or "". Raises InputError if it cannot be one."""
+def read_reply(raw: bytes) -> tuple[str, bool]:
+    """(text, finished) of a chat completion's JSON; ChatError if it is none."""
+    try:
+        choice = json.loads(raw)["choices"][0]
+        text = choice["message"]["content"]
+        reason = choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ChatError("the reply is no chat completion") from None
+    if not isinstance(text, str):
+        raise ChatError(f"the reply has no text (finish_reason {reason})")
+    # a reasoning model's own thoughts name every level; lone surrogates can't be stored
+    text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
+    return text.encode(errors="replace").decode().strip(), reason != "length"
+
+
+def api_key(url: str) -> str:
+    """The environment's key for this address, or "". Raises InputError if it can't be one."""
     key = os.environ.get("DYME_JUDGE_KEY", "")
-    if not key and urllib.parse.urlsplit(url).hostname == "api.openai.com":
+    if not key and urlsplit(url).hostname == "api.openai.com":
         key = os.environ.get("OPENAI_API_KEY", "")
-    key = key.strip()
-    if not re.fullmatch(r"[!-~]*", key):
+    if not re.fullmatch(r"[!-~]*", key.strip()):
         raise InputError("DYME_JUDGE_KEY: has blanks or characters that no key has; set it again")
-    return key
+    return key.strip()
 
 
-def retry_after(headers):
-    """Seconds of a Retry-After header (a number or a date), None without a readable one."""
-    value = headers.get("Retry-After", "")
-    try:
-        seconds = (
-            float(value)
-            if value[:1].isdigit()
-            else email.utils.mktime_tz(email.utils.parsedate_tz(value)) - time.time()
-        )
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return max(seconds, 0.0)
+# ---- the cache, the counts -----------------------------------------------------------------------
 
 
-def is_dead(chat):
-    """True after `max_failures` calls in a row without a reply, until there is one again."""
-    return chat.failed_in_a_row >= chat.max_failures
-
-
-def note_failure(chat, error):
-    """Counts a call without a reply; the one that makes the server dead says so."""
-    with chat.lock:
-        chat.failed_in_a_row += 1
-        dies = chat.failed_in_a_row == chat.max_failures
-        if dies:
-            chat.next_probe = time.monotonic() + chat.probe_seconds
-    if dies:
-        say(
-            f"judge: {chat.url} failed {chat.max_failures} times in a row, last: {error}; "
-            "the local checker takes over until it answers again"
-        )
-
-
-def start_probe(chat, body, key):
-    """Sends one attempt that nobody waits for, if the last one is long enough ago."""
-    with chat.lock:
-        if time.monotonic() < chat.next_probe:
-            return
-        chat.next_probe = math.inf  # one at a time
-    threading.Thread(target=probe, args=(chat, body, key), daemon=True).start()
-
-
-def probe(chat, body, key):
-    try:
-        receive(chat, body, key)
-    except ChatError:
-        pass  # still dead, which has been said
-    finally:
-        chat.next_probe = time.monotonic() + chat.probe_seconds
-
-
-def query_cache(chat, sql, *values):
+def query_cache(chat: Chat, sql: str, *values):
     """First row of a statement, or None; a cache that breaks costs calls, not the run."""
     try:
         with chat.lock, chat.cache:
@@ -283,11 +262,18 @@ def query_cache(chat, sql, *values):
         return None
 
 
-def count(chat, name, amount=1):
+def count(chat: Chat, name: str, amount: float = 1) -> None:
+    """Adds to one of the counts, from any thread."""
     with chat.lock:
         chat.counts[name] += amount
 
 
-def say(line):
+def say(line: str) -> None:
     """One line on stderr that leaves a progress bar whole."""
     tqdm.write(line, file=sys.stderr)
+
+
+def take_counts(chat: Chat, names: tuple[str, ...]) -> dict[str, float]:
+    """Some of the counts since the last time."""
+    with chat.lock:
+        return {name: chat.counts.pop(name, 0) for name in names}

@@ -1,4 +1,4 @@
-"""Properties of data.py, data.published.py and reading.py: all made here, nothing is downloaded."""
+"""Data sets and hostile files: all made here, nothing is downloaded."""
 
 import io
 import json
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data import Example, InputError, ZipImage, load_data, open_image
-from data.published import table_facts
+from data.chartqa import table_facts
 
 ROWS = [
     {"imgname": "a.png", "query": "How high is b?", "label": "1.684722222"},
@@ -23,19 +23,20 @@ ROWS = [
     {"imgname": "b.png", "query": "Which?", "label": "caf\ufffd"},
 ]
 TABLE = (
-    b'\xef\xbb\xbfEntity,Value\r\n"Important, but lower",7\r\nCaf\xe9,12%\r\nnone,nan\r\nvoid,\r\n'
+    b'\xef\xbb\xbfEntity,Value\r\n"Important, but lower",7\r\nCaf\xe9,12%\r\nno,nan\r\nvoid,\r\n'
 )
 WIDE = b"Year,Men,Women\n2001,5,nan\n2002,6,8\n"
 
 
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def bomb_png(width, height):
+def bomb_png(side):
     """The header of a huge picture, with no picture behind it."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
+
+    def chunk(kind, body):
+        checksum = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + checksum
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
 
 
 def write_chartqa(folder, rows=ROWS, augmented=()):
@@ -51,13 +52,6 @@ def write_chartqa(folder, rows=ROWS, augmented=()):
     return train
 
 
-def zip_folder(folder, path):
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            archive.write(file, file.relative_to(folder))
-    return path
-
-
 def write_jsonl(path, rows):
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
     return str(path)
@@ -69,28 +63,24 @@ def error_of(call, *args, **kwargs):
     return str(caught.value)
 
 
-# ---- ChartQA
+# ---- ChartQA ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["folder", "parent", "zip", "folder of the zip"])
 def test_chartqa_is_read_from_folder_and_zip_with_labels_as_published(tmp_path, form):
     train = write_chartqa(tmp_path / "made")
-    where = {
-        "folder": train.parent,
-        "parent": tmp_path / "made",
-        "zip": tmp_path / "x.zip",
-        "folder of the zip": tmp_path / "down",
-    }[form]
-    if form == "zip":
-        zip_folder(tmp_path / "made", where)
-    elif form == "folder of the zip":
+    where = {"folder": train.parent, "parent": tmp_path / "made"}.get(form, tmp_path / "down")
+    if "zip" in form:
         where.mkdir()
-        zip_folder(tmp_path / "made", where / "ChartQA Dataset.zip")
+        with zipfile.ZipFile(where / "ChartQA Dataset.zip", "w") as archive:
+            for file in (tmp_path / "made").rglob("*.*"):
+                archive.write(file, file.relative_to(tmp_path / "made"))
+        where = where / "ChartQA Dataset.zip" if form == "zip" else where
     examples = load_data("chartqa", "train", str(where))
     assert [e.answer for e in examples] == [row["label"] for row in ROWS]
     assert [e.id for e in examples] == [f"chartqa/train/human/{i}" for i in range(3)]
     assert examples[0].facts == [("Important, but lower", "7"), ("Caf\ufffd", "12%")]
-    assert examples[1].facts == [("2001 Men", "5"), ("2002 Men", "6"), ("2002 Women", "8")]
+    assert examples[1].facts == [("2001", "Men", "5"), ("2002", "Men", "6"), ("2002", "Women", "8")]
     assert examples[0].trace is None and examples[0].task == "human"
     assert isinstance(examples[0].image, ZipImage if "zip" in form else str)
     assert open_image(examples[0]).getpixel((1, 1)) == (255, 0, 0)
@@ -104,32 +94,18 @@ def test_chartqa_reports_every_bad_row_at_once(tmp_path):
         {"imgname": "../../a.png", "query": "q", "label": "1"},
         ROWS[0],
     ]
-    write_chartqa(tmp_path, rows)
+    train = write_chartqa(tmp_path, rows)
     message = error_of(load_data, "chartqa", "train", str(tmp_path))
-    for part in (
-        "train_human.json",
-        "3 bad rows",
-        "[0]",
-        "gone.png is missing",
-        "[1]",
-        "query",
-        "[2]",
-        "not a plain file name",
-    ):
+    for part in ("3 bad rows", "[0]: the image", "gone.png is missing", "[1]: query", "[2]: img"):
         assert part in message
     assert "[3]" not in message
-
-
-def test_chartqa_broken_json_is_one_line(tmp_path):
-    train = write_chartqa(tmp_path)
     (train / "train_human.json").write_text('[{"imgname": "a.png",')
     message = error_of(load_data, "chartqa", "train", str(tmp_path))
-    assert "train_human.json" in message and "not valid JSON" in message and "\n" not in message
+    assert "train_human.json: not valid JSON" in message and "\n" not in message
 
 
 def test_chartqa_missing_table_means_no_facts_and_is_said(tmp_path, capsys):
-    train = write_chartqa(tmp_path)
-    (train / "tables" / "b.csv").unlink()
+    (write_chartqa(tmp_path) / "tables" / "b.csv").unlink()
     examples = load_data("chartqa", "train", str(tmp_path))
     assert len(examples[0].facts) == 2 and examples[1].facts == examples[2].facts == []
     assert "2 of 3 questions have no table" in capsys.readouterr().err
@@ -139,11 +115,10 @@ def test_chartqa_missing_table_means_no_facts_and_is_said(tmp_path, capsys):
     "table, facts",
     [
         (b"", []),
-        (b"\xef\xbb\xbf", []),
-        (b"\r\n\r\n", []),
-        (b"Entity,Value", []),
+        (b"\xef\xbb\xbf\r\n\r\n", []),
         (b"A\nb\n", []),
         (b"A,B\nx,1,2\n\ny\n", [("x", "1"), ("x", "2")]),
+        (b"A,B, C\nx,1,2\n,3", [("x", "B", "1"), ("x", "C", "2"), ("", "B", "3")]),
         (b'A,B\n"x\ny",1', [("x\ny", "1")]),
     ],
 )
@@ -153,30 +128,18 @@ def test_odd_tables_are_read_without_a_fall(table, facts):
 
 @pytest.mark.parametrize("body", ["x" * 200_000, "x,1\n" * 3_000_000])
 def test_a_broken_or_huge_table_is_reported_with_its_row(tmp_path, body):
-    train = write_chartqa(tmp_path)
-    (train / "tables" / "a.csv").write_text("A,B\n" + body)
+    (write_chartqa(tmp_path) / "tables" / "a.csv").write_text("A,B\n" + body)
     message = error_of(load_data, "chartqa", "train", str(tmp_path))
     assert "train_human.json: [0]: " in message and "a.csv: not a table" in message
 
 
-def test_chartqa_human_and_augmented_questions_are_selectable(tmp_path):
+def test_chartqa_human_and_augmented_questions_are_selectable_and_an_absent_one_is_said(tmp_path):
     write_chartqa(tmp_path, augmented=[dict(ROWS[0], query="machine?")])
-    tasks = {
-        kind: [e.task for e in load_data("chartqa", "train", str(tmp_path), questions=kind)]
-        for kind in ("human", "augmented", "all")
-    }
-    assert tasks == {
-        "human": ["human"] * 3,
-        "augmented": ["augmented"],
-        "all": ["human"] * 3 + ["augmented"],
-    }
-
-
-@pytest.mark.parametrize("split, kind", [("train", "augmented"), ("test", "human")])
-def test_chartqa_absent_or_empty_split_says_what_there_is(tmp_path, split, kind):
-    write_chartqa(tmp_path)
-    message = error_of(load_data, "chartqa", split, str(tmp_path), questions=kind)
-    assert f"{split} has no {kind}" in message and "train human" in message
+    for questions, tasks in (("human", "hhh"), ("augmented", "a"), ("all", "hhha")):
+        examples = load_data("chartqa", "train", str(tmp_path), questions=questions)
+        assert "".join(e.task[0] for e in examples) == tasks
+    message = error_of(load_data, "chartqa", "test", str(tmp_path))
+    assert "test has no human" in message and "train human, train augmented" in message
     assert "--eval_split" in message and "\n" not in message
 
 
@@ -199,17 +162,16 @@ def test_real_charts_open_and_have_facts():
     assert all(open_image(e, 10_000).mode == "RGB" for e in examples[:8])
 
 
-# ---- images
+# ---- images -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "image", [Image.new("RGBA", (2, 2), (0, 0, 255, 0)), Image.new("LA", (2, 2), (0, 0))]
-)
-def test_transparency_becomes_white(image, tmp_path):
-    assert open_image(image).getpixel((0, 0)) == (255, 255, 255)
-    palette = Image.new("P", (2, 2), 0)
-    palette.save(tmp_path / "p.png", transparency=0)
+def test_transparency_becomes_white_and_sixteen_bit_grey_is_scaled(tmp_path):
+    for image in (Image.new("RGBA", (2, 2), (0, 0, 255, 0)), Image.new("LA", (2, 2), (0, 0))):
+        assert open_image(image).getpixel((0, 0)) == (255, 255, 255)
+    Image.new("P", (2, 2), 0).save(tmp_path / "p.png", transparency=0)
     assert open_image(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
+    Image.new("I;16", (2, 2), 0x8000).save(tmp_path / "grey.png")
+    assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize("size", [(400, 100), (5000, 1), (1, 5000), (10, 10)])
@@ -222,20 +184,16 @@ def test_max_pixels_caps_the_size_and_keeps_the_aspect(size):
         assert (width, height) == size
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
-    Image.new("I;16", (2, 2), 0x8000).save(tmp_path / "grey.png")
-    assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (128, 128, 128)
-
-
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (bomb_png(100_000, 100_000), "too large"),
-        (bomb_png(8_500, 8_500), "too large"),
+        (bomb_png(100_000), "too large"),
+        (bomb_png(8_500), "too large"),
         (b"this is a text\n", "not an image"),
         (b"", "not an image"),
         (None, "no such image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+        ("half", "broken image"),
     ],
 )
 @pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
@@ -243,6 +201,9 @@ def test_hostile_images_are_one_line_naming_file_and_example(
     tmp_path, monkeypatch, content, reason, limit
 ):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    if content == "half":
+        Image.effect_noise((64, 64), 90).save(tmp_path / "full.png")
+        content = (tmp_path / "full.png").read_bytes()[:2000]
     file = tmp_path / "bad\x1b[31m.png"
     if content is not None:
         file.write_bytes(content)
@@ -251,29 +212,16 @@ def test_hostile_images_are_one_line_naming_file_and_example(
     assert "\n" not in message and "\x1b" not in message
 
 
-def test_a_truncated_image_is_an_error(tmp_path):
-    Image.effect_noise((64, 64), 90).save(tmp_path / "full.png")
-    content = (tmp_path / "full.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
-    assert "half.png: broken image" in error_of(open_image, tmp_path / "half.png")
-
-
 @pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "..\\evil"])
 def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("ChartQA Dataset/train/train_human.json", json.dumps(ROWS))
         archive.writestr(name, b"x")
-    message = error_of(load_data, "chartqa", "train", str(tmp_path / "evil.zip"))
-    assert "points outside" in message and "\n" not in message
+    assert "points outside" in error_of(load_data, "chartqa", "train", str(tmp_path / "evil.zip"))
     assert list(tmp_path.iterdir()) == [tmp_path / "evil.zip"]
 
 
-def test_a_file_that_is_no_zip_is_one_line(tmp_path):
-    (tmp_path / "x.zip").write_bytes(b"not a zip")
-    assert "not a zip" in error_of(load_data, "chartqa", "train", str(tmp_path / "x.zip"))
-
-
-# ---- one's own data
+# ---- one's own data -----------------------------------------------------------------------------
 
 
 def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
@@ -283,36 +231,22 @@ def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
         "image": "img/a.png",
         "question": "q?",
         "answer": 7,
-        "facts": [["red", 3], ["b", "4"]],
-        "trace": "red is 3\nAnswer: 7",
-        "options": ["7", "8"],
-        "task": "t",
+        "facts": [["red", 3], ["b", "c", "4"]],
     }
-    path = write_jsonl(
-        tmp_path / "own.jsonl", [full, {"question": "x", "answer": "y", "facts": {"k": 1.5}}]
-    )
-    write_jsonl(tmp_path / "own.val.jsonl", [full])
-    first, second = load_data(path, "train")
-    assert first == Example(
-        str(tmp_path / "img/a.png"),
-        "q?",
-        "7",
-        [("red", "3"), ("b", "4")],
-        None,
-        "red is 3",
-        "t",
-        "own.jsonl/1",
-        ["7", "8"],
-    )
+    full |= {"trace": "red is 3\nAnswer: 7", "options": ["7", "8"], "task": "t"}
+    short = {"question": "x", "answer": "y", "facts": {"k": 1.5}}
+    first, second = load_data(write_jsonl(tmp_path / "own.jsonl", [full, short, short]), "train")
+    facts, path = [("red", "3"), ("b", "c", "4")], str(tmp_path / "img/a.png")
+    options = ["7", "8"]
+    assert first == Example(path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options)
     assert (second.image, second.facts, second.id) == (None, [("k", "1.5")], "own.jsonl/2")
-    assert [e.id for e in load_data(path, "val")] == ["own.val.jsonl/1"]
 
 
-def test_own_json_list_and_jsonl_agree(tmp_path):
+def test_own_json_and_jsonl_agree_and_val_is_a_file_beside_or_the_last_tenth(tmp_path):
     rows = [{"question": f"q{i}", "answer": str(i)} for i in range(20)]
     write_jsonl(tmp_path / "a.jsonl", rows)
     (tmp_path / "b.json").write_text("\ufeff" + json.dumps(rows), encoding="utf-8")
-    for split, count in (("train", 18), ("val", 2)):  # no val file: the last tenth
+    for split, count in (("train", 18), ("val", 2)):
         a, b = (load_data(str(tmp_path / name), split) for name in ("a.jsonl", "b.json"))
         assert [e.question for e in a] == [e.question for e in b] and len(a) == count
     assert "--eval_split" in error_of(load_data, str(tmp_path / "a.jsonl"), "test")
@@ -323,83 +257,52 @@ def test_own_json_list_and_jsonl_agree(tmp_path):
 
 def test_every_bad_line_is_reported_at_once_with_its_number(tmp_path):
     (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "bomb.png").write_bytes(bomb_png(100_000, 100_000))
+    (tmp_path / "bomb.png").write_bytes(bomb_png(100_000))
     good = {"question": "q", "answer": "a"}
     bad = [
-        "{broken",
-        {"question": "q"},
-        dict(good, question=["q"]),
-        dict(good, answer=True),
-        "[1]",
-        dict(good, image="gone.png"),
-        dict(good, image="../text.png"),
-        dict(good, facts="x"),
-        dict(good, image="text.png"),
-        dict(good, image="bomb.png"),
-        dict(good, facts=[["a"]]),
-        dict(good, options=[]),
-        dict(good, answer="\ud800"),
-        '{"question": "q", "answer": 1e999}',
-        '{"question": "q", "answer": NaN}',
-        "[" * 100_000,
-        '{"question": "q", "answer": "' + "x" * (10 * 2**20) + '"}',
+        ("{broken", "not valid JSON"),
+        ({"question": "q"}, "answer is missing"),
+        (dict(good, question=["q"]), "question must be a text"),
+        (dict(good, answer=True), "answer must be"),
+        ("[1]", "not an object"),
+        (dict(good, image="gone.png"), "gone.png: no such"),
+        (dict(good, image="../text.png"), "leaves the folder"),
+        (dict(good, facts="x"), "facts must be"),
+        (dict(good, image="text.png"), "text.png: not an image"),
+        (dict(good, image="bomb.png"), "too large"),
+        (dict(good, facts=[["a"]]), "list of [name, value]"),
+        (dict(good, options=[]), "options must be"),
+        (dict(good, answer="\ud800"), "surrogate"),
+        ('{"question": "q", "answer": 1e999}', "answer must be"),
+        ('{"question": "q", "answer": NaN}', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"question": "q", "answer": "' + "x" * (10 * 2**20) + '"}', "longer than 10 MB"),
     ]
-    path = write_jsonl(tmp_path / "own.jsonl", [good, *bad, good])
+    path = write_jsonl(tmp_path / "own.jsonl", [good, *[row for row, _ in bad], good])
     lines = error_of(load_data, path, "train").splitlines()
     assert lines[0] == f"{path}: {len(bad)} bad rows" and len(lines) == 1 + len(bad)
-    reasons = [
-        "not valid JSON",
-        "answer is missing",
-        "question must be a text",
-        "answer must be",
-        "not an object",
-        "gone.png: no such",
-        "leaves the folder",
-        "facts must be",
-        "text.png: not an image",
-        "too large",
-        "must be [name, value]|list of [name",
-        "options must be",
-        "surrogate",
-        "answer must be",
-        "not valid JSON",
-        "not valid JSON",
-        "longer than 10 MB",
-    ]
-    for number, (line, reason) in enumerate(zip(lines[1:], reasons), start=2):
-        assert line.startswith(f"  line {number}: ")
-        assert any(part in line for part in reason.split("|"))
-
-
-def test_only_some_bad_lines_are_printed_but_all_are_counted(tmp_path):
+    for number, (line, (_, reason)) in enumerate(zip(lines[1:], bad), start=2):
+        assert line.startswith(f"  line {number}: ") and reason in line
     message = error_of(load_data, write_jsonl(tmp_path / "x.jsonl", ["{"] * 50), "train")
     assert "50 bad rows" in message and "30 more" in message and message.count("\n") == 21
 
 
-def test_an_empty_or_missing_file_is_an_error(tmp_path):
+def test_an_empty_or_missing_file_or_an_unknown_name_is_an_error(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n")
     assert "x.jsonl" in error_of(load_data, str(tmp_path / "x.jsonl"), "train")
     assert "y.json" in error_of(load_data, str(tmp_path / "y.json"), "train")
+    message = error_of(load_data, "chartsqa", "train")
+    assert all(name in message for name in ("charts", "chartqa", "gsm8k", "aokvqa", ".jsonl"))
 
 
 def test_the_published_list_format_is_read_as_it_is(tmp_path, capsys):
     Image.new("RGB", (3, 3)).save(tmp_path / "train_0.png")
     seen = {"objects": [{"name": "bag", "attributes": ["red", "small"], "position": "left"}]}
-    row = {
-        "question": "Think step by step. Who?",
-        "question_wo_prompt": "Who?",
-        "answer": "2017",
-        "image": "/elsewhere/images/train_0.png",
-        "hint": "Goal: x\n#### 2017",
-        "visual_fact": json.dumps(seen),
-        "choices": ["2017", "2018"],
-    }
-    sft = {
-        "question": "Who?",
-        "answer": "because\nAnswer: 5",
-        "human_or_machine": 0,
-        "visual_fact": '{"objects": [cut off',
-    }
+    row = {"question": "Think step by step. Who?", "question_wo_prompt": "Who?", "answer": "2017"}
+    row |= {"image": "/elsewhere/images/train_0.png", "hint": "Goal: x\n#### 2017"}
+    row |= {"visual_fact": json.dumps(seen), "choices": ["2017", "2018"]}
+    sft = {"question": "Who?", "answer": "because\nAnswer: 5", "human_or_machine": 0}
+    sft |= {"visual_fact": '{"objects": [cut off'}
     (tmp_path / "d").mkdir()
     path = tmp_path / "d" / "train.json"
     path.write_text(json.dumps([row, sft, dict(sft, human_or_machine=1), sft]))
@@ -412,29 +315,37 @@ def test_the_published_list_format_is_read_as_it_is(tmp_path, capsys):
     assert len(load_data(str(path), "train", str(tmp_path), questions="all")) == 3
 
 
-# ---- GSM8K, A-OKVQA, traces
+# ---- GSM8K, A-OKVQA, traces ---------------------------------------------------------------------
 
 
-def test_gsm8k_gives_result_trace_and_equations(tmp_path):
+def fake_hub(monkeypatch, rows):
+    """Stands in for the hub and for pyarrow, which is optional; returns the files asked for."""
+    parquet, asked = types.ModuleType("pyarrow.parquet"), []
+    batch = types.SimpleNamespace(to_pylist=lambda: [dict(row) for row in rows])
+    parquet.ParquetFile = lambda path: types.SimpleNamespace(iter_batches=lambda size: [batch])
+    monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=parquet))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    monkeypatch.setattr("data.reading.hub_file", lambda repo, name, *rest: asked.append(name))
+    return asked
+
+
+def test_gsm8k_gives_result_trace_and_equations_from_a_folder_and_the_hub(tmp_path, monkeypatch):
     rows = [
         {"question": "q1", "answer": "He has 2*600 = <<2*600=1200>>1200.\n#### 1,200"},
         {"question": "q2", "answer": "It is $<<3+4=7>>7 and <<7*1.5=10.5>>10.5.\n#### -3"},
     ]
     write_jsonl(tmp_path / "test.jsonl", rows)
-    first, second = load_data("gsm8k", "test", str(tmp_path))
-    assert (first.answer, first.trace, first.facts) == (
-        "1200",
-        "He has 2*600 = 1200.",
-        [("2*600", "1200")],
-    )
-    assert (second.answer, second.trace) == ("-3", "It is $7 and 10.5.")
-    assert second.facts == [("3+4", "7"), ("7*1.5", "10.5")] and second.image is None
+    examples = load_data("gsm8k", "test", str(tmp_path))
+    assert [e.answer for e in examples] == ["1200", "-3"] and examples[0].image is None
+    assert [e.trace for e in examples] == ["He has 2*600 = 1200.", "It is $7 and 10.5."]
+    assert [e.facts for e in examples] == [[("2*600", "1200")], [("3+4", "7"), ("7*1.5", "10.5")]]
+    assert fake_hub(monkeypatch, rows) == []
+    assert load_data("gsm8k", "test") == examples
 
 
 def test_gsm8k_val_is_cut_off_train(tmp_path):
-    write_jsonl(
-        tmp_path / "train.jsonl", [{"question": f"q{i}", "answer": "#### 1"} for i in range(40)]
-    )
+    rows = [{"question": f"q{i}", "answer": "#### 1"} for i in range(40)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
     train, val = (load_data("gsm8k", split, str(tmp_path)) for split in ("train", "val"))
     assert (len(train), len(val)) == (36, 4)
     assert not {e.id for e in train} & {e.id for e in val}
@@ -445,18 +356,11 @@ def test_gsm8k_val_is_cut_off_train(tmp_path):
 def test_aokvqa_takes_choice_rationales_and_facts(tmp_path):
     (tmp_path / "val2017").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "val2017" / "000000000042.jpg")
-    row = {
-        "image_id": 42,
-        "question": "Awaiting?",
-        "choices": ["skater", "cab"],
-        "correct_choice_idx": 1,
-        "direct_answers": ["bus", "bus"],
-        "rationales": ["One.", "Two."],
-        "visual_fact": {"objects": [{"name": "man", "attributes": ["tall"]}]},
-    }
-    (tmp_path / "aokvqa_v1p0_val.json").write_text(
-        json.dumps([row, dict(row, choices=None, correct_choice_idx=None)])
-    )
+    row = {"image_id": 42, "question": "?", "choices": ["skater", "cab"], "correct_choice_idx": 1}
+    row |= {"direct_answers": ["bus", "bus"], "rationales": ["One.", "Two."]}
+    row |= {"visual_fact": {"objects": [{"name": "man", "attributes": ["tall"]}]}}
+    rows = [row, dict(row, choices=None, correct_choice_idx=None)]
+    (tmp_path / "aokvqa_v1p0_val.json").write_text(json.dumps(rows))
     first, second = load_data("aokvqa", "val", str(tmp_path))
     assert (first.answer, first.options, first.trace) == ("cab", ["skater", "cab"], "One. Two.")
     assert first.facts == [("man", "tall")] and second.answer == "bus"
@@ -466,56 +370,34 @@ def test_aokvqa_takes_choice_rationales_and_facts(tmp_path):
 def test_aokvqa_from_the_hub_is_unpacked_once_into_the_same_layout(tmp_path, monkeypatch):
     picture = io.BytesIO()
     Image.new("RGB", (3, 3)).save(picture, "JPEG")
-    row = {
-        "image": {"bytes": picture.getvalue()},
-        "question": "Awaiting?",
-        "choices": ["a", "b"],
-        "correct_choice_idx": 1,
-        "direct_answers": "['bus', 'bus']",
-        "rationales": ["One."],
-    }
-    batch = types.SimpleNamespace(to_pylist=lambda: [dict(row), dict(row, choices=None)])
-    opened = []
-    parquet = types.ModuleType("pyarrow.parquet")  # pyarrow is optional: a stand-in for its reader
-    parquet.ParquetFile = lambda path: (
-        opened.append(path) or types.SimpleNamespace(iter_batches=lambda size: [batch])
+    row = {"image": {"bytes": picture.getvalue()}, "question": "Awaiting?", "choices": None}
+    asked = fake_hub(
+        monkeypatch, [dict(row, direct_answers="['bus', 'bus']"), dict(row, direct_answers="['a']")]
     )
-    monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=parquet))
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-    monkeypatch.setattr("data.published.hub_file", lambda repo, name, *rest, revision: name)
     for _ in range(2):
         examples = load_data("aokvqa", "train", cache_dir=tmp_path)
-    assert opened == ["default/train/0000.parquet", "default/train/0001.parquet"]
-    assert [e.answer for e in examples] == ["b", "bus"] * 2
+    assert asked == ["default/train/0000.parquet", "default/train/0001.parquet"]
+    assert [e.answer for e in examples] == ["bus", "a"] * 2
     assert open_image(examples[3]).size == (3, 3)
 
 
-def test_aokvqa_without_pyarrow_says_so(tmp_path, monkeypatch):
+def test_without_pyarrow_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert "not published" in error_of(load_data, "aokvqa", "test", cache_dir=tmp_path)
-    message = error_of(load_data, "aokvqa", "val", cache_dir=tmp_path)
-    assert "pip install pyarrow" in message and "--data_dir" in message
+    for name in ("aokvqa", "gsm8k"):
+        message = error_of(load_data, name, "val", cache_dir=tmp_path)
+        assert "pip install pyarrow" in message and "--data_dir" in message
 
 
 def test_traces_are_attached_by_id_or_question_and_strangers_are_counted(tmp_path, capsys):
     write_chartqa(tmp_path)
-    traces = write_jsonl(
-        tmp_path / "traces.jsonl",
-        [
-            {"id": "chartqa/train/human/0", "question": "", "trace": "old"},
-            {"id": "chartqa/train/human/0", "trace": "b is 1\nAnswer: 1"},
-            {"question": "Who?", "image": "png/b.png", "trace": "Men"},
-            {"id": "x", "trace": "y"},
-        ],
-    )
+    first = {"id": "chartqa/train/human/0", "trace": "b is 1\nAnswer: 1"}
+    second = {"question": "Who?", "image": "png/b.png", "trace": "Men"}
+    rows = [dict(first, trace="old"), first, second, {"id": "x", "trace": "y"}]
+    traces = write_jsonl(tmp_path / "traces.jsonl", rows)
     examples = load_data("chartqa", "train", str(tmp_path), traces=traces)
     assert [e.trace for e in examples] == ["b is 1", "Men", None]
     assert "2 of 3 examples, 1 fit none" in capsys.readouterr().err
     wrong = write_jsonl(tmp_path / "wrong.jsonl", [{"id": "x", "trace": "y"}])
     assert "not one" in error_of(load_data, "chartqa", "train", str(tmp_path), traces=wrong)
-
-
-def test_an_unknown_name_lists_the_known_ones():
-    message = error_of(load_data, "chartsqa", "train")
-    assert all(name in message for name in ("charts", "chartqa", "gsm8k", "aokvqa", ".jsonl"))
