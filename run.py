@@ -199,7 +199,15 @@ class Run:
         result = {"config": asdict(config), **self.state, "final": self.read_finals(config.method)}
         if self.log.active:
             self.log.write("result.json", result)
-            save_model(config.output_dir, self.model, self.processor)
+            try:
+                save_model(config.output_dir, self.model, self.processor)
+            except Exception as error:
+                if not checkpoint.disk_full(error):
+                    raise
+                raise InputError(
+                    f"{config.output_dir}: disk full; the result and the last checkpoint are "
+                    "there, the final model is not: free some space and --resume"
+                ) from error
             self.log.say(f"model, metrics and result are in {config.output_dir}")
         return result
 
