@@ -65,16 +65,16 @@ def times(names: list[str], case: Case) -> dict[str, list[float]]:
     """Seconds of each side, `repeats` of them, the sides taken in turn. A side that doesn't fit in
     memory is left off.
     """
-    sides = {name: SIDES[name](case) for name in names}
+    runs = {name: SIDES[name](case) for name in names}
     seconds = {name: [] for name in names}
     for name in tqdm(names * case.args.repeats, desc="bench", unit="run"):
-        if name not in sides:
+        if name not in runs:
             continue
         start = now(case.model)
         try:
-            own_clock = sides[name]()
+            own_clock = runs[name]()
         except torch.OutOfMemoryError:
-            del sides[name], seconds[name]
+            del runs[name], seconds[name]
             continue
         elapsed = now(case.model) - start
         seconds[name].append(own_clock if isinstance(own_clock, float) else elapsed)
