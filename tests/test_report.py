@@ -100,6 +100,12 @@ def test_nothing_a_model_or_a_file_says_becomes_part_of_the_page(tmp_path):
     assert "\\x1b[2J\\u202e{{footer}}" in page.text and not {"\x1b", "\u202e"} & set(page.text)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pages without pictures, which take most of the time."""
+    monkeypatch.setattr(report, "has_matplotlib", lambda: False)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
 def test_a_browser_opens_the_page_without_an_error(tmp_path):
     runs = [write_run(tmp_path / "tame"), write_run(tmp_path / "wild", texts=(HOSTILE, HOSTILE))]
@@ -145,7 +151,7 @@ def test_seeds_are_one_line_with_their_range(tmp_path):
     assert smooth[:, steps.index(20)] == pytest.approx([20 / 39, 40 / 39])
 
 
-def test_a_run_given_again_is_no_other_seed(tmp_path, capsys):
+def test_a_run_given_again_is_no_other_seed(tmp_path, capsys, no_pictures):
     runs = [write_run(tmp_path / name, output_dir=name) for name in ("a", "b")]
     variant = variants_of(*runs)[0]
     assert len(variant.runs) == 1 and variant.again == [Path(runs[1])]
@@ -180,7 +186,9 @@ def test_a_moving_mean_has_no_shift_and_readings_are_not_smoothed(tmp_path):
     assert curves.line_of(variant, "accuracy", of_val=True)[2].tolist() == [[0.5, 0.5]]
 
 
-def test_a_run_that_is_still_writing_can_be_read_and_a_broken_one_is_named(tmp_path, capsys):
+def test_a_run_that_is_still_writing_can_be_read_and_a_broken_one_is_named(
+    tmp_path, capsys, no_pictures
+):
     folder = tmp_path / "run"
     write_run(folder)
     whole = (folder / "metrics.jsonl").read_text()
@@ -202,7 +210,7 @@ def test_a_run_that_is_still_writing_can_be_read_and_a_broken_one_is_named(tmp_p
         assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_a_group_that_is_not_one_is_an_error_with_its_file(tmp_path):
+def test_a_group_that_is_not_one_is_an_error_with_its_file(tmp_path, no_pictures):
     folder = write_run(tmp_path / "run")
     (Path(folder) / "groups.jsonl").write_text(json.dumps({"step": 0, "mode": "<b>"}) + "\n")
     with pytest.raises(InputError, match="groups.jsonl, step 0"):
