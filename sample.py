@@ -28,7 +28,7 @@ from config import Config, resolve
 from model import encode_prompt, get_tokenizer, language_attention, prompt_to
 from tools.predict import accuracies, predict, score_one
 from rollout import Response, decode_step, prefill, random_numbers, sample
-from tools.runs import read_state, visible
+from lib.log import read_state, visible
 from run import load_model, load_split
 
 

@@ -9,13 +9,14 @@ import io
 import json
 import math
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from data import Example, open_image
+from data import Example, InputError, open_image
 
 # of a step's responses: summed up, and divided by their number
 PER_RESPONSE = {
@@ -141,3 +142,40 @@ def thumbnail(example: Example, side: int = 320) -> str | None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+# ---- read back -----------------------------------------------------------------------------------
+
+
+def read_state(folder: Path) -> dict:
+    """config, val, base and final of a run's folder: from result.json, or while there is none from
+    its last checkpoint; empty where neither is there. InputError for a file that isn't one.
+    """
+    state = {"config": {}, "val": [], "base": {}, "final": {}}
+    steps = [path for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit()]
+    paths = [path / "state.json" for path in sorted(steps, reverse=True)]
+    for path in [folder / "result.json", *paths]:
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                state.update({name: found[name] for name in state if name in found})
+                right = isinstance(state["val"], list)
+                right &= all(isinstance(state[name], dict) for name in ("config", "base", "final"))
+            except (ValueError, TypeError, RecursionError):
+                right = False
+            if not right:
+                raise InputError(f"{path}: isn't what train.py writes; remove the file")
+            break
+    return state
+
+
+def visible(text: str) -> str:
+    """Text with what could act on a terminal or hide in a page spelled out: \\x1b, \\u202e; line
+    ends, tabs and blanks of any kind stay.
+    """
+
+    def spell(c: str) -> str:
+        fine = c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+        return c if fine else c.encode("unicode_escape").decode()
+
+    return "".join(map(spell, text))

@@ -1,41 +1,28 @@
-"""
-What a person sees (report.py and the files behind it, sample.py, predict.py) is right, and trusts
-nobody.
-"""
+"""The report says what the runs logged, and trusts nobody."""
 
 import base64
 import io
 import json
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from tools import figures
-from tools import pictures
-from tools import gallery
-from tools import predict
-from tools import report
-import rollout as rollout_file
-import sample
-from data.charts import load_charts
 from data import InputError
-from config import parse
-from model import encode_prompt
-from rollout import prefill, random_numbers, rollout
-from tools.runs import group_seeds, read_run, visible
-from lib.tiny import tiny_vlm
+from lib.log import visible
+from tools import curves, gallery, report
+from tools.curves import group_seeds, read_run
 
-torch.set_num_threads(1)
 FACTS = [["black", "3"], ["yellow", "5"], ["red", "6"]]
-HOSTILE = "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)>\x1b[2J\u202e{{footer}} \" ' &"
-BROWSER = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+HOSTILE = "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)>"
+HOSTILE += "\x1b[2J\u202e{{footer}} \" ' & $x^"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+TEXTS = ("black 3, red 5\nAnswer: red", "yellow 5")
 
 
 def picture() -> str:
@@ -45,66 +32,38 @@ def picture() -> str:
 
 
 def response(text, total=0.0, advantage=0.0, correct=0.0):
-    rewards = {
-        "format": 1.0,
-        "accuracy": correct,
-        "thinking": 0.5,
-        "total": total,
-        "correct": correct,
-    }
+    rewards = {"format": 1.0, "accuracy": correct, "thinking": 0.5}
+    rewards |= {"total": total, "correct": correct}
     return {"text": text, "advantage": advantage, **rewards}
 
 
-TEXTS = ("black 3, red 5\nAnswer: red", "yellow 5")
-
-
 def write_run(folder, method="dyme", seed=0, reward=1.0, texts=TEXTS, **config) -> str:
-    """
-    A run's folder as train.py writes it: reward rising to `reward`, a memorised and an explored
+    """A run's folder as train.py writes it: reward rising to `reward`, a memorized and an explored
     group.
     """
     folder.mkdir(parents=True)
-    config = {
-        "method": method,
-        "seed": seed,
-        "dataset": "charts",
-        "model": "tiny",
-        "eval_split": "val",
-        **config,
-    }
+    plain = {"dataset": "charts", "model": "tiny", "eval_split": "val"}
+    config = {"method": method, "seed": seed, **plain, **config}
     reading = {"accuracy": 0.5, "format": 1.0, "fact_precision": 0.9, "grounded": 0.4, "count": 100}
-    readings = {name: reading for name in ("greedy", "sampled", "direct")}
+    readings = {"val": {name: reading for name in ("greedy", "sampled", "direct")}}
     shares = {"share_memorize": 0.5, "share_explore": 0.25, "share_skip": 0.25, "share_equal": 0.1}
-    steps = [
-        {"step": s, **shares, "reward": reward * s / 39, "seconds": 1.0, "entropy": None}
-        for s in range(40)
-    ]
-    group = {"question": "Which?", "answer": "red", "facts": FACTS, "image": picture()}
-    groups = [
-        {
-            "step": 0,
-            **group,
-            "mode": "memorize",
-            "target": "black 4\nAnswer: red",
-            "responses": [*map(response, texts)],
-        },
-        {
-            "step": 25,
-            **group,
-            "mode": "explore",
-            "responses": [response(texts[0], 2, 1, 1.0), response("no")],
-        },
-    ]
-    result = {
-        "config": config,
-        "val": [{"step": 40, **reading}],
-        "base": {"val": readings},
-        "final": {"val": readings},
-    }
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
-    (folder / "groups.jsonl").write_text("".join(json.dumps(line) + "\n" for line in groups))
+    steps = [{"step": s, **shares, "reward": reward * s / 39, "seconds": 1.0} for s in range(40)]
+    steps[0]["entropy"] = None
+    asked = {"question": "Which?", "answer": "red", "facts": FACTS, "image": picture()}
+    memorized = {"mode": "memorize", "target": "black 4\nAnswer: red"}
+    groups = [{"step": 0, **asked, **memorized, "responses": [*map(response, texts)]}]
+    explored = [response(texts[0], 2, 1, 1.0), response("no")]
+    groups.append({"step": 25, **asked, "mode": "explore", "responses": explored})
+    result = {"config": config, "val": [{"step": 40, **reading}]}
+    result |= {"base": readings, "final": readings}
+    for name, lines in (("metrics.jsonl", steps), ("groups.jsonl", groups)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "result.json").write_text(json.dumps(result))
     return str(folder)
+
+
+def variants_of(*folders):
+    return group_seeds([read_run(folder) for folder in folders])
 
 
 class Elements(HTMLParser):
@@ -123,83 +82,58 @@ class Elements(HTMLParser):
 
 
 def test_nothing_a_model_or_a_file_says_becomes_part_of_the_page(tmp_path):
-    tame = report.page(group_seeds([read_run(write_run(tmp_path / "tame"))]))
-    folder = write_run(tmp_path / "wild", texts=(HOSTILE, HOSTILE + "1"), lr_schedule=HOSTILE)
-    lines = [
-        json.loads(line) for line in (tmp_path / "wild" / "groups.jsonl").read_text().splitlines()
-    ]
+    tame = Elements(report.page(variants_of(write_run(tmp_path / "tame"))))
+    config = {"lr_schedule": HOSTILE, "model": HOSTILE, "dataset": HOSTILE}
+    wild = write_run(tmp_path / "wild", texts=(HOSTILE, HOSTILE + "1"), **config)
+    path = tmp_path / "wild" / "groups.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         line.update(question=HOSTILE, answer=HOSTILE, facts=[[HOSTILE, HOSTILE]])
         line["image"] = 'data:image/png;base64,"onerror=alert(1)'
-    (tmp_path / "wild" / "groups.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines)
-    )
-    other = write_run(
-        tmp_path / "other", lr_schedule="linear"
-    )  # so that the setting is part of the other's label
-    wild = Elements(report.page(group_seeds([read_run(other), read_run(folder)]), HOSTILE))
-    scripts = [attributes for tag, attributes in wild.found if tag == "script"]
-    assert [a for a in scripts if a != {"type": "application/json"}] == [
-        {}
-    ]  # the page's own, and data
-    assert "lr_schedule \\u003c/script>" in wild.text
-    assert {tag for tag, _ in wild.found} <= {tag for tag, _ in Elements(tame).found}
-    assert not [
-        name for _, attributes in wild.found for name in attributes if name.startswith("on")
-    ]
-    assert all(a["src"] == picture() for tag, a in wild.found if tag == "img")
-    assert "\\x1b[2J\\u202e{{footer}}" in wild.text and not {"\x1b", "\u202e"} & set(wild.text)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = write_run(tmp_path / "other", lr_schedule="linear")  # then the label names the setting
+    page = Elements(report.page(variants_of(other, wild), HOSTILE))
+    assert {tag for tag, _ in page.found} <= {tag for tag, _ in tame.found} - {"script"}
+    assert not [a for _, names in page.found for a in names if a.startswith("on")]
+    sources = {a["src"] for tag, a in page.found if tag == "img"} - {picture()}
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert "\\x1b[2J\\u202e{{footer}}" in page.text and not {"\x1b", "\u202e"} & set(page.text)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pages without pictures, which take most of the time."""
+    monkeypatch.setattr(report, "has_matplotlib", lambda: False)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
 def test_a_browser_opens_the_page_without_an_error(tmp_path):
-    runs = [
-        write_run(tmp_path / "tame"),
-        write_run(tmp_path / "wild", method="grpo", texts=(HOSTILE, HOSTILE)),
-    ]
+    runs = [write_run(tmp_path / "tame"), write_run(tmp_path / "wild", texts=(HOSTILE, HOSTILE))]
     report.main([*runs, "--out", str(tmp_path / "out.html")])
-    quiet = [
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-    ]
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        *(f"--{flag}" for flag in quiet),
-    ]
-    command.append(f"--user-data-dir={tmp_path / 'profile'}")
-    command += ["--enable-logging=stderr", "--dump-dom", (tmp_path / "out.html").as_uri()]
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync dump-dom"
+    flags += " disable-background-networking disable-component-update enable-logging=stderr"
+    command = [BROWSER, *(f"--{flag}" for flag in flags.split())]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "out.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "CONSOLE" not in done.stderr
     found = Elements(done.stdout).found
-    groups = [attributes for tag, attributes in found if tag == "article"]
-    assert (
-        len(groups) == 4 and sum("hidden" not in group for group in groups) == 1
-    )  # the script ran
+    assert sum(tag == "details" and "open" in a for tag, a in found) == 1  # an explored group
     assert "<title>What the runs learned</title>" in done.stdout  # and no other
 
 
-def test_stated_facts_are_marked_where_they_stand_right_or_wrong():
+def test_stated_facts_are_marked_where_they_are_right_or_wrong():
     html = gallery.marked("so: black 3, yellow 6 and red 5.\nAnswer: 3 & 3", FACTS)
-    assert html.startswith(
-        'so: black <mark class="is-true" title="black is 3">3<i>✓</i></mark>, yellow <mark class="is-false"'
-    )
-    assert 'title="yellow is 5, not 6">6<i>✗</i></mark> and red <mark class="is-false"' in html
-    assert html.endswith("\nAnswer: 3 &amp; 3</span>")
-    assert html.count("<mark") == 3
+    true, false = '<mark class="is-true" title="', '<mark class="is-false" title="'
+    assert html.startswith(f'so: black {true}black is 3">3<i>✓</i></mark>, yellow {false}yellow is')
+    assert html.count(true) == 1 and html.count(false) == 2 and html.count("<i>✗</i>") == 2
+    assert html.endswith("\nAnswer: 3 &amp; 3</b>")
 
 
 def test_the_same_number_of_two_names_is_marked_for_each_alone():
-    spans = gallery.stated_spans("black 3. yellow is 3, 3 + 3 = 6", FACTS)
-    assert [(start, claim) for start, _, claim in spans] == [
-        (6, ("black", "3")),
-        (19, ("yellow", "3")),
-    ]
+    facts = [tuple(fact) for fact in FACTS]
+    spans = gallery.stated_spans("black 3. yellow is 3, 3 + 3 = 6", facts)
+    claims = [(start, claim) for start, _, claim in spans]
+    assert claims == [(6, ("black", "3")), (19, ("yellow", "3"))]
 
 
 def test_visible_spells_out_what_acts_and_keeps_what_reads():
@@ -208,146 +142,99 @@ def test_visible_spells_out_what_acts_and_keeps_what_reads():
 
 
 def test_seeds_are_one_line_with_their_range(tmp_path):
-    runs = [
-        write_run(tmp_path / f"s{seed}", seed=seed, reward=reward)
-        for seed, reward in ((0, 1.0), (1, 2.0))
-    ]
-    runs += [
-        write_run(tmp_path / "g", method="grpo"),
-        write_run(tmp_path / "w", memorize_weight="one", seed=5),
-    ]
-    variants = group_seeds([read_run(folder) for folder in runs])
-    assert [len(variant.runs) for variant in variants] == [2, 1, 1]
+    runs = [write_run(tmp_path / f"s{s}", seed=s, reward=s + 1.0) for s in (0, 1)]
+    runs.append(write_run(tmp_path / "w", memorize_weight="one", seed=5))
+    variants = variants_of(*runs)
+    assert [len(variant.runs) for variant in variants] == [2, 1]
+    assert len({variant.label for variant in variants}) == 2
+    steps, _, smooth = curves.line_of(variants[0], "reward")
+    assert smooth[:, steps.index(20)] == pytest.approx([20 / 39, 40 / 39])
+
+
+def test_a_run_given_again_is_no_other_seed(tmp_path, capsys, no_pictures):
+    runs = [write_run(tmp_path / name, output_dir=name) for name in ("a", "b")]
+    variant = variants_of(*runs)[0]
+    assert len(variant.runs) == 1 and variant.again == [Path(runs[1])]
+    report.main([*runs, "--out", str(tmp_path / "out.html")])
+    assert f"{runs[1]}: the same flags and seed" in capsys.readouterr().err
+    page = Elements((tmp_path / "out.html").read_text()).text
     assert (
-        len({variant.label for variant in variants})
-        == len({variant.colour for variant in variants})
-        == 3
-    )
-    line = figures.lines_of(variants, figures.Curve("reward", "", ""))[0]
-    middle = line.steps.index(20)
-    low, high = 20 / 39, 40 / 39
-    assert (line.low[middle], line.high[middle], line.mean[middle]) == pytest.approx(
-        (low, high, (low + high) / 2)
+        "1 run on charts" in page and "no other seed" in page and "±" not in page.split("Every")[0]
     )
 
 
-def test_a_run_that_is_still_writing_can_be_read_and_a_broken_one_is_named(tmp_path, capsys):
-    folder = write_run(tmp_path / "run")
-    metrics = Path(folder) / "metrics.jsonl"
-    whole = metrics.read_text()
-    metrics.write_text(whole[:-20])
-    (Path(folder) / "result.json").unlink()
+def test_one_method_has_one_colour_whatever_is_beside_it(tmp_path):
+    runs = [write_run(tmp_path / method, method) for method in ("mine", "grpo", "dyme")]
+    weighed = write_run(tmp_path / "one", memorize_weight="one")
+    alone, all_four = variants_of(runs[2]), variants_of(*runs, weighed)
+    for variants in (alone, all_four):
+        colour = curves.METHODS["dyme"][1]
+        assert f"--c:{colour};" in report.results_table(variants)
+    dyme = [variant for variant in all_four if variant.method == "dyme"]
+    assert [variant.nth for variant in dyme] == [0, 1]  # told apart by their dashes
+    methods = [variant.method for variant in all_four]
+    assert len({pair for m in methods if (pair := curves.colours(methods)[m])}) == 3
+
+
+def test_a_moving_mean_has_no_shift_and_readings_are_not_smoothed(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    run.steps = [{"step": s, "reward": float(s), "odd": float(s == 100)} for s in range(200)]
+    variant = curves.Variant("x", "dyme", 0, [run])
+    steps, raw, smooth = curves.line_of(variant, "reward")
+    assert smooth[0, 20:180] == pytest.approx(raw[0, 20:180]) and steps == list(range(200))
+    assert curves.line_of(variant, "odd")[2].max() == pytest.approx(1 / 11)
+    assert curves.line_of(variant, "accuracy", of_val=True)[2].tolist() == [[0.5, 0.5]]
+
+
+def test_a_run_that_is_still_writing_can_be_read_and_a_broken_one_is_named(
+    tmp_path, capsys, no_pictures
+):
+    folder = tmp_path / "run"
+    write_run(folder)
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole[:-20])
+    (folder / "result.json").unlink()
     assert len(read_run(folder).steps) == 39
-    assert "unfinished" in report.page(group_seeds([read_run(folder)]))
-    metrics.write_text("[1]\n" + whole)
-    broken = [
-        [folder],
-        [str(tmp_path)],
-        [str(tmp_path / "nothing")],
-        [write_run(tmp_path / "b"), "--out", "/no/where"],
-    ]
-    for argv in broken:
+    assert "39, unfinished" in report.page(variants_of(folder))
+    (folder / "metrics.jsonl").write_text("[1]\n" + whole)
+    torn = write_run(tmp_path / "torn")
+    (tmp_path / "torn" / "result.json").write_text('{"config": []}')
+    fine = write_run(tmp_path / "fine")
+    for argv in [
+        *([], [str(folder)], [str(tmp_path)], [str(tmp_path / "nothing")], [torn]),
+        *([fine, "--out", "/no/where"], [fine, "--png", "p", "--noise", "README.md"]),
+    ]:
         with pytest.raises(SystemExit) as stop:
             report.main(argv)
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_a_group_that_is_not_one_is_an_error_with_its_file(tmp_path):
+def test_a_group_that_is_not_one_is_an_error_with_its_file(tmp_path, no_pictures):
     folder = write_run(tmp_path / "run")
     (Path(folder) / "groups.jsonl").write_text(json.dumps({"step": 0, "mode": "<b>"}) + "\n")
     with pytest.raises(InputError, match="groups.jsonl, step 0"):
-        report.page(group_seeds([read_run(folder)]))
+        report.page(variants_of(folder))
 
 
-def test_the_png_figures_are_of_the_same_curves(tmp_path):
+def test_the_readmes_pictures_are_the_pages(tmp_path):
     pytest.importorskip("matplotlib")
-    variants = group_seeds([read_run(write_run(tmp_path / "a$b"))])
-    written = pictures.save_png(variants, tmp_path / "png")
-    assert [path.stem for path in written] == [curve.key for curve in figures.CURVES] + ["modes"]
+    variants = variants_of(write_run(tmp_path / "a$b"))
+    records = json.loads(Path("results/noise.json").read_text())["records"]
+    written = curves.save_png(variants, records, tmp_path / "png")
+    names = [curve.key for curve in curves.curves_of(variants)]
+    assert [path.stem for path in written] == [*names, "modes", "noise"] and len(names) == 5
     assert all(Image.open(path).size[0] > 500 for path in written)
+    page = Elements(report.page(variants))
+    assert sum(tag == "picture" for tag, _ in page.found) == len(names) + 1
 
 
-# -------------------------------------------------------------------------------------------------
-# sample.py, predict.py
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    """Untrained: it says anything, broken characters included."""
-    return tiny_vlm(0)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_streaming_says_what_rollout_says(vlm, temperature):
-    model, processor = vlm
-    prompt = encode_prompt(processor, load_charts("val", 1)[0])
-    expected = rollout(model, processor, [prompt], 4, 24, temperature, seed=3)[0]
-    with torch.no_grad():
-        start = prefill(model, [prompt])
-    for row, wanted in zip(torch.from_numpy(random_numbers(3, 0, [0], 4, 24)), expected):
-        pieces = []
-        assert sample.stream(model, processor, start, row, temperature, pieces.append) == wanted
-        assert "".join(pieces) == wanted.text and len(pieces) > 1
-
-
-def predictions(vlm, path, **settings):
-    config = parse(["--max_completion_length", "6"])
-    settings = {"temperature": 1.0, "seed": 1, "batch_size": 2, "how": {"split": "val"}, **settings}
-    return predict.predict(*vlm, load_charts("val", 7), config, path, **settings)
-
-
-def test_predictions_that_were_interrupted_end_as_unbroken_ones(vlm, tmp_path, monkeypatch):
-    unbroken, broken = tmp_path / "unbroken.jsonl", tmp_path / "broken.jsonl"
-    wanted = predictions(vlm, unbroken)
-    calls = []
-
-    def failing(*args, **kwargs):
-        calls.append(kwargs)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return rollout_file.rollout(*args, **kwargs)
-
-    monkeypatch.setattr(predict, "rollout", failing)
-    with pytest.raises(KeyboardInterrupt):
-        predictions(vlm, broken)
-    broken.write_bytes(broken.read_bytes()[:-9])  # and its last line is torn
-    assert predictions(vlm, broken) == wanted
-    assert sorted(broken.read_text().splitlines()) == sorted(unbroken.read_text().splitlines())
-    asked = len(calls)
-    predictions(vlm, broken)
-    assert len(calls) == asked  # nothing is asked twice
-
-
-def test_other_weights_or_another_temperature_are_asked_anew(vlm, tmp_path):
-    path = tmp_path / "predictions.jsonl"
-    predictions(vlm, path)
-    predictions(vlm, path, temperature=0.0)
-    predictions(tiny_vlm(1), path, temperature=0.0)
-    assert len(predict.read_predictions(path)) == 21
-
-
-def test_accuracy_is_counted_by_task():
-    lines = [
-        {"task": task, "rewards": {"accuracy": a}}
-        for task, a in [("human", 1), ("human", 0), ("augmented", 1)]
-    ]
-    found = predict.accuracies(lines)
-    assert list(found) == ["all", "augmented", "human"]
-    assert found["human"][0] == 0.5 and found["human"][3] == 2
-    assert found["human"][1:3] == pytest.approx((0.0945, 0.9055), abs=1e-3)  # Wilson, 1 of 2
-
-
-def test_no_escape_code_reaches_the_terminal(capsys):
-    sample.show("\x1b]0;title\x07 fine\n")
-    assert capsys.readouterr().out == "\\x1b]0;title\\x07 fine\n"
-
-
-@pytest.mark.parametrize(
-    "argv", ["--ckpt out/nothing", "--ckpt {tmp}", "--num_generations 4", "--batch_size 0"]
-)
-def test_what_cannot_be_asked_is_one_line_and_code_2(argv, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        sample.main(argv.format(tmp=tmp_path).split())
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+def test_without_matplotlib_the_page_has_tables_and_rollouts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder = write_run(tmp_path / "run")
+    page = Elements(report.page(variants_of(folder)))
+    assert "pip install matplotlib" in page.text and "✓ correct" in page.text
+    assert not [tag for tag, _ in page.found if tag == "picture"]
+    with pytest.raises(SystemExit):
+        report.main([folder, "--png", str(tmp_path / "png")])
+    assert "pip install matplotlib" in capsys.readouterr().err

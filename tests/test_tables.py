@@ -1,12 +1,12 @@
-"""compare.py and tables.py: what is kept of a run, and what the tables make of it."""
+"""tools/compare.py: what is run, what is kept of it, and what the tables make of it."""
 
 import json
 
 import pytest
 
-from tools import compare
 from data import InputError
-from tools.tables import paired, table
+from tools import compare
+from tools.tables import paired, table, task_accuracy
 
 
 def record(row, seed, test, **changed):
@@ -15,6 +15,17 @@ def record(row, seed, test, **changed):
     plain = {"row": row, "seed": seed, "base_seed": 0, "trace_noise": 0.5, "base_format_rate": 0}
     plain |= {"share_equal": None, "largest_fall": 0.1, "seconds": 9.0, "base": {}, "final": final}
     return {**plain, **changed}
+
+
+def finish(folder, steps=1):
+    """A finished run in the folder."""
+    told = ("seed", "base_seed", "trace_noise", "base_format_rate", "max_steps")
+    result = {"config": dict.fromkeys(told, 1), "seconds": 1.0, "base": {}, "final": {}}
+    result["val"] = [{"accuracy": accuracy} for accuracy in (0.2, 0.6, 0.5)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    lines = [{"reward": 0.0, "share_equal": share} for share in (1.0, 0.5)] + [{"loss": 0.0}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 def test_paired_differences_compare_equal_seeds_alone():
@@ -32,14 +43,91 @@ def test_a_table_has_means_and_spreads_by_row_and_noise():
     assert "direct" in lines[0] and "direct" not in table(records, brief=True)
 
 
-def test_a_finished_run_is_not_run_again_and_a_failed_one_says_why(tmp_path):
-    told = ("seed", "base_seed", "trace_noise", "base_format_rate", "base_tasks", "max_steps")
-    result = {"config": dict.fromkeys(told, 1), "seconds": 1.0, "base": {}, "final": {}}
-    result["val"] = [{"accuracy": accuracy} for accuracy in (0.2, 0.6, 0.5)]
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    lines = [{"reward": 0.0, "share_equal": share} for share in (1.0, 0.5)] + [{"loss": 0.0}]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = compare.run("sft", ["--no-such-flag"], tmp_path)
-    assert found["share_equal"] == 0.75 and found["largest_fall"] == pytest.approx(0.1)
+def test_runs_on_other_bases_or_of_other_lengths_are_not_averaged():
+    records = [record("a", 0, 0.5), record("a", 1, 0.7, base_format_rate=0.1)]
+    assert [line.split(" | ")[2] for line in table(records).splitlines()[2:]] == ["1", "1"]
+    assert "| a, steps 9 | 0.5 | 1 |" in table([record("a", 0, 1, steps=9), record("a", 1, 1)])
+
+
+def test_tasks_of_the_data_count_as_one_of_three():
+    reading = {"accuracy/detection-pair": 0.2, "accuracy/chart": 1.0, "accuracy/gsm8k": 0.5}
+    assert task_accuracy(reading, "math") == 0.75 and task_accuracy(reading, "detection") == 0.2
+    assert task_accuracy(reading, "classification") is None
+
+
+def test_a_run_given_twice_counts_once_and_two_results_of_one_run_are_an_error(tmp_path, capsys):
+    for name, test in (("a", 0.5), ("b", 0.5), ("c", 0.9)):
+        (tmp_path / name).write_text(json.dumps({"records": [record("a", 0, test)]}))
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert len(compare.read_records(paths[:2])) == 1
+    assert "the same run again" in capsys.readouterr().err
+    with pytest.raises(InputError, match="row a, .* seed 0: another result"):
+        compare.read_records(paths)
+
+
+@pytest.mark.parametrize("name", ["compare", "study", "noise", "weights", "format2", "curr_reft"])
+def test_kept_results_can_be_printed(name, capsys):
+    compare.main(["--table", f"results/{name}.json"])
+    assert "dyme" in (found := capsys.readouterr().out) or "judge, detection" in found
+
+
+def test_a_failed_run_says_why_and_a_finished_one_is_read(tmp_path):
+    job = compare.Job("sft", ["train.py", "--no-such-flag"], tmp_path / "new")
     with pytest.raises(InputError, match="code 2: .*no-such-flag"):
-        compare.run("sft", ["--no-such-flag"], tmp_path / "new")
+        compare.run(job, "code")
+    finish(job.folder)
+    found = compare.run(job, "code")
+    assert found["share_equal"] == 0.75 and found["largest_fall"] == pytest.approx(0.1)
+
+
+def test_a_finished_run_of_other_flags_or_other_code_is_an_error_that_names_them(tmp_path):
+    job = compare.Job("sft", ["train.py", "--seed", "0", "--max_steps", "9"], tmp_path / "run")
+    finish(job.folder)
+    with pytest.raises(InputError, match="not known"):
+        compare.run(job, "one")
+    (job.folder / "asked.json").write_text(json.dumps({"flags": job.flags, "code": "one"}))
+    job.flags.append("--no-eval_base")
+    assert compare.run(job, "one")["row"] == "sft"
+    with pytest.raises(InputError, match="by the code one, which is now two"):
+        compare.run(job, "two")
+    job.flags += ["--max_steps", "10"]
+    with pytest.raises(InputError, match="with --max_steps 9, where now it is --max_steps 10"):
+        compare.run(job, "one")
+
+
+def test_each_base_is_made_by_one_run_before_the_others_start(tmp_path, monkeypatch):
+    rounds = []
+
+    def run_all(jobs, workers):
+        rounds.append([job.flags for job in jobs])
+        for job in jobs:
+            job.record = {"row": job.row, "seconds": 1.0 + 2 * (job.row == "dyme"), "steps": 10}
+
+    monkeypatch.setattr(compare, "run_all", run_all)
+    argv = ["sft", "dyme", "sft_long", "--seeds", "0", "1", "--base_seeds", "0", "1"]
+    compare.compare(
+        compare.arguments([*argv, "--output_dir", str(tmp_path), "--", "--eval_size", "9"])
+    )
+    first, rest, long = rounds
+    assert [flags[flags.index("--base_seed") + 1] for flags in first] == ["0", "1"]
+    assert len(rest) == 6 and all(flags[-1] == "--no-eval_base" for flags in rest)
+    assert len(long) == 4 and all(flags[-2:] == ["--max_steps", "30"] for flags in long)
+    assert all(flags[flags.index("--eval_size") + 1] == "9" for flags in first + rest + long)
+
+
+def test_results_are_written_only_where_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "compare", lambda args: [record("sft", 0, 0.5)])
+    monkeypatch.chdir(tmp_path)
+    compare.main(["sft"])
+    assert not list(tmp_path.iterdir())
+    compare.main(["sft", "--out", "kept.json"])
+    content = json.loads((tmp_path / "kept.json").read_text())
+    assert content["records"][0]["row"] == "sft" and content["command"].endswith("--out kept.json")
+
+
+@pytest.mark.parametrize("argv", ["nothing", "sft_long", "--table {tmp}/x", "sft --out {tmp}/no/x"])
+def test_what_cannot_be_compared_is_one_line_and_code_2(argv, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main(argv.format(tmp=tmp_path).split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1

@@ -1,274 +1,183 @@
-"""
-Speed and memory, ours against the usual way: one command, one table.
+"""Speed and memory, ours against the usual way: one command, one table.
 
-    python bench.py --size p700                   on one CPU thread
-    python bench.py --size p700 --prompts 4       four prompts to a step
-    python bench.py --size 0.5b --json out.json   on a GPU; 0.5b and 2b: the published shapes
-    python bench.py --judge_overlap               what a judge that takes a second costs a step
+    python -m tools.bench --size p700                   on one CPU thread
+    python -m tools.bench --size p700 --prompts 4       four prompts to a step
+    python -m tools.bench --size 0.5b --json out.json   on a GPU; 0.5b and 2b: published shapes
+    python -m tools.bench --table out.json              the table of kept results
+    python -m tools.bench --memory                      what a step needs, computed
 
-Every row is from one run: the same random weights (shapes.py), prompts, G and C on both sides
-(sides.py), the sides taken in turn, medians. Every response has exactly C tokens: the end token is
-banned. Memory is the peak beyond the loaded model, of each side in a process of its own. A ratio
-is the reference's figure divided by ours. Left out: quality (evaluate.py), several GPUs.
+Every row is from one run: the same random weights, prompts, G and C on both sides (tools/sides.py),
+the sides taken in turn, medians. Every response has exactly C tokens: the end token is banned.
+Memory is the peak beyond the loaded model, of each side in a process of its own. A ratio is the
+other side's figure divided by ours. Left out: quality (tools/compare.py), several GPUs.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
-import math
-import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
-import judge
-from model import completion_logprobs
-from tools.shapes import FP32, SIZES
-from tools.sides import (
-    ROWS,
-    SIDES,
-    Case,
-    build_case,
-    generate,
-    now,
-    own_rollout,
-    padded_logprobs,
-    step,
-)
+from data import Example, InputError
+from lib.memory import memory_estimate, shape_of
+from model import completion_logprobs, encode_prompt
+from tools import sides
+from tools.sides import SIZES, Case, build_case, now
 
-LINUX = sys.platform == "linux"
+SIDES = {
+    "update": sides.update,
+    "update_padded": sides.update_padded,
+    "rollout": sides.own_rollout,
+    "generate_repeated": lambda case: sides.generate(case, repeat=True),
+    "generate_sequences": lambda case: sides.generate(case, repeat=False),
+    "grpo_step": sides.step,
+    "dyme_step": lambda case: sides.step(case, skip=True),
+    "trl_step": sides.trl_step,
+    "update_all": lambda case: sides.update(sides.pair(case)),
+    "update_half": lambda case: sides.update(sides.pair(case), every=2),
+    "update_4g": lambda case: sides.update(
+        sides.build_case(case.args, 4 * case.config.num_generations)
+    ),
+}
+ROWS = [  # what, against what, and the names of their sides
+    ("update, packed", "padded rows", "update", "update_padded"),
+    ("rollout", "generate, repeated prompts", "rollout", "generate_repeated"),
+    ("rollout", "generate, num_return_sequences", "rollout", "generate_sequences"),
+    ("GRPO step", "TRL's GRPOTrainer", "grpo_step", "trl_step"),
+    ("DyME step, half of the groups skipped", "TRL's GRPOTrainer", "dyme_step", "trl_step"),
+    ("update, half of the groups skipped", "all explored", "update_half", "update_all"),
+    ("update, G", "4 G", "update", "update_4g"),
+]
+
+
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 def times(names: list[str], case: Case) -> dict[str, list[float]]:
-    """
-    Seconds of each side, `repeats` of them, the sides taken in turn. A side that doesn't fit in
+    """Seconds of each side, `repeats` of them, the sides taken in turn. A side that doesn't fit in
     memory is left off.
     """
-    sides = {name: SIDES[name](case) for name in names}
+    runs = {name: SIDES[name](case) for name in names}
     seconds = {name: [] for name in names}
     for name in tqdm(names * case.args.repeats, desc="bench", unit="run"):
-        if name not in sides:
+        if name not in runs:
             continue
         start = now(case.model)
         try:
-            own_clock = sides[name]()
+            own_clock = runs[name]()
         except torch.OutOfMemoryError:
-            del sides[name], seconds[name]
+            del runs[name], seconds[name]
             continue
         elapsed = now(case.model) - start
         seconds[name].append(own_clock if isinstance(own_clock, float) else elapsed)
     return seconds
 
 
-def peak(name: str, args) -> int:
-    """
-    Bytes at the peak of a side beyond what the loaded model takes; for a process that does nothing
-    else.
-    """
-    case = build_case(args)
-    run = SIDES[name](case)
-    before = reset_peak(args.device)
+def peak(name: str, args: argparse.Namespace) -> int:
+    """Bytes at a side's peak beyond what the loaded model takes; for a process of its own."""
+    run = SIDES[name](build_case(args))
+    cuda = torch.device(args.device).type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the resident set's peak
+    before = read_peak(cuda)
     run()
     if "step" in name:
         run()  # with the optimizer's state there from the start
-    return read_peak(args.device) - before
+    return read_peak(cuda) - before
 
 
-def reset_peak(device: str) -> int:
-    """Start a new peak; returns the bytes in use now."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif LINUX:
-        with contextlib.suppress(OSError):  # a /proc without it: then it is the whole process's
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the resident set's peak
-    return read_peak(device)
-
-
-def read_peak(device: str) -> int:
-    """The most bytes in use since reset_peak: the allocator's on CUDA, else the resident set."""
-    if torch.device(device).type == "cuda":
+def read_peak(cuda: bool) -> int:
+    """The most bytes in use since the reset: the allocator's on CUDA, else the resident set."""
+    if cuda:
         return torch.cuda.max_memory_allocated()
-    if not LINUX:  # macOS, in bytes; it can't be reset, and a child starts with its parent's
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def peak_elsewhere(name: str, argv: list[str]) -> int | None:
-    """`peak` in a process of its own; None where it failed."""
-    command = [sys.executable, __file__, *argv, "--measure", name]
+    """`peak` in a process of its own; None where it failed (no /proc, out of memory)."""
+    command = [sys.executable, "-m", "tools.bench", *argv, "--measure", name]
     # glibc else keeps freed blocks of up to 32 MB, by chance more or less of them
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])["bytes"] if done.returncode == 0 else None
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
 def exactness(case: Case) -> dict[str, float]:
+    """Packed against padded: the largest difference of a log-probability, in nats, and of a
+    gradient, as a share of the largest. Our greedy tokens against generate's: the share that is
+    the same.
     """
-    Packed against padded: the largest difference of a log-probability, in nats, and of a gradient,
-    as a share of the largest gradient. Our greedy tokens against generate's: the share that is the
-    same.
-    """
-    packed, _ = completion_logprobs(case.model, case.prompts[0], case.completions[0])
-    logprobs, gradients = [packed, padded_logprobs(case, 0)], []
+    packed, _ = completion_logprobs(case.model, case.groups[0].prompt, case.completions[0])
+    logprobs, gradients = [packed, sides.padded_logprobs(case, 0)], []
     for values in logprobs:
         case.model.zero_grad()
-        (values * case.advantages[0][:, None]).mean().backward()
-        gradients.append(
-            torch.cat([p.grad.flatten() for p in case.model.parameters() if p.grad is not None])
-        )
+        (values * case.weights[0][:, None]).mean().backward()
+        found = [p.grad.flatten() for p in case.model.parameters() if p.grad is not None]
+        gradients.append(torch.cat(found))
     case.model.zero_grad()
-    ours = own_rollout(case, temperature=0.0)()
-    theirs = generate(replace(case, num_generations=1), repeat=True, greedy=True)().tolist()
-    same = [
-        a == b
-        for group, row in zip(ours, theirs)
-        for r in group
-        for a, b in zip(r.token_ids, row, strict=True)
-    ]
+    ours = sides.own_rollout(case, temperature=0.0)()[:: case.config.num_generations]
+    single = replace(case, config=replace(case.config, num_generations=1))
+    theirs = sides.generate(single, repeat=True, greedy=True)().tolist()
+    same = [a == b for mine, row in zip(ours, theirs) for a, b in zip(mine, row, strict=True)]
+    difference = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
     return {
         "log-probs, largest difference": (logprobs[0] - logprobs[1]).abs().max().item(),
-        "gradients, largest difference / largest": (
-            (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
-        ).item(),
+        "gradients, largest difference / largest": difference.item(),
         "greedy tokens that are the same": sum(same) / len(same),
     }
 
 
-def roofline(case: Case, seconds: dict[str, float]) -> dict[str, float]:
-    """
-    Which share of what the machine can do the decode loop and the update reach.
-
-    A decode step must read the language model's weights and the keys and values once: its share is
-    of the bandwidth of a copy. An update does 6 operations per weight and token: its share, the
-    vision tower not counted, is of a matmul's rate.
-    """
-    model, config = case.model, case.model.config.get_text_config()
-    cuda = model.device.type == "cuda"
-    side = 8192 if cuda else 1024
-    a = torch.randn(side, side, device=model.device, dtype=model.dtype)
-    source = torch.ones(2**30 if cuda else 2**28, dtype=torch.uint8, device=model.device)
-    target = torch.empty_like(source)
-
-    def fastest(run):
-        laps = [now(model) for _ in range(8) if run() is not None]
-        return min(end - start for start, end in zip(laps, laps[1:]))
-
-    bandwidth = 2 * source.numel() / fastest(lambda: target.copy_(source))  # read and written
-    arithmetic = 2 * side**3 / fastest(lambda: a @ a)
-
-    body = sum(p.numel() for p in model.model.language_model.layers.parameters())
-    head = model.get_output_embeddings().weight.numel()
-    lengths = [prompt.input_ids.shape[1] for prompt in case.prompts]
-    tokens, length = case.num_generations * case.completion_length, case.completion_length
-    slot = (
-        2
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * config.hidden_size
-        // config.num_attention_heads
-    )
-    cached = sum(lengths) + len(lengths) * tokens / 2  # the suffixes are half full on average
-    decode = (seconds["rollout"] - seconds["prefill"]) / (length - 1)  # of one step
-    read = (body + head + slot * cached) * model.dtype.itemsize
-    # (query, key) pairs: half of the own sequence, all of the prompt; 4 operations each way, three
-    # times with the backward
-    pairs = sum(prompt**2 / 2 + tokens * (prompt + length / 2) for prompt in lengths)
-    attention = 12 * config.num_hidden_layers * config.hidden_size * pairs
-    operations = (
-        6 * body * sum(prompt + tokens for prompt in lengths)
-        + 6 * head * tokens * len(lengths)
-        + attention
-    )
-    return {
-        "bandwidth of a copy, GB/s": bandwidth / 1e9,
-        "arithmetic of a matmul, TFLOP/s": arithmetic / 1e12,
-        "decode, tokens/s": len(lengths) * case.num_generations / decode,
-        "decode, share of the bandwidth": read / decode / bandwidth,
-        "update, share of the arithmetic": operations / seconds["update"] / arithmetic,
+def bench(args: argparse.Namespace, argv: list[str]) -> dict:
+    """Everything that was asked for: the case in numbers, exactness, rows."""
+    case = build_case(args)
+    rows = [row for row in ROWS if not args.rows or {*row[2:]} & {*args.rows}]
+    if importlib.util.find_spec("trl") is None:
+        print("TRL is not installed, its rows are left off; pip install trl", file=sys.stderr)
+        rows = [row for row in rows if "trl_step" not in row]
+    if len(case.groups) == 1:
+        rows = [row for row in rows if "dyme_step" not in row]  # there is no half of one group
+    names = list(dict.fromkeys(name for row in rows for name in row[2:]))
+    result = {
+        "size": args.size,
+        "P": case.groups[0].prompt.input_ids.shape[1],
+        "prompts": len(case.groups),
+        "G": case.config.num_generations,
+        "C": case.config.max_completion_length,
+        "dtype": str(case.model.dtype),
+        "device": args.device,
+        "threads": args.threads,
+        "train_vision": args.train_vision,
+        "torch": torch.__version__,
     }
+    if case.model.dtype == sides.FP32:
+        result["exactness"] = exactness(case)
+    result["all_seconds"] = times(names, case)
+    seconds = {name: statistics.median(laps) for name, laps in result["all_seconds"].items()}
+    del case
+    memory = {}
+    for name in tqdm([] if args.no_memory else names, desc="memory", unit="side"):
+        memory[name] = peak_elsewhere(name, argv)
+    result["rows"] = []
+    for what, against, ours, theirs in rows:
+        row = {"ours": what, "ours_seconds": seconds.get(ours), "ours_bytes": memory.get(ours)}
+        row.update(against=against, against_seconds=seconds.get(theirs))
+        result["rows"].append({**row, "against_bytes": memory.get(theirs)})
+    return result
 
 
-class Sleeper(BaseHTTPRequestHandler):
-    """A judge that takes server.seconds to say "medium"."""
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.server.seconds)
-        message = {"role": "assistant", "content": "medium"}
-        body = json.dumps({"choices": [{"message": message}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *parts):
-        pass
-
-
-def judge_overlap(args) -> dict[str, float]:
-    """
-    Seconds of a step without a judge, and with one that takes args.judge_seconds for each of the
-    P * G responses: once with responses that end here and there, at C / 2 tokens on average, and
-    once, the worst case, with responses that all end together, so that nothing but updates is left
-    to hide the calls behind.
-    """
-    ports = multiprocessing.Queue()
-    server = multiprocessing.Process(target=serve, args=(args.judge_seconds, ports), daemon=True)
-    server.start()  # a process of its own, as a judge is
-    judging = judge.open_judge(f"http://127.0.0.1:{ports.get()}/v1", "sleeper")
-    found = {}
-    for ends in ("here and there", "together"):
-        case = build_case(args)
-        if ends == "here and there":
-            end_responses(case, case.completion_length / 2)
-        runs = {"without": step(case), "with": step(case, judging=judging)}
-        seconds = {name: [] for name in runs}
-        for name in tqdm([*runs] * args.repeats, desc=f"judge, ends {ends}", unit="run"):
-            start = now(case.model)
-            runs[name]()
-            seconds[name].append(now(case.model) - start)
-        medians = {name: statistics.median(laps) for name, laps in seconds.items()}
-        for name, median in medians.items():
-            found[f"responses end {ends}, step {name} a judge, s"] = median
-        found[f"responses end {ends}, ratio"] = medians["with"] / medians["without"]
-    # judge.open_judge's 8 requests at a time
-    found["the calls alone, s"] = args.judge_seconds * case.advantages.numel() / 8
-    judge.close_judge(judging)
-    server.terminate()
-    return found
-
-
-def serve(seconds: float, ports) -> None:
-    """The sleeping judge's process; says its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Sleeper)
-    server.seconds = seconds
-    ports.put(server.server_port)
-    server.serve_forever()
-
-
-def end_responses(case: Case, length: float) -> None:
-    """Let the end token be sampled again, with probability 1 / length at each place."""
-    model, end, length = case.model, case.processor.tokenizer.eos_token_id, max(length, 2)
-    model.forbidden_ids = [token for token in model.forbidden_ids if token != end]
-
-    def favour_end(module, inputs, logits):
-        others = logits.index_fill(-1, torch.tensor([end], device=logits.device), -torch.inf)
-        logits = others.clone()
-        logits[..., end] = others.logsumexp(dim=-1) - math.log(length - 1)
-        return logits
-
-    model.get_output_embeddings().register_forward_hook(favour_end)
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def table(results: list[dict]) -> str:
@@ -290,109 +199,99 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def bench(args, argv: list[str]) -> dict:
-    """Everything that was asked for: the case in numbers, exactness, rows, roofline."""
-    case = build_case(args)
-    rows = [row for row in ROWS if not args.rows or {*row[2:]} & {*args.rows}]
-    if importlib.util.find_spec("trl") is None:
-        print(
-            "bench.py: TRL is not installed, so its rows are left off; pip install trl",
-            file=sys.stderr,
-        )
-        rows = [row for row in rows if "trl_step" not in row]
-    if len(case.prompts) == 1:
-        rows = [row for row in rows if "dyme_step" not in row]  # there is no half of one group
-    names = list(dict.fromkeys(name for row in rows for name in row[2:]))
-    result = {
-        "size": args.size,
-        "P": case.prompts[0].input_ids.shape[1],
-        "prompts": len(case.prompts),
-    }
-    result.update(
-        G=case.num_generations,
-        C=case.completion_length,
-        dtype=str(case.model.dtype),
-        device=args.device,
+def memory_table() -> str:
+    """The peak of a step, computed by lib/memory.py for published shapes without weights: a chart
+    of 800 x 557 pixels, G 8, C 300, bf16.
+    """
+    heads = ("model", "parameters", "prompt, tokens", "prompts per step", "peak, GiB")
+    heads += ("with --gradient_checkpointing",)
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):
+        with torch.device("meta"):
+            model, processor = sides.build_model(SIZES[size], "meta")
+        example = Example(Image.new("RGB", sides.CHART), "What is the highest value?", "1")
+        prompt = encode_prompt(processor, example)
+        count = sum(p.numel() for p in model.parameters()) / 1e9
+        for prompts in (8, 32):
+            cells = [name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(prompts)]
+            for checkpointing in (False, True):
+                shape = shape_of(
+                    model,
+                    prompt,
+                    prompts_per_step=prompts,
+                    num_generations=8,
+                    max_completion_length=300,
+                    gradient_checkpointing=checkpointing,
+                )
+                cells.append(f"{memory_estimate(model, shape)['peak'] / 2**30:.1f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def read_results(paths: list[str]) -> list[dict]:
+    """Kept results; InputError for a file that isn't one."""
+    results = []
+    for path in paths:
+        try:
+            results.append(json.loads(Path(path).read_text()))
+            table(results)
+        except OSError as error:
+            raise InputError(f"--table {path}: {error.strerror}") from None
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise InputError(f"--table {path}: is not a result of --json") from None
+    return results
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools.bench", description="Time and memory against the usual way."
     )
-    result.update(threads=args.threads, train_vision=args.train_vision, torch=torch.__version__)
-    if case.model.dtype == FP32:
-        result["exactness"] = exactness(case)
-    ends = {"rollout", "update"} <= {*names}
-    result["all_seconds"] = times(names + ["prefill"] * ends, case)
-    ends = {"rollout", "prefill", "update"} <= {*result["all_seconds"]}  # all fitted in memory
-    medians = {name: statistics.median(laps) for name, laps in result["all_seconds"].items()}
-    if ends:
-        result["roofline"] = roofline(case, medians)
-    del case
-    memory = {}
-    for name in tqdm([] if args.no_memory else names, desc="memory", unit="side"):
-        memory[name] = peak_elsewhere(name, argv)
-    result["rows"] = []
-    for what, against, ours, theirs in rows:
-        row = {"ours": what, "ours_seconds": medians.get(ours), "ours_bytes": memory.get(ours)}
-        row.update(
-            against=against, against_seconds=medians.get(theirs), against_bytes=memory.get(theirs)
-        )
-        result["rows"].append(row)
-    return result
+    add = parser.add_argument
+    add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
+    add("--prompts", type=int, help="prompts to a step; default: the size's")
+    add("--num_generations", type=int, default=8, help="G (%(default)s)")
+    add("--completion_length", type=int, help="C, tokens; default: the size's")
+    add("--repeats", type=int, default=5, help="runs of each side, the median counts (%(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    add("--train_vision", action="store_true", help="the vision tower isn't frozen, on both sides")
+    add("--gradient_checkpointing", action="store_true", help="on both sides")
+    add("--rows", nargs="*", choices=SIDES, help="only the rows with these sides")
+    add("--no_memory", action="store_true", help="leave the memory columns empty")
+    add("--json", metavar="FILE", help="keep all figures in this file")
+    add("--table", nargs="+", metavar="FILE", help="print the rows of such files")
+    add("--memory", action="store_true", help="print the computed peaks of published models")
+    add("--measure", choices=SIDES, help=argparse.SUPPRESS)  # one side's peak, see peak_elsewhere
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Time and memory against the usual way.")
-    parser.add_argument("--size", choices=SIZES, default="p700")
-    parser.add_argument("--prompts", type=int, help="prompts to a step; default: the size's")
-    parser.add_argument("--num_generations", type=int, default=8, help="G")
-    parser.add_argument("--completion_length", type=int, help="C, tokens; default: the size's")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="runs of each side, of which the median counts"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--train_vision", action="store_true", help="the vision tower isn't frozen, on both sides"
-    )
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="on both sides")
-    parser.add_argument("--rows", nargs="*", choices=SIDES, help="only the rows with these sides")
-    parser.add_argument("--no_memory", action="store_true", help="leave the memory columns empty")
-    parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument(
-        "--judge_overlap", action="store_true", help="measure what a sleeping judge costs a step"
-    )
-    parser.add_argument("--judge_seconds", type=float, default=1.0, help="until it answers")
-    parser.add_argument("--table", nargs="+", metavar="JSON", help="print the rows of such files")
-    parser.add_argument(
-        "--measure", choices=SIDES, help="print one side's peak memory as JSON, and nothing else"
-    )
-    args = parser.parse_args(argv)
-    try:
-        if args.table:
-            print(table([json.loads(Path(path).read_text()) for path in args.table]))
-            return
-        if args.json:
-            open(args.json, "a").close()  # said now, and not after all has been measured
-    except OSError as error:
-        sys.exit(f"error: {error}")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        sys.exit("error: --table: these are not all results of bench.py --json")
+    """The command line; bad input ends in one line and exit code 2."""
+    args = arguments(argv)
     torch.set_num_threads(args.threads)
-    if args.measure:
-        print(json.dumps({"name": args.measure, "bytes": peak(args.measure, args)}))
-        return
-    result = {"judge": judge_overlap(args)} if args.judge_overlap else bench(args, argv)
-    if "rows" in result:
-        print(
-            ", ".join(
-                f"{name} {result[name]}"
-                for name in ("size", "P", "G", "C", "prompts", "dtype", "device", "threads")
-            )
-        )
-        print(table([result]))
-    for title in ("exactness", "roofline", "judge"):
-        for name, value in result.get(title, {}).items():
-            print(f"{title}: {name}: {value:.3g}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1))
+    try:
+        if args.table or args.memory:
+            print(memory_table() if args.memory else table(read_results(args.table)))
+        elif args.measure:
+            print(peak(args.measure, args))
+        else:
+            if args.json:
+                open(args.json, "a").close()  # said now, and not after all has been measured
+            result = bench(args, argv)
+            names = ("size", "P", "G", "C", "prompts", "dtype", "device", "threads")
+            print(", ".join(f"{name} {result[name]}" for name in names))
+            print(table([result]))
+            for name, value in result.get("exactness", {}).items():
+                print(f"exactness: {name}: {value:.3g}")
+            if args.json:
+                Path(args.json).write_text(json.dumps(result, indent=1))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,87 +1,178 @@
-"""
-Comparing methods: the same base, the same prompts, the same traces, several seeds; one table.
+"""Comparing methods: the same base, the same prompts, the same traces, several seeds; one table.
 
-    python evaluate.py --compare sft grpo two_stage dyme --seeds 0 1 2
-    python evaluate.py --table results/compare.json
+    python -m tools.compare sft grpo two_stage dyme --seeds 0 1 2 --out results/compare.json
+    python -m tools.compare --table results/compare.json [--brief] [--paired dyme two_stage]
 
 Each run is `train.py` in a process of its own, so that what is compared is what a user runs. A run
-that is finished is not run again. What the table is printed from is kept in results/<name>.json.
-Left out: the tables themselves (tables.py).
+that is finished is not run again, as long as its flags and the code are the same. Left out:
+choosing the better of two settings for you.
 """
 
 import argparse
+import hashlib
+import importlib.metadata
 import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-import torch
-import transformers
 from tqdm import tqdm
 
-from data import InputError
-from config import parse
-from run import load_model
+from data.example import InputError
 from tools.tables import forms_table, paired, table
 
-# Every row: train.py's flags. Without "refined", all methods memorise the data's own (noisy)
-# traces.
-ROWS = {
-    "sft": ["--method", "sft", "--refiner", "off"],
-    "grpo": ["--method", "grpo", "--refiner", "off"],
-    "two_stage": ["--method", "two_stage", "--refiner", "off"],
-    "dyme": ["--method", "dyme", "--refiner", "off"],
-    "sft_refined": ["--method", "sft"],
-    "two_stage_refined": ["--method", "two_stage"],
-    "dyme_refined": ["--method", "dyme"],
-    "dyme_one": ["--method", "dyme", "--refiner", "off", "--memorize_weight", "one"],
-    "dyme_cosine": ["--method", "dyme", "--refiner", "off", "--memorize_weight", "cosine"],
-    "curr_reft": ["--method", "curr_reft"],  # on a base of its own, see stages.py
-    "curr_reft_no_curriculum": ["--method", "curr_reft", "--stages", "open", "reject"],
-    "curr_reft_no_reject": ["--method", "curr_reft", "--stages", "judge", "choice", "open"],
+ROOT = Path(__file__).parent.parent
+# Without "refined", all methods memorize the data's own (noisy) traces.
+ROWS = {  # name: the program and its flags
+    "sft": ["train.py", "--method", "sft", "--refiner", "off"],
+    "grpo": ["train.py", "--method", "grpo", "--refiner", "off"],
+    "two_stage": ["train.py", "--method", "two_stage", "--refiner", "off"],
+    "dyme": ["train.py", "--method", "dyme", "--refiner", "off"],
+    "sft_refined": ["train.py", "--method", "sft"],
+    "two_stage_refined": ["train.py", "--method", "two_stage"],
+    "dyme_refined": ["train.py", "--method", "dyme"],
+    "dyme_one": ["train.py", "--method", "dyme", "--refiner", "off", "--memorize_weight", "one"],
+    "dyme_cosine": ["train.py", "--refiner", "off", "--memorize_weight", "cosine"],
+    "curr_reft": ["curr_reft.py"],
+    "curr_reft_no_curriculum": ["curr_reft.py", "--stages", "open", "reject"],
+    "curr_reft_no_reject": ["curr_reft.py", "--stages", "judge", "choice", "open"],
 }
-LONG = "sft_long"  # SFT for as many seconds as DyME took
-BESIDE = [LONG, "sft_refined", "dyme_refined"]
+LONG = "sft_long"  # SFT for as many seconds as DyME took; needs the rows sft and dyme
 
 
-def run(row: str, flags: list[str], folder: Path) -> dict:
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """One run: the row of the table, the program and its flags, where it goes, what it came to."""
+
+    row: str
+    flags: list[str]
+    folder: Path
+    record: dict | None = None
+
+
+def compare(args: argparse.Namespace) -> list[dict]:
+    """The records of all rows x base seeds x noises x seeds, `jobs` at a time; SFT at DyME's
+    wall-clock time last, since it needs it.
     """
-    One training run, or its result where it lies finished in `folder`. InputError with its last
-    line if it fails.
+    jobs, firsts = [], {}
+    for base_seed, noise, seed in itertools.product(args.base_seeds, args.noises, args.seeds):
+        for row in args.rows:
+            if row != LONG:
+                flags = [*ROWS[row], "--num_threads", "1", *args.flags]
+                flags += ["--base_seed", str(base_seed), "--trace_noise", f"{noise:g}"]
+                flags += ["--seed", str(seed)]
+                folder = f"base{base_seed}-noise{noise:g}-seed{seed}-{row}"
+                jobs.append(Job(row, flags, Path(args.output_dir) / folder))
+                firsts.setdefault((base_seed, flags[0]), jobs[-1])
+    run_all(firsts.values(), args.jobs)  # the first run on a base makes it and reads it
+    rest = [job for job in jobs if job.record is None]
+    for job in rest:
+        job.flags.append("--no-eval_base")
+    run_all(rest, args.jobs)
+    if LONG in args.rows:
+        steps = str(long_steps([job.record for job in jobs]))
+        for job in [job for job in jobs if job.row == "sft"]:
+            folder = job.folder.with_name(job.folder.name.replace("-sft", f"-{LONG}"))
+            flags = [*job.flags, "--no-eval_base", "--max_steps", steps]
+            jobs.append(Job(LONG, flags, folder))
+        run_all([job for job in jobs if job.record is None], args.jobs)
+    return [job.record for job in jobs]
+
+
+def run_all(jobs: Collection[Job], workers: int) -> None:
+    """Fill in the jobs' records, `workers` processes at a time, with a progress bar."""
+    version = code_version()
+    with ThreadPoolExecutor(workers) as pool:
+        records = pool.map(lambda job: run(job, version), jobs)
+        for job, record in zip(jobs, tqdm(records, total=len(jobs), desc="runs", unit="run")):
+            job.record = record
+
+
+def run(job: Job, version: str) -> dict:
+    """One training run, or its result if it is finished in job.folder. InputError, with the last
+    line that it said, if it fails, or if the folder's run had other flags or another code.
     """
-    if not (folder / "result.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        train = str(Path(__file__).parent.parent / "train.py")
-        command = [sys.executable, train, *flags, "--output_dir", str(folder), "--overwrite"]
+    asked, note = {"flags": job.flags, "code": version}, job.folder / "asked.json"
+    if (job.folder / "result.json").exists():
+        check_same(job.folder, asked, json.loads(note.read_text()) if note.exists() else None)
+        return read_record(job)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(asked))
+    command = [sys.executable, str(ROOT / job.flags[0]), *job.flags[1:]]
+    command += ["--output_dir", str(job.folder), "--overwrite"]
+    with open(job.folder / "log.txt", "w") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with open(folder / "log.txt", "w") as log:
-            code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
-        if code != 0:
-            last = (folder / "log.txt").read_text().strip().splitlines()[-1:]
-            raise InputError(
-                f"{row}: train.py ended with code {code}: {' '.join(last)} "
-                f"(all of it in {folder}/log.txt)"
-            )
-    return read_record(row, folder)
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
+    if code != 0:
+        last = " ".join((job.folder / "log.txt").read_text().strip().splitlines()[-1:])
+        raise InputError(
+            f"{job.row}: {job.flags[0]} ended with code {code}: {last[:300]} "
+            f"(all of it in {job.folder}/log.txt)"
+        )
+    return read_record(job)
 
 
-def read_record(row: str, folder: Path) -> dict:
+def check_same(folder: Path, asked: dict, found: dict | None) -> None:
+    """InputError, naming the difference, unless a finished run is the one that is asked for."""
+    if found is None:
+        difference = "by what flags and code is not known"
+    elif given(found["flags"]) != given(asked["flags"]):
+        olds, news = given(found["flags"]), given(asked["flags"])
+        names = [name for name in {**olds, **news} if olds.get(name) != news.get(name)]
+        told = [f"{name} {olds.get(name, '(default)')}" for name in names]
+        difference = f"with {', '.join(told)}, where now it is "
+        difference += ", ".join(f"{name} {news.get(name, '(default)')}" for name in names)
+    elif found["code"] != asked["code"]:
+        difference = f"by the code {found['code']}, which is now {asked['code']}"
+    else:
+        return
+    raise InputError(
+        f"{folder}: holds a run made {difference}; give another --output_dir, or remove the folder"
+    )
+
+
+def given(flags: list[str]) -> dict[str, str]:
+    """Flags as name -> value, the last one counting; whether the base is read makes no difference."""
+    named, name = {}, "program"
+    for flag in flags:
+        if flag.startswith("--"):
+            name, flag = flag, ""
+            named[name] = ""
+        named[name] = f"{named.get(name, '')} {flag}".strip()
+    named.pop("--no-eval_base", None)
+    return named
+
+
+def code_version() -> str:
+    """A hash of all that a run can import."""
+    paths = [path for folder in (".", "data", "lib") for path in (ROOT / folder).glob("*.py")]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in paths if not path.name.startswith("test_")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def read_record(job: Job) -> dict:
     """What the tables need of a finished run."""
-    result = json.loads((folder / "result.json").read_text())
-    with open(folder / "metrics.jsonl") as file:
-        lines = [json.loads(line) for line in file]
+    result = json.loads((job.folder / "result.json").read_text())
+    lines = map(json.loads, (job.folder / "metrics.jsonl").read_text().splitlines())
     sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
     accuracies = [reading["accuracy"] for reading in result["val"]]
     falls = [max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)]
     told = ("seed", "base_seed", "trace_noise", "base_format_rate", "base_tasks")
     return {
-        "row": row,
-        **{name: result["config"][name] for name in told},
+        "row": job.row,
+        **{name: result["config"][name] for name in told if name in result["config"]},
         "steps": result["config"]["max_steps"],
         "seconds": result["seconds"],
         "share_equal": mean(line["share_equal"] for line in sampled) if sampled else None,
@@ -93,165 +184,103 @@ def read_record(row: str, folder: Path) -> dict:
     }
 
 
-def compare(args) -> list[dict]:
-    """
-    All rows x base seeds x noises x seeds, `jobs` at a time; SFT at DyME's wall-clock time last,
-    since it needs it.
-    """
-    jobs = []
-    for base_seed in args.base_seeds:
-        common = ["--base_seed", str(base_seed), "--num_threads", "1", *args.flags]
-        for row in args.rows:  # the base stage, once
-            load_model(parse([*common, *ROWS.get(row, [])]), torch.device("cpu"))
-        read_base = []  # each base is read by its first run alone
-        for noise, seed in itertools.product(args.noises, args.seeds):
-            flags = [*common, "--trace_noise", str(noise), "--seed", str(seed)]
-            name = f"base{base_seed}-noise{noise:g}-seed{seed}"
-            for row in args.rows:
-                if row != LONG:
-                    folder = Path(args.output_dir) / f"{name}-{row}"
-                    jobs.append((row, [*flags, *read_base, *ROWS[row]], folder))
-                    read_base = ["--no-eval_base"]
-    records = run_all(jobs, args.jobs)
-    if LONG in args.rows:
-        steps = ["--max_steps", str(long_steps(records))]
-        long_jobs = []
-        for row, flags, folder in jobs:
-            if row == "sft":
-                long_folder = folder.with_name(folder.name.replace("-sft", f"-{LONG}"))
-                long_jobs.append((LONG, [*flags, *steps], long_folder))
-        records += run_all(long_jobs, args.jobs)
-    return records
-
-
-def run_all(jobs: list, workers: int) -> list[dict]:
-    """The jobs (row, flags, folder) in `workers` processes at a time, with a progress bar."""
-    with ThreadPoolExecutor(workers) as pool:
-        return list(
-            tqdm(pool.map(lambda job: run(*job), jobs), total=len(jobs), desc="runs", unit="run")
-        )
-
-
 def long_steps(records: list[dict]) -> int:
     """How many steps SFT makes in the seconds of a DyME run."""
-    pace = {}  # seconds a step
-    for row in ("sft", "dyme"):
-        pace[row] = mean(r["seconds"] / r["steps"] for r in records if r["row"] == row)
-    steps = mean(r["steps"] for r in records if r["row"] == "dyme")
-    return max(1, round(steps * pace["dyme"] / pace["sft"]))
+    sft, dyme = ([r for r in records if r["row"] == row] for row in ("sft", "dyme"))
+    pace = mean(r["seconds"] / r["steps"] for r in sft)
+    return max(1, round(mean(r["seconds"] for r in dyme) / pace))
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def read_records(paths: list[str]) -> list[dict]:
+    """The records of kept results, each run once. InputError for a file that isn't one, or where
+    two files say different things of one run.
+    """
+    runs = {}
+    for path in paths:
+        try:
+            records = json.loads(Path(path).read_text())["records"]
+            table(records)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise InputError(f"--table {path}: is not a result of --out") from None
+        for record in records:
+            names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
+            about = ", ".join(f"{name} {record.get(name)}" for name in names)
+            if runs.setdefault(about, record)["final"] != record["final"]:
+                raise InputError(f"--table {path}: {about}: another result than in another file")
+            if runs[about] is not record:
+                print(f"{path}: {about}: the same run again, counted once", file=sys.stderr)
+    return list(runs.values())
+
+
+def keep(path: str, argv: list[str], records: list[dict], jobs: int) -> None:
+    """The records, the command, and what it ran on."""
+    content = {
+        "command": "python -m tools.compare " + " ".join(argv),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jobs} runs at a time",
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "code": code_version(),
+        "records": records,
+    }
+    Path(path).write_text(json.dumps(content, indent=1))
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line; what is behind -- is for every run."""
+    parser = argparse.ArgumentParser(
+        prog="tools.compare",
+        description="Compare methods, or print the table of kept results.",
+        epilog="after --: further flags, for every run",
+    )
+    add = parser.add_argument
+    add("rows", nargs="*", metavar="ROW", help=f"what to run: {', '.join([*ROWS, LONG])}")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of fine-tuning (%(default)s)")
+    add("--base_seeds", nargs="+", type=int, default=[0], help="of the base model (%(default)s)")
+    add("--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)")
+    add("--output_dir", default="out/compare", help="where the runs go (%(default)s)")
+    add("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    add("--out", metavar="JSON", help="keep the results in this file")
+    add("--table", nargs="+", metavar="JSON", help="print the table of such files")
+    add("--brief", action="store_true", help="a table with fewer columns")
+    add("--paired", nargs=2, metavar=("A", "B"), help="paired differences of two rows besides")
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:end])
+    args.flags = argv[end + 1 :]
+    if bool(args.rows) == bool(args.table):
+        parser.error("give rows to run, or --table")
+    return args
 
 
 def main(argv: list[str]) -> None:
-    """The command line of `python evaluate.py`."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description="Compare methods, or print a table of kept results."
-    )
-    parser.add_argument(
-        "--compare", nargs="+", metavar="ROW", help=f"rows: {', '.join([*ROWS, LONG])}"
-    )
-    parser.add_argument(
-        "--only", action="store_true", help=f"without the rows beside it ({', '.join(BESIDE)})"
-    )
-    parser.add_argument(
-        "--table", nargs="+", metavar="JSON", help="print the table of kept results"
-    )
-    parser.add_argument(
-        "--png", metavar="FILE", help="with a table of several noises: a picture; needs matplotlib"
-    )
-    parser.add_argument("--brief", action="store_true", help="a table with fewer columns")
-    parser.add_argument(
-        "--paired", nargs=2, metavar=("A", "B"), help="with a table: paired differences of two rows"
-    )
-    parser.add_argument(
-        "--pass_at_k",
-        nargs="+",
-        metavar="MODEL",
-        help="pass@k of models or folders, in Curr-ReFT's three forms",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=64, help="n of pass@k, responses to a question (%(default)s)"
-    )
-    parser.add_argument("--size", type=int, default=48, help="questions of pass@k (%(default)s)")
-    parser.add_argument("--split", default="test", help="of pass@k (%(default)s)")
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="fine-tuning seeds (%(default)s)"
-    )
-    parser.add_argument(
-        "--base_seeds",
-        nargs="+",
-        type=int,
-        default=[0],
-        help="seeds of the base model (%(default)s)",
-    )
-    parser.add_argument(
-        "--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)"
-    )
-    parser.add_argument(
-        "--name", help="results/<name>.json (compare; curr_reft for rows of Curr-ReFT alone)"
-    )
-    parser.add_argument(
-        "--output_dir", default="out/compare", help="where the runs go (%(default)s)"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count(),
-        help="runs at a time, one thread each (%(default)s)",
-    )
-    parser.add_argument(
-        "flags", nargs="*", help="after --: further flags of train.py, for every run"
-    )
-    args = parser.parse_args(argv)
+    """The command line; bad input ends in one line and exit code 2."""
+    args = arguments(argv)
     try:
-        if args.pass_at_k:
-            from stages import pass_at_k_table  # here, since it imports evaluate.py
-
-            config = parse(["--method", "curr_reft", *args.flags])
-            print(pass_at_k_table(config, args.pass_at_k, args.split, args.size, args.samples))
-            return
         if args.table:
-            records = [
-                record
-                for path in args.table
-                for record in json.loads(Path(path).read_text())["records"]
-            ]
-        elif args.compare:
-            alone = all(row.startswith("curr_reft") for row in args.compare)
-            args.name = args.name or ("curr_reft" if alone else "compare")
-            beside = [] if alone or args.only else BESIDE
-            args.rows = list(dict.fromkeys([*args.compare, *beside]))
+            records = read_records(args.table)
+        else:
+            args.rows = list(dict.fromkeys(args.rows))
             unknown = [row for row in args.rows if row not in ROWS and row != LONG]
             if unknown:
-                raise InputError(
-                    f"--compare {unknown[0]}: unknown row; there are {', '.join([*ROWS, LONG])}"
-                )
+                rows = ", ".join([*ROWS, LONG])
+                raise InputError(f"{unknown[0]}: unknown row; there are {rows}")
             if LONG in args.rows and not {"sft", "dyme"} <= set(args.rows):
-                args.rows.remove(LONG)
+                raise InputError(f"{LONG}: needs the rows sft and dyme")
+            if args.out:
+                open(args.out, "a").close()  # said now, and not after all has run
             records = compare(args)
-            keep(args, records)
-        else:
-            parser.error("give --compare, --table or --pass_at_k")
-        if args.png:
-            from tools.pictures import save_noise  # here, since few look at it
-
-            save_noise(records, args.png)
-    except (InputError, OSError, json.JSONDecodeError, KeyError) as error:
-        sys.exit(f"error: {error}")
-    print(table(records, args.brief))
-    if any(record.get("stages") for record in records):
-        print(f"\n{forms_table(records)}")
-    if args.paired:
-        print()
-        print(paired(records, *args.paired))
+            if args.out:
+                keep(args.out, argv, records, args.jobs)
+        print(table(records, args.brief))
+        if any(record.get("stages") for record in records):
+            print(f"\n{forms_table(records)}")
+        if args.paired:
+            print(f"\n{paired(records, *args.paired)}")
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-def keep(args, records: list[dict]) -> None:
-    """results/<name>.json: the records, the command, and what it ran on."""
-    content = {
-        "command": "python evaluate.py " + " ".join(sys.argv[1:]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} runs at a time",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "records": records,
-    }
-    Path("results").mkdir(exist_ok=True)
-    Path(f"results/{args.name}.json").write_text(json.dumps(content, indent=1))
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,30 +1,40 @@
-"""
-The gallery: rollouts as a person can judge them, in HTML; report.py shows them.
+"""The gallery of the report: rollouts as a person can judge them, in HTML without a script.
 
 A group is one question: its chart, the facts, the G samples side by side with rewards and
-advantages, what the switch made of it, and the reference that was memorised. Numbers that state a
-fact of the chart are marked right or wrong.
-
-A model may write anything: nothing gets into the page but through `esc`.
+advantages, what the switch made of it, and the reference that was memorized. Numbers that state a
+fact of the chart are marked right or wrong, by colour and by sign. A model may write anything:
+nothing gets into the page but through `esc`.
 """
 
 import html
+import json
+import math
 import re
+from pathlib import Path
 
-from checker import split_response
+from data.example import InputError
+from lib.answers import split_response
 from lib.claims import claimed_facts
-from data import InputError
-from tools.figures import MODES, is_number
-from lib.mentions import TOKEN, read_value
-from tools.runs import Variant, read_lines, visible
+from lib.log import visible
 
 SHOWN_STEPS = 16  # logged steps of a variant
 SHOWN_CHARACTERS = 4000  # of a response
 PROBE = "7777777"  # a value that no chart has
+NUMBER = re.compile(r"(?:(?<![\w)%.])[-−])?\d+(?:,\d\d\d(?!\d))*(?:\.\d+)?")
+# from the bottom of the picture of the switch to its top: colours on white and on black
+MODES = {
+    "memorize": ("#f0bd55", "#d9a441"),
+    "explore": ("#7aa7e6", "#6c9fe3"),
+    "skip": ("#dfe3e8", "#7f8894"),
+}
+VERDICTS = {
+    "memorize": "so the reference is memorized, and the samples contribute nothing.",
+    "explore": "so the samples are explored: each is made more or less likely by its advantage.",
+    "skip": "so there is nothing to learn, and the group is skipped.",
+}
 
 
-# -------------------------------------------------------------------------------------------------
-# text that a model wrote
+# ---- text that a model wrote ---------------------------------------------------------------------
 
 
 def esc(text) -> str:
@@ -32,64 +42,36 @@ def esc(text) -> str:
     return html.escape(visible(str(text)), quote=True)
 
 
-def stated_spans(text: str, facts: list) -> list[tuple[int, int, tuple[str, str]]]:
-    """
-    Where a text states which facts: [(start, end, claim)], claims as claims.claimed_facts has
-    them.
+def number_in(text: str) -> float | None:
+    """The first number of a text."""
+    found = NUMBER.search(text)
+    return float(found[0].replace(",", "").replace("−", "-")) if found else None
+
+
+def stated_spans(text: str, facts: list) -> list[tuple[int, int, tuple]]:
+    """Where a text states which facts: [(start, end, claim)], claims as claimed_facts has them.
 
     The reader of claims doesn't say where it found them. It is asked: a number is a name's value
     when the name's value changes with it.
     """
     claims = claimed_facts(text, facts)
     spans = []
-    for match in TOKEN.finditer(text) if claims else ():
-        if match["number"]:
-            start, end = match.span("number")
-            probed = claimed_facts(text[:start] + PROBE + text[end:], facts)
-            names = {name for name, value in probed if value == PROBE}
-            own = [
-                c
-                for c in claims
-                if c[0] in names and read_value(c[1]) == read_value(match["number"])
-            ]
-            spans += [(start, end, claim) for claim in own[:1]]
+    for match in NUMBER.finditer(text) if claims else ():
+        changed = claimed_facts(text[: match.start()] + PROBE + text[match.end() :], facts)
+        names = {claim[:-1] for claim in changed if PROBE in claim[-1]}
+        value = number_in(match[0])
+        own = [c for c in claims if c[:-1] in names and number_in(c[-1]) == value]
+        spans += [(*match.span(), claim) for claim in own[:1]]
     return spans
 
 
-def marked(text: str, facts: list) -> str:
-    """
-    A response as HTML: stated facts marked right or wrong, the answer bold, what is too long left
-    out.
-    """
-    facts = [(str(name), str(value)) for name, value in facts]
-    shown = text[:SHOWN_CHARACTERS]
-    thinking = split_response(shown)[0]
-    truth = dict(reversed(facts))
-    parts, place = [], 0
-    spans = stated_spans(thinking, facts)
-    for start, end, claim in spans:
-        name, value = claim
-        said = "true" if claim in facts else "false"
-        title = f"{name} is {truth[name]}" + ("" if said == "true" else f", not {value}")
-        parts.append(esc(thinking[place:start]))
-        parts.append(
-            f'<mark class="is-{said}" title="{esc(title)}">'
-            f"{esc(thinking[start:end])}{sign(said == 'true')}</mark>"
-        )
-        place = end
-    parts.append(esc(thinking[place:]))
-    if len(thinking) < len(shown):
-        parts.append(f'<span class="answer">{esc(shown[len(thinking) :])}</span>')
-    if len(text) > len(shown):
-        parts.append(f"<small> … {len(text) - len(shown)} more characters</small>")
-    found = {claim for _, _, claim in spans}
-    for claim in claimed_facts(thinking, facts):  # values in words have no number to mark
-        if claim not in found:
-            said = "true" if claim in facts else "false"
-            parts.append(
-                f'<br><mark class="is-{said}">{esc(" ".join(claim))}{sign(said == "true")}</mark>'
-            )
-    return "".join(parts) or "<small>(nothing)</small>"
+def mark(text: str, claim: tuple, facts: list) -> str:
+    """A stated fact as HTML: right or wrong, and on pointing at it what is right."""
+    truth = {fact[:-1]: fact[-1] for fact in reversed(facts)}
+    name, right = " ".join(claim[:-1]), claim in facts
+    told = f"{name} is {truth[claim[:-1]]}" if claim[:-1] in truth else f"{name} isn't there"
+    css = "is-true" if right else "is-false"
+    return f'<mark class="{css}" title="{esc(told)}">{esc(text)}{sign(right)}</mark>'
 
 
 def sign(right: bool) -> str:
@@ -97,117 +79,144 @@ def sign(right: bool) -> str:
     return "<i>✓</i>" if right else "<i>✗</i>"
 
 
-# -------------------------------------------------------------------------------------------------
-# the gallery
+def marked(text: str, facts: list) -> str:
+    """A response as HTML: stated facts marked, the answer bold, what is too long left out."""
+    facts = [tuple(map(str, fact)) for fact in facts]
+    shown = text[:SHOWN_CHARACTERS]
+    thinking = split_response(shown)[0]
+    parts, place, spans = [], 0, stated_spans(thinking, facts)
+    for start, end, claim in spans:
+        parts += [esc(thinking[place:start]), mark(thinking[start:end], claim, facts)]
+        place = end
+    parts.append(esc(thinking[place:]))
+    if len(thinking) < len(shown):
+        parts.append(f"<b>{esc(shown[len(thinking) :])}</b>")
+    if len(text) > len(shown):
+        parts.append(f"<small> … {len(text) - len(shown)} more characters</small>")
+    marked_claims = {claim for *_, claim in spans}
+    for claim in claimed_facts(thinking, facts):  # values in words have no number to mark
+        if claim not in marked_claims:
+            parts.append(f"<br>{mark(' '.join(claim), claim, facts)}")
+    return "".join(parts) or "<small>(nothing)</small>"
 
 
-def gallery(variants: list[Variant]) -> str:
+# ---- groups --------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a jsonl file; a last line without its end is still being written, and left
+    out. InputError with the line's number for anything else.
     """
-    The logged groups of each variant's first run, of at most SHOWN_STEPS steps from its first to
-    its last.
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8", "replace").split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            rows.append(None)
+        if not isinstance(rows[-1], dict):
+            raise InputError(f"{path}, line {number}: not a JSON object; remove the line")
+    return rows
+
+
+def gallery(path: Path) -> str:
+    """The groups of a run's groups.jsonl, of at most SHOWN_STEPS steps from its first to its last;
+    the first one that was explored is open.
     """
-    parts = []
-    for index, variant in enumerate(variants):
-        path = variant.runs[0].folder / "groups.jsonl"
-        lines = read_lines(path) if path.is_file() else []
-        steps = list(dict.fromkeys(line.get("step") for line in lines))
-        most = min(SHOWN_STEPS, len(steps))
-        chosen = {steps[round(i * (len(steps) - 1) / max(most - 1, 1))] for i in range(most)}
-        for line in lines:
-            if line.get("step") in chosen:
-                try:
-                    parts.append(group_card(line, index))
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    place, problem = (
-                        f"{path}, step {line.get('step')}",
-                        f"{type(error).__name__} {error}",
-                    )
-                    raise InputError(
-                        f"{place}: not a group that train.py logs ({problem})"
-                    ) from None
-    return "".join(parts)
+    lines = read_lines(path) if path.is_file() else []
+    steps = list(dict.fromkeys(line.get("step") for line in lines))
+    most = min(SHOWN_STEPS, len(steps))
+    chosen = {steps[round(i * (len(steps) - 1) / max(most - 1, 1))] for i in range(most)}
+    cards = []
+    for line in lines:
+        if line.get("step") in chosen:
+            try:
+                cards.append(group_card(line))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise InputError(
+                    f"{path}, step {line.get('step')}: not a group that train.py logs "
+                    f"({type(error).__name__} {error})"
+                ) from None
+    explored = next((i for i, card in enumerate(cards) if 'data-mode="explore"' in card), 0)
+    if cards:
+        cards[explored] = cards[explored].replace("<details", "<details open", 1)
+    return "".join(cards)
 
 
-def group_card(line: dict, variant: int) -> str:
+def group_card(line: dict) -> str:
     """One group: what was asked, what the samples were, what became of them."""
     mode, responses, facts = line["mode"], line["responses"], line["facts"]
+    light, dark = MODES[mode]
     correct = sum(response["correct"] > 0.5 for response in responses)
-    pips = "".join("●" if i < correct else "<s>○</s>" for i in range(len(responses)))
-    collapsed = mode == "explore" and len({response["total"] for response in responses}) == 1
-    verdict = {
-        "memorize": "so the reference is memorised, and the samples contribute nothing.",
-        "explore": "so the samples are explored: each is made more or less likely "
-        "by its advantage.",
-        "skip": "so there is nothing to learn, and the group is skipped.",
-    }[mode]
-    if collapsed:
-        verdict = "and all rewards are equal: every advantage is 0, and nothing is learned "
-        verdict += "(advantage collapse)."
-    told = (
-        f"{correct} of {len(responses)} correct, {verdict}"
-        if responses
-        else "This step memorises without sampling."
-    )
-    facts_list = "".join(f"<li>{esc(name)} <b>{esc(value)}</b></li>" for name, value in facts)
+    verdict = f"{correct} of {len(responses)} correct, {VERDICTS[mode]}"
+    if mode == "explore" and len({response["total"] for response in responses}) == 1:
+        verdict = f"{correct} of {len(responses)} correct, and all rewards are equal: every "
+        verdict += "advantage is 0, and nothing is learned (advantage collapse)."
+    if not responses:
+        verdict = "This step memorizes without sampling."
     image = str(line.get("image") or "")
     safe = re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", image)
-    parts = [
-        f'<article hidden class="group card" data-variant="{variant}" '
-        f'data-step="{int(line["step"])}" data-mode="{mode}">',
-        '<div class="ask">' + (f'<img src="{image}" alt="the chart">' if safe else ""),
-        f'<div><p class="question">{esc(line["question"])}</p>',
-        f'<p class="small">reference answer <b>{esc(line["answer"])}</b></p></div>',
-        f'<ul class="facts" title="the facts of the chart">{facts_list}</ul></div>',
-        f'<div><p class="verdict"><span class="mode m-{mode}">{MODES[mode]}</span>',
-        f'<span class="pips" aria-hidden="true">{pips}</span> <span>{told}</span></p>',
-    ]
+    facts_list = "".join(
+        f"<li>{esc(' '.join(map(str, name)))} <b>{esc(value)}</b></li>" for *name, value in facts
+    )
     together = {}  # the same text has the same rewards: shown once, counted
     for response in responses:
-        together.setdefault(
-            (response["text"], response["total"], response["advantage"]), []
-        ).append(response)
+        key = (response["text"], response["total"], response["advantage"])
+        together.setdefault(key, []).append(response)
     order = sorted(together.values(), key=lambda same: -same[0]["total"])
-    cards = [response_card(same[0], len(same), facts, used=mode == "explore") for same in order]
-    parts += ['<ol class="responses">', *cards, "</ol>"] if cards else []
+    cards = [response_card(same[0], len(same), facts, mode == "explore") for same in order]
+    target = ""
     if line.get("target"):
-        head = "<h3>Memorised instead</h3>" if responses else "<h3>Memorised</h3>"
-        parts.append(
-            f'<div class="target">{head}'
-            f'<div class="said">{marked(line["target"], facts)}</div></div>'
-        )
-    return "".join(parts) + "</div></article>"
-
-
-def number(value, digits: int = 3) -> str:
-    """A number as short as it can be read."""
-    return f"{value:.{digits}f}" if is_number(value) else "–"
+        head = "Memorized instead" if responses else "Memorized"
+        said = f'<div class="said">{marked(line["target"], facts)}</div>'
+        target = f'<div class="target"><h4>{head}</h4>{said}</div>'
+    return "".join(
+        [
+            f'<details class="group card" data-mode="{mode}"><summary>',
+            f"step {int(line['step'])} ",
+            f'<span class="mode" style="--c:{light};--d:{dark}">{mode}</span> ',
+            f'<span class="pips" aria-hidden="true">{"●" * correct}',
+            f"{'○' * (len(responses) - correct)}</span> {esc(line['question'])}</summary>",
+            '<div class="both"><div class="ask">',
+            f'<img src="{image}" alt="the chart">' if safe else "",
+            f'<p class="question">{esc(line["question"])}</p>',
+            f"<p><small>reference answer</small> <b>{esc(line['answer'])}</b></p>",
+            f'<ul class="facts" title="the facts of the chart">{facts_list}</ul></div>',
+            f'<div><p>{verdict}</p><ol class="responses">{"".join(cards)}</ol>{target}</div>',
+            "</div></details>",
+        ]
+    )
 
 
 def response_card(response: dict, count: int, facts: list, used: bool) -> str:
-    """One response: right or wrong, its advantage, its text, its rewards."""
+    """One response: right or wrong, its text, its advantage, its rewards."""
     right, advantage = response["correct"] > 0.5, float(response["advantage"])
-    half = 50 * min(abs(advantage) / 2.5, 1)
-    side = f"left:50%;width:{half:.0f}%" if advantage >= 0 else f"right:50%;width:{half:.0f}%"
-    direction = "up" if advantage >= 0 else "down"
-    bar = f'<span class="bar"><i class="{direction}" style="{side}"></i></span>'
-    signed = f"{advantage:+.2f}".replace("-", "−")
-    unused, title = ("", "advantage") if used else (" unused", "advantage, not used")
-    rewards = [
-        ("format", "format"),
-        ("accuracy", "accuracy"),
-        ("thinking", "thinking"),
-        ("total", "reward"),
-    ]
+    rewards = {
+        "format": "format",
+        "accuracy": "accuracy",
+        "thinking": "thinking",
+        "total": "reward",
+    }
     items = "".join(
-        f"<div><dt>{label}</dt><dd>{number(response[name], 2)}</dd></div>"
-        for name, label in rewards
+        f"<div><dt>{title}</dt><dd>{shown(response[name])}</dd></div>"
+        for name, title in rewards.items()
     )
-    told = "✓ correct" if right else "✗ not correct"
-    verdict = f'<span class="sign is-{str(right).lower()}">{told}</span>'
-    times = f'<span class="times small">{count} times</span>' if count > 1 else ""
-    return (
-        f'<li class="response"><header>{verdict}{times}</header>'
-        f'<div class="said">{marked(str(response["text"]), facts)}</div>'
-        f'<div class="advantage{unused}">{bar}<span>{signed}</span> <small>{title}</small></div>'
-        f'<dl class="rewards">{items}</dl></li>'
+    up = "up" if advantage > 0 else "down" if advantage < 0 else "even"
+    arrow = {"up": "▲", "down": "▼", "even": "="}[up]
+    signed = f"{advantage:+.2f}".replace("-", "−")
+    return "".join(
+        [
+            f'<li><header><b class="is-{str(right).lower()}">',
+            "✓ correct</b>" if right else "✗ not correct</b>",
+            f"<small>{count} times</small>" if count > 1 else "",
+            f'</header><div class="said">{marked(str(response["text"]), facts)}</div>',
+            f'<p class="{up if used else "unused"}">{arrow} {signed} <small>advantage',
+            f"{'' if used else ', not used'}</small></p>",
+            f'<dl class="rewards">{items}</dl></li>',
+        ]
     )
+
+
+def shown(value) -> str:
+    """A number as short as it can be read."""
+    fine = isinstance(value, (int, float)) and math.isfinite(value)
+    return f"{value:.2f}" if fine else "–"

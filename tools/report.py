@@ -1,60 +1,71 @@
-"""
-The report: one HTML page about any number of runs, to look at on a laptop or a phone.
+"""The report: one HTML page about any number of runs, to look at on a laptop or a phone.
 
-    python report.py out/charts-dyme out/charts-grpo ... [--out report.html] [--png FOLDER]
+    python -m tools.report out/charts-dyme out/charts-grpo ... [--out report.html]
+    python -m tools.report out/compare/base0-noise0.5-* --noise results/noise.json --png assets
 
-Results, the picture of the switch, learning curves with the spread over seeds, and a gallery of
-rollouts: what a group looked like to the method, its rewards, its advantages, the facts that each
-response states, right or wrong.
-
-The page is one file, needs no network and trusts nobody: whatever a model wrote is escaped, its
-control characters are spelt out, and the page's policy runs no script but its own. Its look and
-its script are in page.html, its curves in figures.py, its gallery in gallery.py.
+Results, the switch at work, learning curves with the spread over seeds, and a gallery of rollouts
+(tools/gallery.py). The page is one file, needs no network and no script, and trusts nobody:
+whatever a model wrote is escaped. --png writes the same pictures as files, for a README. The
+pictures need matplotlib; without it the page has all the rest.
 """
 
 import argparse
 import base64
-import hashlib
 import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from tools import figures
-from tools import pictures
-from data import InputError
+from data.example import InputError
 from evaluate import interval
-from tools.gallery import esc, gallery, sign
-from tools.runs import Run, Variant, group_seeds, read_run
+from tools.curves import SEEDS, Curve, Variant, colours, curves_of, group_seeds, has_matplotlib
+from tools.curves import is_number, line_of, plot_curve, plot_modes, read_run, render, save_png
+from tools.curves import switched
+from tools.gallery import esc, gallery
 
-COLUMNS = [  # reading, metric, heading, what it says
-    ("greedy", "accuracy", "accuracy", "greedy decoding, thinking first"),
-    ("sampled", "accuracy", "at temperature 1", "accuracy when the answer is sampled"),
-    ("direct", "accuracy", "answering directly", "accuracy without thinking: is it forgotten?"),
-    ("greedy", "format", "format", "thinking, then exactly one marked answer"),
-    (
-        "sampled",
-        "fact_precision",
-        "true facts",
-        "of the facts stated at temperature 1; 0 where none is stated",
-    ),
-    ("greedy", "grounded", "grounded", "right answers whose thinking states the needed facts"),
+COLUMNS = [  # reading, metric, heading
+    ("greedy", "accuracy", "accuracy, greedy"),
+    ("sampled", "accuracy", "accuracy at temperature 1"),
+    ("direct", "accuracy", "accuracy without thinking"),
+    ("greedy", "format", "format: thinking, then one marked answer"),
+    ("sampled", "fact_precision", "true facts, of those stated at temperature 1"),
+    ("greedy", "grounded", "grounded: right answers whose thinking states the needed facts"),
 ]
 
 
-# -------------------------------------------------------------------------------------------------
-# the parts of the page
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def figure(plot: Callable, about: str) -> str:
+    """A picture in the page, for a light and for a dark screen."""
+    if not has_matplotlib():
+        return ""
+    light, dark = (
+        "data:image/svg+xml;base64," + base64.b64encode(render(plot, (4.6, 3), d)).decode()
+        for d in (0, 1)
+    )
+    source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+    image = f'<img src="{light}" width="460" height="300" alt="{esc(about)}">'
+    return f'<figure class="card"><picture>{source}{image}</picture></figure>'
+
+
+def last_values(curve: Curve, variants: list[Variant]) -> str:
+    """A curve in words, for who can't see it."""
+    told = []
+    for variant in variants:
+        if line := line_of(variant, curve.key, curve.of_val):
+            told.append(f"{variant.label} {line[2].mean(0)[-1]:.3g} at step {line[0][-1]}")
+    return f"{curve.title}, {curve.caption}: {'; '.join(told)}"
 
 
 def cell(readings: list[dict], reading: str, metric: str) -> str:
-    """
-    The mean over seeds, and how sure it is: the seeds' standard deviation, or the interval of a
+    """The mean over seeds, and how sure it is: the seeds' standard deviation, or the interval of a
     single count.
     """
-    numbers = [
-        r[reading][metric] for r in readings if figures.is_number(r.get(reading, {}).get(metric))
-    ]
+    numbers = [r[reading][metric] for r in readings if is_number(r.get(reading, {}).get(metric))]
     if not numbers:
         return "<td>–</td>"
     mean, doubt = statistics.mean(numbers), ""
@@ -62,216 +73,154 @@ def cell(readings: list[dict], reading: str, metric: str) -> str:
         doubt = f"± {statistics.stdev(numbers):.3f}"
     elif metric == "accuracy" and readings[0][reading].get("count"):
         doubt = "{:.3f} to {:.3f}".format(*interval(mean, readings[0][reading]["count"]))
-    bar = f'<span class="bar"><i style="width:{100 * min(max(mean, 0), 1):.0f}%"></i></span>'
-    return f"<td><b>{mean:.3f}</b>{bar}<small>{doubt}</small></td>"
+    return f"<td><b>{mean:.3f}</b><small>{doubt}</small></td>"
 
 
 def results_table(variants: list[Variant]) -> str:
-    """Before training and after, by split: a row for each variant."""
+    """Before training and after, by split: a row per variant."""
     runs = [run for variant in variants for run in variant.runs]
-    heads = "".join(
-        f'<th title="{esc(about)}">{esc(heading)}</th>' for _, _, heading, about in COLUMNS
-    )
+    colour_of = colours([variant.method for variant in variants])
+    heads = "".join(f"<th>{heading}</th>" for *_, heading in COLUMNS)
     parts = [f"<table><thead><tr><th></th>{heads}</tr></thead>"]
+
+    def row(label: str, about: str, readings: list[dict]) -> str:
+        cells = "".join(cell(readings, reading, metric) for reading, metric, _ in COLUMNS)
+        return f"<tr><th>{label}<br><small>{esc(about)}</small></th>{cells}</tr>"
+
     for split in dict.fromkeys(split for run in runs for split in [*run.base, *run.final]):
-        parts.append(
-            f'<tbody><tr><th class="split" colspan="{len(COLUMNS) + 1}">{esc(split)}</th></tr>'
-        )
+        parts.append(f'<tbody><tr><th class="split" colspan="7">{esc(split)}</th></tr>')
         starts = {}  # each starting model once, however many runs set out from it
         for run in runs:
             if split in run.base:
-                starts.setdefault(str(run.config.get("model")), {})[json.dumps(run.base[split])] = (
-                    run.base[split]
-                )
+                reading = run.base[split]
+                starts.setdefault(str(run.config.get("model")), {})[json.dumps(reading)] = reading
         for model, readings in starts.items():
-            label = "before training" + (f", {model}" if len(starts) > 1 else "")
-            parts.append(row(label, "", "", list(readings.values())))
+            parts.append(row("before training", model, list(readings.values())))
         for variant in variants:
+            light, dark = colour_of[variant.method]
+            key = f'<span class="key" style="--c:{light};--d:{dark}"></span>{esc(variant.label)}'
             readings = [run.final[split] for run in variant.runs if split in run.final]
-            parts.append(
-                row(variant.label, f"c{variant.colour}", about_runs(variant.runs), readings)
-            )
+            parts.append(row(key, about_runs(variant), readings))
         parts.append("</tbody>")
     if len(parts) == 1:
-        parts.append(
-            f'<tbody><tr><td colspan="{len(COLUMNS) + 1}">'
-            "No run has been evaluated yet.</td></tr></tbody>"
-        )
+        parts.append('<tbody><tr><td colspan="7">No run has been evaluated yet.</td></tr></tbody>')
     return "".join(parts) + "</table>"
 
 
-def row(label: str, css: str, about: str, readings: list[dict]) -> str:
-    """A line of the table."""
-    cells = "".join(cell(readings, reading, metric) for reading, metric, _, _ in COLUMNS)
-    key = '<span class="key"></span>' if css else ""
-    head = f"<th>{key}{esc(label)}<br><small>{esc(about)}</small></th>"
-    return f'<tr class="{css}">{head}{cells}</tr>'
-
-
-def about_runs(runs: list[Run]) -> str:
-    """
-    How many runs (seeds), steps and seconds a variant is made of, and whether it is still going
-    on.
-    """
-    seeds = f"{len(runs)} runs, " if len(runs) > 1 else ""
-    steps, seconds = (
-        max(len(run.steps) for run in runs),
-        statistics.mean(run.seconds for run in runs),
-    )
+def about_runs(variant: Variant) -> str:
+    """How many runs (seeds) and steps a variant is made of, and what of it doesn't count yet."""
+    runs = variant.runs
+    told = [f"{len(runs)} seeds"] if len(runs) > 1 else []
+    told.append(f"{max(len(run.steps) for run in runs)} steps")
     unfinished = sum(not run.final for run in runs)
-    time = f"{seconds:.0f}\u00a0s" if seconds < 600 else f"{seconds / 60:.0f}\u00a0min"
-    return f"{seeds}{steps} steps, {time}" + (f", {unfinished} unfinished" if unfinished else "")
+    told += [f"{unfinished} unfinished"] if unfinished else []
+    return ", ".join(told)
 
 
-def figure(svg: str, title: str, caption: str, readings: list[dict]) -> str:
-    """A picture with its title, and the numbers that a pointer over it reads."""
-    data = json.dumps(readings).replace("<", "\\u003c")  # nothing in it can end the script element
-    head = f"<figcaption><h3>{esc(title)}</h3><small>{esc(caption)}</small></figcaption>"
-    return (
-        f'<figure class="card">{head}{svg}<script type="application/json">{data}</script></figure>'
-    )
-
-
-def curve_figures(variants: list[Variant]) -> str:
-    """The learning curves, those of which anything was logged."""
-    parts = []
-    for curve in figures.CURVES:
-        lines = figures.lines_of(variants, curve)
-        if lines:
-            labels = [line.variant.label for line in lines]
-            readings = figures.readings(
-                lines, labels, [f"c{line.variant.colour}" for line in lines]
-            )
-            parts.append(
-                figure(figures.svg_curve(curve, lines), curve.title, curve.caption, readings)
-            )
-    return "".join(parts)
-
-
-def mode_figures(variants: list[Variant]) -> str:
-    """The picture of the method, one for each variant."""
-    parts = []
-    for variant in variants:
-        lines = figures.mode_lines(variant)
-        if lines:
-            readings = figures.readings(
-                lines, list(figures.MODES.values()), [f"m-{mode}" for mode in figures.MODES]
-            )
-            svg = figures.svg_modes(lines, variant.label)
-            parts.append(figure(svg, variant.label, about_runs(variant.runs), readings))
-    return "".join(parts)
-
-
-def legend(variants: list[Variant]) -> str:
-    """Buttons that name the lines and hide them."""
-    parts = []
-    for variant in variants:
-        folders = ", ".join(str(run.folder) for run in variant.runs)
-        swatch = '<svg viewBox="0 0 26 8"><path class="line" d="M0 4H26"/></svg>'
-        css = f'class="c{variant.colour}" data-colour="c{variant.colour}"'
-        parts.append(
-            f'<button {css} aria-pressed="true" title="{esc(folders)}">'
-            f"{swatch}{esc(variant.label)}</button>"
-        )
-    return "".join(parts)
-
-
-# -------------------------------------------------------------------------------------------------
-# the page
-
-
-def colour_rules() -> str:
-    """figures.py's colours as CSS, for white and for black."""
-    rules = []
-    for shade, media in ((0, "{}"), (1, "@media (prefers-color-scheme: dark) {{ {} }}")):
-        found = [f".c{i} {{ --c: {pair[shade]}; }}" for i, pair in enumerate(figures.COLOURS)]
-        for mode, pair in zip(figures.MODES, figures.MODE_COLOURS):
-            found.append(
-                f".m-{mode} {{ --c: {pair[shade]}; fill: var(--c); background: var(--c); }}"
-            )
-        ink = ("#22262b", "#121519")[shade]
-        found.append(
-            f":root {{ --mode-ink: {ink}; --memorize-line: {figures.MODE_COLOURS[0][shade]}; }}"
-        )
-        rules.append(media.format(" ".join(found)))
-    for i in range(len(figures.COLOURS)):
-        rules.append(f".c{i} {{ --dash: {figures.DASHES[i % len(figures.DASHES)] or 'none'}; }}")
-    return "\n".join(rules)
+def runs_table(variants: list[Variant]) -> str:
+    """A row per run: its folder, seed, steps, seconds, and accuracy by split."""
+    runs = [(variant.label, run) for variant in variants for run in variant.runs]
+    splits = list(dict.fromkeys(split for _, run in runs for split in run.final))
+    names = ["run", "folder", "seed", "steps", "seconds", *(f"{s}, greedy" for s in splits)]
+    heads = "".join(f"<th>{esc(name)}</th>" for name in names)
+    rows = []
+    for label, run in runs:
+        seeds = [
+            f"{name.removesuffix('seed')}{run.config[name]}"
+            for name in SEEDS
+            if run.config.get(name)
+        ]
+        seconds = sum(line["seconds"] for line in run.steps if is_number(line.get("seconds")))
+        steps = f"{len(run.steps)}{'' if run.final else ', unfinished'}"
+        cells = [run.folder, " ".join(seeds) or "0", steps, f"{seconds:.0f}"]
+        found = "".join(f"<td>{esc(value)}</td>" for value in cells)
+        found += "".join(cell([run.final.get(split, {})], "greedy", "accuracy") for split in splits)
+        rows.append(f"<tr><th>{esc(label)}</th>{found}</tr>")
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def page(variants: list[Variant], title: str = "What the runs learned") -> str:
     """The whole page."""
     runs = [run for variant in variants for run in variant.runs]
-    sets, models = (
-        {str(run.config[name]) for run in runs if name in run.config}
-        for name in ("dataset", "model")
-    )
     about = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    if sets:
-        about += f" on {', '.join(sorted(sets))}, starting from {', '.join(sorted(models))}"
-    smoothing = (
-        "Moving means over a twentieth of a run." if any(map(figures.reach_of, variants)) else ""
-    )
-    spread = (
-        "Bands reach from the lowest to the highest seed. "
-        if any(len(v.runs) > 1 for v in variants)
-        else ""
-    )
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
+    for name, text in (("dataset", " on {}"), ("model", ", starting from {}")):
+        found = sorted({str(run.config[name]) for run in runs if name in run.config})
+        about += text.format(", ".join(found)) if found else ""
+    again = [str(folder) for variant in variants for folder in variant.again]
+    if again:
+        about += (
+            f". The same flags and seed again, which is no other seed, left out: {', '.join(again)}"
+        )
+    missing = "" if has_matplotlib() else '<p class="note">No pictures: pip install matplotlib.</p>'
+    curves = [
+        figure(partial(plot_curve, curve, variants), last_values(curve, variants))
+        for curve in curves_of(variants)
+    ]
+    modes = [
+        figure(
+            partial(plot_modes, [v]), f"{v.label}: shares of groups memorized, explored, skipped"
+        )
+        for v in switched(variants)
+    ]
+    rollouts = [
+        f"<h3>{esc(v.label)}</h3>{gallery(v.runs[0].folder / 'groups.jsonl')}" for v in variants
+    ]
     parts = {
-        "script_hash": "sha256-"
-        + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "title": esc(title),
-        "colours": colour_rules(),
-        "summary": esc(about + "."),
-        "results_note": "Shares of the questions of a split. Small: the 95 % interval of one run, "
-        "or the standard deviation over seeds.",
-        "table": results_table(variants),
-        "smoothing": smoothing,
-        "modes": mode_figures(variants) or '<p class="empty">No shares were logged.</p>',
-        "curves_note": f"{spread}{smoothing} Point at a picture for its numbers, "
-        "press a name to hide its line.",
-        "legend": legend(variants),
-        "curves": curve_figures(variants),
-        "gallery_note": "What the method saw: the samples of a group, best reward first, equal "
-        f"ones together. Stated facts are marked {sign(True)} or {sign(False)}.",
-        "variant_options": "".join(
-            f'<option value="{i}">{esc(v.label)}</option>' for i, v in enumerate(variants)
-        ),
-        "gallery": gallery(variants),
-        "footer": esc("Made by report.py from " + ", ".join(str(run.folder) for run in runs)),
+        "summary": esc(f"{about}."),
+        "results": results_table(variants),
+        "every_run": runs_table(variants),
+        "modes": missing or "".join(modes) or '<p class="note">No shares were logged.</p>',
+        "curves": missing or "".join(curves),
+        "rollouts": "".join(rollouts),
+        "footer": esc("Made by tools/report.py from " + ", ".join(str(run.folder) for run in runs)),
     }
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     # in one pass: a response that spells {{title}} stays as it is
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def read_noise(path: str | None) -> list[dict]:
+    """The records of tools/compare.py's kept results."""
+    try:
+        return json.loads(Path(path).read_text())["records"] if path else []
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(f"--noise {path}: is not a result of tools.compare --out") from None
 
 
 def main(argv: list[str]) -> None:
     """The command line; bad input ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="report.py", description="One HTML page about any number of runs."
+        prog="tools.report", description="One HTML page about any number of runs."
     )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders that train.py wrote; seeds are put together"
-    )
-    parser.add_argument("--out", default="report.html", help="the page (default: report.html)")
-    parser.add_argument("--title", default="What the runs learned", help="its title")
-    parser.add_argument(
-        "--png", metavar="FOLDER", help="write the curves as PNG files too; needs matplotlib"
-    )
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="folders that train.py wrote; seeds go together")
+    add("--out", default="report.html", help="the page (%(default)s)")
+    add("--title", default="What the runs learned", help="its title")
+    add("--png", metavar="FOLDER", help="write the pictures as PNG files, and no page")
+    add("--noise", metavar="JSON", help="with --png: results of tools.compare at several noises")
     args = parser.parse_args(argv)
     try:
+        if not args.runs and not args.noise:
+            raise InputError("give the folders of one or more runs")
         variants = group_seeds([read_run(folder) for folder in dict.fromkeys(args.runs)])
-        text = page(variants, args.title)
-        try:
-            Path(args.out).write_text(text, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise InputError(
-                f"--out {args.out}: {error.strerror or error}; give another file"
-            ) from None
-        print(f"{args.out}: {len(text) / 2**20:.1f} MB")
+        for folder in (folder for variant in variants for folder in variant.again):
+            print(f"{folder}: the same flags and seed as another run, left out", file=sys.stderr)
         if args.png:
-            print("\n".join(str(path) for path in pictures.save_png(variants, args.png)))
+            if not has_matplotlib():
+                raise InputError("--png: needs matplotlib; pip install matplotlib")
+            paths = save_png(variants, read_noise(args.noise), Path(args.png))
+            print("\n".join(map(str, paths)))
+        else:
+            text = page(variants, args.title)
+            Path(args.out).write_text(text, encoding="utf-8", errors="backslashreplace")
+            print(f"{args.out}: {len(text) / 2**20:.1f} MB")
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror or error}; give another", file=sys.stderr)
+        sys.exit(2)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,14 +1,13 @@
-"""
-What comparisons have kept (results/*.json), as markdown tables: means, spreads, paired intervals.
+"""What comparisons have kept, as markdown tables: means, spreads, paired intervals.
 
-Left out: running anything (compare.py), choosing the better of two settings for you.
+Left out: running anything (tools/compare.py).
 """
 
+import itertools
 import math
 from statistics import mean, stdev
 
-from curr_reft import FORMS, kind_of
-
+TASKS = ("math", "detection", "classification")
 # Student's t, two-sided 95 %, by degrees of freedom; between two of them the smaller one's counts
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 STUDENT |= {10: 2.23, 11: 2.20, 12: 2.18, 13: 2.16, 14: 2.14, 15: 2.13, 19: 2.09, 24: 2.06}
@@ -24,125 +23,127 @@ def cell(values: list, digits: int = 1, scale: float = 100) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def columns_of(records: list[dict]) -> dict:
+def markdown(titles: list[str], rows: list[list[str]]) -> str:
+    """A markdown table."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def columns_of(records: list[dict], brief: bool) -> dict:
     """The table's columns: title -> (what it reads of a record, digits, scale)."""
-    columns = {}
-    splits = list(records[0]["final"])
 
     def reading(split, which, name):
-        return lambda record: record["final"][split][which][name]
+        return lambda record: record["final"][split][which][name], 1, 100
 
+    columns, splits = {}, list(records[0]["final"])
     for split in splits:
-        columns[split] = (reading(split, "greedy", "accuracy"), 1, 100)
-        columns[f"{split}, T = 1"] = (reading(split, "sampled", "accuracy"), 1, 100)
-    columns["direct"] = (reading(splits[0], "direct", "accuracy"), 1, 100)
-    columns["facts true"] = (reading(splits[0], "sampled", "fact_precision"), 1, 100)
-    columns["grounded"] = (reading(splits[0], "greedy", "grounded"), 1, 100)
-    columns["equal rewards"] = (lambda record: record["share_equal"], 1, 100)
-    columns["largest fall"] = (lambda record: record["largest_fall"], 1, 100)
-    columns["s"] = (lambda record: record["seconds"], 0, 1)
-    return columns
+        columns[split] = reading(split, "greedy", "accuracy")
+        columns[f"{split}, T = 1"] = reading(split, "sampled", "accuracy")
+    columns["direct"] = reading(splits[0], "direct", "accuracy")
+    columns["facts true"] = reading(splits[0], "sampled", "fact_precision")
+    columns["grounded"] = reading(splits[0], "greedy", "grounded")
+    columns["equal rewards"] = (lambda record: record.get("share_equal"), 1, 100)
+    columns["largest fall"] = (lambda record: record.get("largest_fall"), 1, 100)
+    columns["s"] = (lambda record: record.get("seconds"), 0, 1)
+    left_out = ("direct", "equal rewards", "s") if brief else ()
+    return {title: how for title, how in columns.items() if title not in left_out}
 
 
 def table(records: list[dict], brief: bool = False) -> str:
+    """Markdown: a line per row and setting, a column per reading; mean ± standard deviation over
+    the runs, in percent. brief: the columns that differ most between methods alone.
     """
-    Markdown: a line per row and setting, a column per reading; mean ± standard deviation over the
-    runs, in percent. brief: the columns that differ most between methods alone.
-    """
-    columns = columns_of(records)
-    if brief:
-        left_out = ("direct", "equal rewards", "s")
-        columns = {title: how for title, how in columns.items() if title not in left_out}
-    titles = ["row", "noise", "runs", *columns]
-    lines = ["| " + " | ".join(titles) + " |", "| --- " * len(titles) + "|"]
+    columns = columns_of(records, brief)
 
     def line(row, noise, runs):
-        cells = []
-        for read, digits, scale in columns.values():
-            cells.append(cell([read(r) for r in runs], digits, scale))
-        lines.append("| " + " | ".join([row, noise, str(len(runs)), *cells]) + " |")
+        cells = [cell([read(r) for r in runs], *how) for read, *how in columns.values()]
+        return [row, noise, str(len(runs)), *cells]
 
     bases = {}  # by what the base stage taught, then by its seed
-    unknown = {"share_equal": None, "largest_fall": None, "seconds": None}
     for r in records:
         if r["base"]:
             about = f"format rate {r['base_format_rate']:g}"
-            if len(r.get("base_tasks", [])) > 1:
-                about += ", all tasks and forms"
-            bases.setdefault(about, {})[r["base_seed"]] = {**unknown, "final": r["base"]}
+            about += ", all tasks and forms" if len(r.get("base_tasks") or []) > 1 else ""
+            bases.setdefault(about, {})[r["base_seed"]] = {"final": r["base"]}
+    lines = []
     for about, found in bases.items():
-        line(f"base, before fine-tuning ({about})", "", list(found.values()))
-    settings = {(r["trace_noise"], r["row"]) for r in records}
-    rows = [r["row"] for r in records]  # in the order in which they were asked for
-    for noise, row in sorted(settings, key=lambda setting: (setting[0], rows.index(setting[1]))):
-        runs = [r for r in records if (r["trace_noise"], r["row"]) == (noise, row)]
-        line(row, f"{noise:g}", runs)
-    return "\n".join(lines)
+        lines.append(line(f"base, before fine-tuning ({about})", "", list(found.values())))
+    rows = {label(r, records): None for r in records}  # in the order in which they were asked for
+    for noise in sorted({r["trace_noise"] for r in records}):
+        for row in rows:
+            runs = [r for r in records if (r["trace_noise"], label(r, records)) == (noise, row)]
+            lines += [line(row, f"{noise:g}", runs)] if runs else []
+    return markdown(["row", "noise", "runs", *columns], lines)
+
+
+def label(record: dict, records: list[dict]) -> str:
+    """A record's row, with what tells it from other records of this row."""
+    same = [r for r in records if r["row"] == record["row"]]
+    told = [record["row"]]
+    # Curr-ReFT's steps depend on what its rejected sampling keeps
+    for name in ("base_format_rate",) if record.get("stages") else ("base_format_rate", "steps"):
+        if len({r.get(name) for r in same}) > 1:
+            told.append(f"{name} {record.get(name)}")
+    return ", ".join(told)
 
 
 def paired(records: list[dict], a: str, b: str) -> str:
+    """a - b on the same base, noise and seed: mean difference in points with Student's 95 %
+    interval, per noise and split.
     """
-    a - b on the same base, noise and seed: mean difference in points with Student's 95 % interval,
-    per noise and split.
-    """
-    lines = [
-        f"| noise | split | {a} - {b}, points [95 %] | pairs | {a} better in |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    by_key = {(r["row"], r["trace_noise"], r["base_seed"], r["seed"]): r for r in records}
-    for noise in sorted({r["trace_noise"] for r in records}):
-        for split in records[0]["final"]:
-            for reading in ("greedy", "sampled"):
-                pairs = []
-                for key, theirs in by_key.items():
-                    ours = by_key.get((a, *key[1:]))
-                    if key[0] == b and key[1] == noise and ours:
-                        of = [r["final"][split][reading]["accuracy"] for r in (ours, theirs)]
-                        pairs.append(100 * (of[0] - of[1]))
-                if len(pairs) < 2:
-                    continue
-                student = STUDENT[max(k for k in STUDENT if k < len(pairs))]
-                half = student * stdev(pairs) / math.sqrt(len(pairs))
-                centre = mean(pairs)
-                name = split if reading == "greedy" else f"{split}, T = 1"
-                wins = sum(p > 0 for p in pairs)
+    lines, by_key = [], {}
+    for r in records:
+        about = (r["trace_noise"], r["base_seed"], r["seed"], r["base_format_rate"])
+        by_key.setdefault(about, {})[r["row"]] = r["final"]
+    both = {about: found for about, found in by_key.items() if a in found and b in found}
+    for noise in sorted({about[0] for about in both}):
+        for split, reading in itertools.product(records[0]["final"], ("greedy", "sampled")):
+            differences = []
+            for about, found in both.items():
+                if about[0] == noise:
+                    ours, theirs = (found[row][split][reading]["accuracy"] for row in (a, b))
+                    differences.append(100 * (ours - theirs))
+            if len(differences) > 1:
+                student = STUDENT[max(k for k in STUDENT if k < len(differences))]
+                half = student * stdev(differences) / math.sqrt(len(differences))
+                centre, wins = mean(differences), sum(d > 0 for d in differences)
                 found = f"{centre:+.1f} [{centre - half:+.1f}, {centre + half:+.1f}]"
-                lines.append(f"| {noise:g} | {name} | {found} | {len(pairs)} | {wins} |")
-    return "\n".join(lines)
+                name = split if reading == "greedy" else f"{split}, T = 1"
+                lines.append([f"{noise:g}", name, found, str(len(differences)), str(wins)])
+    heads = ["noise", "split", f"{a} - {b}, points [95 %]", "pairs", f"{a} better in"]
+    return markdown(heads, lines)
 
 
 def forms_table(records: list[dict]) -> str:
-    """
-    Markdown for compare.py: greedy accuracy by form and task, in percent, before and after; mean ±
-    standard deviation over the runs.
+    """Markdown for Curr-ReFT: greedy accuracy by form and task, in percent, before and after; mean
+    ± standard deviation over the runs.
     """
     rows = {}  # (row, after which stage): its readings by split, one for each run
     for record in records:
-        if record.get("base") and record.get("stages"):
-            rows.setdefault(("base", ""), []).append(record["base"])
+        if record["base"] and record.get("stages"):
+            rows.setdefault("base ", []).append(record["base"])
         for stage, result in (record.get("stages") or {}).items():
             if result.get("final"):
-                rows.setdefault((record["row"], f"after {stage}"), []).append(result["final"])
-    splits = list(next(iter(rows.values()))[0])
-    tasks = ("math", "detection", "classification")
-    names = [f"{form}, {task}" for form in FORMS for task in tasks]
-    lines = [f"| row | split | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
-    for (row, stage), readings in rows.items():
-        for split in splits:
-            cells = []
-            for name in names:
-                form, task = name.split(", ")
-                found = [task_accuracy(reading[split][form], task) for reading in readings]
-                cells.append(cell(found))
-            lines.append(f"| {row} {stage} | {split} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                rows.setdefault(f"{record['row']} after {stage}", []).append(result["final"])
+    some = next(iter(rows.values()))[0]
+    forms = [name for name in next(iter(some.values())) if name in ("judge", "choice", "open")]
+    columns = list(itertools.product(forms, TASKS))
+    lines = []
+    for (row, readings), split in itertools.product(rows.items(), some):
+        cells = []
+        for form, task in columns:
+            cells.append(cell([task_accuracy(reading[split][form], task) for reading in readings]))
+        lines.append([row, split, *cells])
+    return markdown(["row", "split", *(f"{form}, {task}" for form, task in columns)], lines)
 
 
 def task_accuracy(reading: dict, task: str) -> float | None:
+    """The mean of a reading's "accuracy/<task of the data>" that belong to one of the paper's three
+    tasks: detection-*, classification-*, and math, which is all others; None without any.
     """
-    The mean of evaluate's "accuracy/<task>" that belong to one of the paper's three tasks; None
-    where the data has none of them.
-    """
-    found = {name: value for name, value in reading.items() if name.startswith("accuracy/")}
-    own = [name for name in found if kind_of("open", name.removeprefix("accuracy/")) == task]
-    return mean(found[name] for name in own) if own else None
+    own = []
+    for name, value in reading.items():
+        kind = name.removeprefix("accuracy/").split("-")[0]
+        if name.startswith("accuracy/") and task == (kind if kind in TASKS else "math"):
+            own.append(value)
+    return mean(own) if own else None
