@@ -46,8 +46,13 @@ def write_run(folder, method="dyme", seed=0, reward=1.0, texts=TEXTS, **config) 
     config = {"method": method, "seed": seed, **plain, **config}
     reading = {"accuracy": 0.5, "format": 1.0, "fact_precision": 0.9, "grounded": 0.4, "count": 100}
     readings = {"val": {name: reading for name in ("greedy", "sampled", "direct")}}
-    shares = {"share_memorize": 0.5, "share_explore": 0.25, "share_skip": 0.25, "share_equal": 0.1}
-    steps = [{"step": s, **shares, "reward": reward * s / 39, "seconds": 1.0} for s in range(40)]
+    shares = {
+        "share_memorize": 0.5,
+        "share_explore": 0.25,
+        "share_skip": 0.25,
+        "frac_reward_zero_std": 0.1,
+    }
+    steps = [{"step": s, **shares, "reward": reward * s / 39, "step_time": 1.0} for s in range(40)]
     steps[0]["entropy"] = None
     asked = {"question": "Which?", "answer": "red", "facts": FACTS, "image": picture()}
     memorized = {"mode": "memorize", "target": "black 4\nAnswer: red"}

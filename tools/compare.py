@@ -175,7 +175,7 @@ def read_record(job: Job) -> dict:
         **{name: result["config"][name] for name in told if name in result["config"]},
         "steps": result["config"]["max_steps"],
         "seconds": result["seconds"],
-        "share_equal": mean(line["share_equal"] for line in sampled) if sampled else None,
+        "share_equal": mean(line["frac_reward_zero_std"] for line in sampled) if sampled else None,
         "largest_fall": max(falls, default=None),
         "val": accuracies,
         "base": result["base"],

@@ -144,10 +144,10 @@ CURVES = [
     Curve("fact_precision", "True facts", "of the stated ones, validation", of_val=True),
     Curve("reward", "Reward", "mean of the sampled responses", share=False),
     Curve("correct", "Correct samples", "right answer, right format"),
-    Curve("share_equal", "Advantage collapse", "groups with equal rewards"),
-    Curve("completion_length", "Length", "tokens of a response", share=False),
+    Curve("frac_reward_zero_std", "Advantage collapse", "groups with equal rewards"),
+    Curve("completions/mean_length", "Length", "tokens of a response", share=False),
     Curve("entropy", "Entropy", "nats per token, in the update", share=False),
-    Curve("seconds", "Seconds per step", "rollout, rewards, update", share=False),
+    Curve("step_time", "Seconds per step", "rollout, rewards, update", share=False),
 ]
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
 STYLE |= {"grid.alpha": 0.25, "font.size": 10, "axes.titlelocation": "left"}

@@ -130,7 +130,7 @@ def runs_table(variants: list[Variant]) -> str:
             for name in SEEDS
             if run.config.get(name)
         ]
-        seconds = sum(line["seconds"] for line in run.steps if is_number(line.get("seconds")))
+        seconds = sum(line["step_time"] for line in run.steps if is_number(line.get("step_time")))
         steps = f"{len(run.steps)}{'' if run.final else ', unfinished'}"
         cells = [run.folder, " ".join(seeds) or "0", steps, f"{seconds:.0f}"]
         found = "".join(f"<td>{esc(value)}</td>" for value in cells)
