@@ -1,309 +1,338 @@
-"""
-Curr-ReFT: a curriculum of question forms for GRPO (arXiv 2503.07065); its questions, its rewards.
+"""Curr-ReFT: a curriculum of question forms, then self-improvement (arXiv 2503.07065).
+
+    python curr_reft.py                                   judge, choice, open, then reject
+    python curr_reft.py --stages open reject              without the curriculum
+    python curr_reft.py --stages judge choice open        without self-improvement
+    python curr_reft.py --stages reject --model FOLDER    of any trained model
 
 A small model that can't find an answer yet may already tell a right one from a wrong one. So the
-same items are asked three times, each stage from the last one's weights, on train.py's loop:
+same items are asked three times (data/forms.py), each stage a run of train.py's loop, by GRPO, from
+the last one's weights:
 
-    judge    Is the answer X right, yes or no?   1 for the right decision
+    judge    is the answer X right, yes or no?   1 for the right decision
     choice   lettered options, several may be right   1 for the exact set, 0.2 for a part of it,
              0 with any wrong letter
     open     the item itself   detection: IoU > 0.5; classification: Jaccard; math: it matches
 
-and the format reward, which in each stage asks for what that stage can give: thinking, then one
-marked answer of the stage's form. The fourth stage, rejected sampling, is in reject.py, the order
-of the stages and their folders in stages.py. Left out: answers with several boxes.
+and the format reward, which in each stage asks for an answer of its form (lib/answers.py). Then
+reject.py: SFT on the model's own best answers. Each stage has a folder below <output_dir>, with
+metrics and checkpoints of its own; <output_dir> gets the joined metrics, result.json and the last
+stage's model. --resume goes on where it was. --max_steps, or the epochs, are those of the RL
+stages together, shared as published, 1 : 1 : 2: a run without some of them makes as many updates.
+
+The tiny model's base goes on from DyME's: a second base stage has shown it the three tasks and the
+forms of question, and answered one thinking prompt in ten in the format. GRPO chooses among what is
+sampled; a base that never follows the format, which DyME memorizes its way out of, would teach it
+nothing (advantage collapse). Left out: answers with several boxes.
 """
 
-import itertools
-import math
-import re
-from collections import Counter
-from dataclasses import replace
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from data import charts
-import checker
-from data.own import WRAPPING
-from lib.answers import clean_answer, marked_answer, relaxed_accuracy
-from data import InputError
-from model import THINK
+from config import Config, knob, parse
+from data.charts import TASKS
+from data.example import InputError
+from data.forms import FORMS, stage_questions
+from evaluate import evaluate, evaluate_all
+from lib import checkpoint
+from lib.answers import grade
+from lib.families import save_model
+from lib.log import Log
+from lib.ranks import Ranks, broadcast_object, cleanup, setup_distributed
+from reject import account, account_lines, keep_best, mix_examples, sample_rows
+from run import FREE_TO_CHANGE, Task, first_load, load_finals, load_model, load_split, summary
+from train import train
 
-FORMS = ("judge", "choice", "open")  # in the order of the curriculum
-LETTERS = "ABCD"
-DECISIONS = ["yes", "no"]
-PARTIAL = 0.2  # for some of the right letters (paper; the published code has no such credit)
-TOLERANCE = 0.05  # a wrong number differs by more: evaluation would accept less as right
-TRIES = 64  # answers drawn when wrong ones are looked for
-NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-BOX = re.compile(rf"[\[(<]?{NUMBER},{NUMBER},{NUMBER},{NUMBER}[\])>]?\.?")
-
-# ---------------------------------------------------------------------------------------------
-# reading an answer: what it says, or None when it hasn't the form that the question asks for
-
-
-def read_decision(text: str) -> str | None:
-    """ "yes" or "no" in any case; "yes or no" decides nothing: None."""
-    word = clean_answer(text).casefold()
-    return word if word in DECISIONS else None
+STAGES = (*FORMS, "reject")
+EPOCHS = {"judge": 1, "choice": 1, "open": 2}  # published
+LOGS = ("metrics.jsonl", "sampled.jsonl")  # either shows that a stage has begun
+BASE_TASKS = (*TASKS, "judge", "choice")
 
 
-def read_letters(text: str) -> set[str] | None:
-    """The letters of "A, C", "C and A", "(a)" or "AC"; None without one or with another word."""
-    words = [word for word in re.findall(r"\w+", text) if word.casefold() != "and"]
-    if not words or not all(re.fullmatch("[A-Z]+|[a-z]", word) for word in words):
-        return None
-    return set("".join(words).upper())
+@dataclass
+class Curriculum(Config):
+    """train.py's flags, some with other defaults, and those of the stages."""
+
+    method: str = knob("curr_reft", "method", "is always this one", choices=("curr_reft",))
+    # with the published G of 2 in stage choice an advantage is +-0.7 or 0
+    num_generations: int = knob(4, "method", "G: responses to a prompt", low=2)
+    beta: float = knob(0.04, "method", "KL to ref_model, which is then kept in memory", low=0)
+    base_format_rate: float = knob(
+        0.1, "model", "tiny: how often the base stages show the format", low=0, high=1
+    )
+    base_tasks: list[str] = knob(
+        list(BASE_TASKS), "model", "tiny: what its second base stage asks", choices=BASE_TASKS
+    )
+    base_task_steps: int = knob(1200, "model", "tiny: length of its second base stage", low=1)
+
+    stages: list[str] = knob(
+        list(STAGES),
+        "stages",
+        "which, in this order; the first starts from --model",
+        choices=STAGES,
+    )
+    reject_samples: int = knob(8, "stages", "N: responses to a prompt in rejected sampling", low=1)
+    reject_size: int | None = knob(
+        None, "stages", "sample for the first so many training examples; default: for all", low=1
+    )
+    reject_threshold: float = knob(
+        85.0, "stages", "a prompt's best response is kept above this, of 100", low=0, high=99.99
+    )
+    reject_steps: int | None = knob(
+        None, "stages", "updates on what was kept; default: reject_epochs' worth", low=1
+    )
+    reject_epochs: float = knob(2.0, "stages", "passes over what was kept and mixed in", above=0)
+    mix: str | None = knob(
+        None,
+        "stages",
+        "jsonl of other domains mixed into these; default: the tiny model's base texts, or none",
+    )
+    mix_share: float = knob(0.3, "stages", "share of mixed-in examples", low=0, high=0.99)
 
 
-def read_box(text: str) -> tuple[float, ...] | None:
-    """
-    (left, top, right, bottom) in pixels, right and bottom exclusive.
-
-    None unless there are four finite numbers with left < right and top < bottom.
-    """
-    found = BOX.fullmatch(text.strip(WRAPPING))
-    box = tuple(map(float, found.groups())) if found else ()
-    if not box or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
-        return None
-    return box
-
-
-def read_labels(text: str) -> set[str] | None:
-    """The labels between commas or semicolons, in lower case; None when there is none."""
-    labels = {clean_answer(part).casefold() for part in re.split("[,;]", text.strip("[] "))}
-    return labels - {""} or None
-
-
-def read_answer(text: str) -> str | None:
-    """A free answer, cleaned; None without a letter or digit."""
-    answer = clean_answer(text)
-    return answer if any(map(str.isalnum, answer)) else None
-
-
-# ---------------------------------------------------------------------------------------------
-# difficulty-aware rewards (Curr-ReFT, section 3): answer, target -> [0, 1]
-
-
-def judge_reward(answer: str, target: str) -> float:
-    """1 for the right decision, else 0."""
-    decision = read_decision(answer)
-    return float(decision is not None and decision == read_decision(target))
-
-
-def choice_reward(answer: str, target: str) -> float:
-    """1 for exactly the right letters, PARTIAL for some of them, 0 with any wrong letter."""
-    given, right = read_letters(answer), read_letters(target)
-    if given is None or not given <= right:
-        return 0.0
-    return 1.0 if given == right else PARTIAL
-
-
-def detection_reward(answer: str, target: str) -> float:
-    """1 if the boxes overlap by an IoU above 0.5, else 0."""
-    box, right = read_box(answer), read_box(target)
-    return float(box is not None and iou(box, right) > 0.5)
-
-
-def classification_reward(answer: str, target: str) -> float:
-    """Jaccard index of the sets of labels."""
-    given, right = read_labels(answer), read_labels(target)
-    return len(given & right) / len(given | right) if given else 0.0
-
-
-def math_reward(answer: str, target: str, tolerance: float = 0.0) -> float:
-    """1 if the answer matches by the answer metric, a number within `tolerance` of the target."""
-    target, prediction = clean_answer(target), clean_answer(answer)
-    return float(relaxed_accuracy(target=target, prediction=prediction, tolerance=tolerance))
-
-
-def iou(a, b) -> float:
-    """Intersection over union of two boxes that read_box gave."""
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
-
-
-REWARDS = {  # by kind of answer: how it is read, what it is paid
-    "judge": (read_decision, judge_reward),
-    "choice": (read_letters, choice_reward),
-    "detection": (read_box, detection_reward),
-    "classification": (read_labels, classification_reward),
-    "math": (read_answer, math_reward),
+# what a None means here; max_steps and epochs are those of all RL stages together
+DEFAULTS = {
+    "charts": dict(
+        max_completion_length=64,  # to name five colours twice
+        reward_weights=[0.5, 1.0, 0.0],
+        # a form that the model only guesses at gives noisy advantages: at 1e-3 they ruin it
+        learning_rate=3e-4,
+        max_steps=200,
+    ),
+    "*": dict(reward_weights=[1.0, 1.0, 0.0], learning_rate=1e-6, num_train_epochs=4),
 }
 
 
-def kind_of(form: str, task: str) -> str:
-    """The kind of answer, a key of REWARDS, that an Example of this task has in this form."""
-    task = task.split("-")[0]
-    if form != "open":
-        return form
-    return task if task in ("detection", "classification") else "math"
+def read_flags(argv: list[str]) -> Curriculum:
+    """The command line; see config.parse."""
+    about = {"prog": "curr_reft.py", "description": "Curr-ReFT: a curriculum, then reject."}
+    config = parse(argv, Curriculum, DEFAULTS, **about)
+    if not config.stages:
+        raise InputError(f"--stages: give at least one of {', '.join(STAGES)}")
+    if config.resume not in (None, "last"):
+        raise InputError("--resume: give no folder, the stage to go on with is found")
+    return config
 
 
-def reader_of(form: str, example):
-    """The function that reads an answer to this Example in this form."""
-    return REWARDS[kind_of(form, example.task)][0]
+# ---- the stages ---------------------------------------------------------------------------------
 
 
-def accuracy_reward(form: str, answer: str | None, example, tolerance: float = 0.0) -> float:
-    """The stage's accuracy reward of a marked answer; without a marker there is none, so 0."""
-    kind = kind_of(form, example.task)
-    if answer is None:
-        return 0.0
-    if kind == "math":
-        return math_reward(answer, example.answer, tolerance)
-    return REWARDS[kind][1](answer, example.answer)
+def run_stages(config: Curriculum, ranks: Ranks) -> dict:
+    """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
+    log = Log(config.output_dir, ranks.rank == 0)
+    open_folder(config, log)
+
+    def read(model, path):
+        return read_model(config, model, Path(path), ranks, log)
+
+    results, model = {}, config.model
+    wanted = config.model == "tiny" if config.eval_base is None else config.eval_base
+    base = read(model, f"{config.output_dir}/base.json") if wanted else {}
+    for stage in [name for name in STAGES if name in config.stages]:
+        own = stage_config(config, stage, model)
+        result = run_stage(own, stage, ranks, log)
+        if "config" not in result:  # nothing was kept, so nothing was trained
+            told = f"{own.output_dir}/sampled.jsonl: nothing kept; "
+            told += "lower --reject_threshold or train longer"
+            if not results:
+                raise InputError(told)
+            log.say(f"warning: {told}; the result is the model after {list(results)[-1]}")
+            results[list(results)[-1]].update(result)
+            break
+        results[stage], model = result, own.output_dir
+        broadcast_object(None, ranks)  # nobody reads the model before it is written
+        if stage == "open":
+            result["final"] = read(model, f"{model}/readings.json")
+    last = results[list(results)[-1]]
+    last["final"] = last["final"] or read(model, f"{model}/readings.json")
+    return join(config, base, results, ranks, log)
 
 
-def score_stage(form, responses, example, *, accuracy=None, tolerance=0.0, **settings) -> dict:
-    """checker.score with a stage's accuracy reward; the format reward asks for its form, too."""
-    answers = [marked_answer(response) for response in responses]
-    if accuracy is None:
-        accuracy = [accuracy_reward(form, answer, example, tolerance) for answer in answers]
-    scored = checker.score(responses, example, accuracy=accuracy, **settings)
-    read = reader_of(form, example)
-    readable = [answer is not None and read(answer) is not None for answer in answers]
-    for name in ("format", "total", "correct"):
-        scored[name] = scored[name] * torch.tensor(readable)  # (G,)
-    return scored
+def open_folder(config: Curriculum, log: Log) -> None:
+    """Make <output_dir>; with --overwrite without what a later --resume would take for this run's.
 
-
-# ---------------------------------------------------------------------------------------------
-# the questions of a stage
-
-
-def stage_questions(form: str, examples, seed: int = 0) -> list:
+    InputError where it holds a run, unless that is resumed or written over.
     """
-    The Examples of a data set in a stage's form ("open": as they are); pure.
+    folder = Path(config.output_dir)
+    logs = [folder / stage / name for stage in config.stages for name in LOGS]
+    held = [path.parent for path in logs if path.exists()]
+    if held and not (config.resume or config.overwrite):
+        raise InputError(f"{held[0]}: holds a run; --resume it or --overwrite it")
+    if config.overwrite and not config.resume and log.active:
+        old = [folder / s / f"{f}.json" for s in config.stages for f in ("result", "readings")]
+        for path in [folder / "base.json", *old]:
+            path.unlink(missing_ok=True)
+    log.open(fresh=False)
 
-    Of the answers that judge questions propose half are right, within each task. Wrong ones are
-    of the right one's kind, see wrong_answers. InputError for an answer that isn't one of its
-    task, and where there is no other answer of its kind.
+
+def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
+    """The flags of one stage's run, which starts from `model`."""
+    own = replace(config, method="grpo", model=model, eval_base=False)
+    own.output_dir = str(Path(config.output_dir) / stage)
+    own.ref_model = config.ref_model or config.model  # KL to the model before the curriculum
+    if config.max_steps and not config.eval_steps:
+        own.eval_steps = max(1, config.max_steps // 10)
+    if stage == "reject":
+        own.max_steps, own.num_train_epochs = config.reject_steps, config.reject_epochs
+        return replace(own, method="sft", refiner="off", beta=0.0, loss_type="grpo")
+    share = EPOCHS[stage] / sum(EPOCHS.get(name, 0) for name in config.stages)
+    if config.max_steps is not None:
+        own.max_steps = max(1, round(share * config.max_steps))
+    if config.num_train_epochs is not None:
+        own.num_train_epochs = share * config.num_train_epochs
+    return own
+
+
+def run_stage(config: Curriculum, stage: str, ranks: Ranks, log: Log) -> dict:
+    """One stage's run, or with --resume its result where it is finished, or the rest of it.
+
+    Of rejected sampling that kept nothing: how that came, alone.
     """
-    examples = [examples[i] for i in range(len(examples))]
-    for example in examples:
-        if reader_of("open", example)(example.answer) is None:
-            wanted = "left,top,right,bottom" if "detection" in example.task else "a word or number"
-            raise InputError(f"{example.id}: {example.answer!r} is no answer; give {wanted}")
-    if form == "open":
-        return examples
-    pool = answer_pool(examples)
-    counts = Counter()
-    asked = []
-    for index, example in enumerate(examples):
-        rng = np.random.default_rng([seed, FORMS.index(form), index])
-        counts[example.task] += 1
-        right = counts[example.task] % 2 == 1
-        asked.append(in_form(form, example, pool, rng, right))
-    return asked
+    folder = Path(config.output_dir)
+    finished = config.resume is not None and (folder / "result.json").exists()
+    if broadcast_object(finished, ranks):
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        # what is None here was filled in there
+        unset = {name for name, value in asdict(config).items() if value is None}
+        ignored = FREE_TO_CHANGE | unset
+        for change in checkpoint.changed_flags(result["config"], asdict(config), ignored):
+            log.say(f"warning: {stage} is finished, with another {change}")
+        return result
+    log.say(f"---- {stage}, from {config.model}")
+    loop = config  # the loop starts anew where it has saved nothing, the sampling goes on
+    if config.resume and not checkpoint.step_folders(folder / "checkpoints"):
+        loop = replace(config, resume=None, overwrite=True)
+    if stage != "reject":
+        return train(loop, ranks, stage_task(config, stage))
+    start = time.perf_counter()
+    task, tasks = reject_task(config, ranks, log)
+    sampled = {"kept": tasks, "seconds_sampling": time.perf_counter() - start}
+    if task is None:
+        return sampled
+    result = {**train(loop, ranks, task), **sampled}
+    log.write("reject/result.json", result)
+    return result
 
 
-def in_form(form: str, example, pool: dict, rng, right: bool):
-    """One Example as a judge question, proposing its answer or a wrong one, or as a choice."""
-    if form == "judge":
-        return to_judge(example, pool, rng, right)
-    return to_choice(example, pool, rng)
+def stage_task(config: Curriculum, stage: str) -> Task:
+    """What an RL stage learns from and is watched on: the data set's examples in its form."""
+
+    def asked(split, size):
+        return stage_questions(
+            stage, load_split(config, split, size, TASKS), config.data_seed, grade
+        )
+
+    return Task(asked("train", config.train_size), asked(config.eval_split, config.eval_size), {})
 
 
-def answer_pool(examples: list) -> dict:
-    """All answers by kind, each as often as it occurs: a wrong one must not stand out as rare."""
-    pool = {}
-    for example in examples:
-        pool.setdefault(pool_key(example), []).append(example.answer)
-    return pool
+def reject_task(config: Curriculum, ranks: Ranks, log: Log) -> tuple[Task | None, dict]:
+    """The SFT on what rejected sampling keeps and on other domains, and what was kept by task.
 
-
-def pool_key(example) -> tuple[str, bool]:
-    """What another answer must share to be of the same kind: the task, and being a number."""
-    return example.task, checker.to_number(clean_answer(example.answer)) is not None
-
-
-def wrong_answers(example, pool: dict, rng) -> list[str]:
+    None as the Task when that is nothing.
     """
-    Distinct wrong answers of the right one's kind, in random order, at least one (InputError).
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    task = stage_task(config, "open")
+    examples = task.train[: config.reject_size]
+    model, processor = first_load(config, ranks)
+    rows = sample_rows(model, processor, examples, config, ranks, folder / "sampled.jsonl")
+    tasks = account(rows, config.reject_threshold)
+    for line in account_lines(tasks, config.reject_threshold):
+        log.say(line)
+    kept, learned = keep_best(rows, examples, config.reject_threshold)
+    if not learned:
+        return None, tasks
+    mixed = mix_examples(config, round(len(learned) * config.mix_share / (1 - config.mix_share)))
+    if log.active:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
+        (folder / "kept.jsonl").write_text("".join(lines), encoding="utf-8")
+    log.say(f"{len(learned)} are in {folder}/kept.jsonl, {len(mixed)} of other domains mixed in")
+    return replace(task, train=learned + mixed), tasks
 
-    The other options, yes or no, other values or other names of the chart, if the right answer is
-    one of these; else answers to other questions, of the same task where it has any.
+
+# ---- readings -----------------------------------------------------------------------------------
+
+
+def read_model(config: Curriculum, name: str, path: Path, ranks: Ranks, log: Log) -> dict:
+    """A model's readings by split, also in the file `path`, from which a resumed run takes them.
+
+    evaluate_all's, on the data set's own questions, as for every method; and greedy on each form's
+    questions, of all tasks.
     """
-    right = clean_answer(example.answer).casefold()
-    values, names = [value for _, value in example.facts], [name for name, _ in example.facts]
-    sources = [example.options or [], DECISIONS, values, names]
-    sources = [s for s in sources if right in [clean_answer(text).casefold() for text in s]][:1]
-    for source in itertools.chain(sources or [pool[pool_key(example)]], other_tasks(example, pool)):
-        drawn = dict.fromkeys(source[i] for i in rng.integers(len(source), size=TRIES))
-        wrong = [text for text in drawn if accuracy_reward("open", text, example, TOLERANCE) < 1]
-        if wrong:
-            return wrong
-    raise InputError(
-        f"{example.id}: there is no wrong answer of the kind of {example.answer!r} to offer; "
-        f"it takes more examples of this task, or --stages open reject"
-    )
+    if broadcast_object(config.resume is not None and path.exists(), ranks):
+        return json.loads(path.read_text(encoding="utf-8"))
+    model, processor = first_load(replace(config, model=name), ranks)
+    names = ("max_completion_length", "max_pixels", "seed")
+    asked = {name: getattr(config, name) for name in names}
+    found = {}
+    for split, examples in load_finals(config, log).items():
+        found[split] = evaluate_all(model, processor, examples, **asked)
+        title = "base" if path.stem == "base" else path.parent.name
+        log.say(summary(f"{title}, {split}", found[split]))
+        mixed = load_split(config, split, config.eval_size, TASKS)
+        for form in FORMS:
+            questions = stage_questions(form, mixed, config.data_seed, grade)
+            found[split][form] = evaluate(model, processor, questions, **asked)
+        forms = ", ".join(f"{form} {found[split][form]['accuracy']:.3f}" for form in FORMS)
+        log.say(f"  all tasks, accuracy by form of question: {forms}")
+    if log.active:
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return found
 
 
-def other_tasks(example, pool: dict):
-    """One list of all tasks' answers that could be an answer here; made only when it is needed."""
-    read, (_, number) = reader_of("open", example), pool_key(example)
-    answers = [text for key, texts in pool.items() if key[1] == number for text in texts]
-    yield [text for text in answers if read(text) is not None]
-
-
-def to_judge(example, pool: dict, rng, right: bool):
-    """The Example as a judge question, about its answer or about a wrong one."""
-    proposed = example.answer if right else wrong_answers(example, pool, rng)[0]
-    question = f"Is the answer {proposed} right, yes or no?\n{example.question}"
-    return replace(example, question=question, answer=DECISIONS[0 if right else 1], options=None)
-
-
-def to_choice(example, pool: dict, rng):
+def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) -> dict:
+    """The stages as one run: metrics.jsonl and groups.jsonl with steps counted on, result.json,
+    the last model.
     """
-    The Example as a choice: its answer among up to three wrong ones. The labels of a
-    classification are options of their own, up to three of them right.
-    """
-    if kind_of("open", example.task) == "classification":
-        right, wrong = choose_labels(example, pool, rng)
-    else:
-        right, wrong = [example.answer], wrong_answers(example, pool, rng)[: len(LETTERS) - 1]
-    order = rng.permutation(len(right + wrong)).tolist()
-    options = [(right + wrong)[i] for i in order]
-    letters = [letter for letter, i in zip(LETTERS, order) if i < len(right)]
-    lines = "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options))
-    question = f"Choose all right letters.\n{lines}\n{example.question}"
-    return replace(example, question=question, answer=", ".join(letters), options=options)
+    folder, last = Path(config.output_dir), list(results)[-1]
+    for name in ("metrics.jsonl", "groups.jsonl"):
+        if log.active:
+            (folder / name).unlink(missing_ok=True)
+    val, steps, seconds = [], 0, 0.0
+    for stage, result in results.items():
+        for name in ("metrics.jsonl", "groups.jsonl"):
+            path = folder / stage / name
+            for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+                if line:
+                    row = json.loads(line)
+                    log.append(name, {**row, "step": steps + row["step"], "stage": stage})
+        if stage in ("open", "reject"):  # the others' val questions are not the same
+            val += [{**reading, "step": steps + reading["step"]} for reading in result["val"]]
+        steps += result["step"]
+        seconds += result["seconds"] + result.get("seconds_sampling", 0.0)
+    told = ("seconds", "seconds_sampling", "val", "final", "kept")
+    stages = {s: {name: r[name] for name in told if name in r} for s, r in results.items()}
+    whole = {"config": {**asdict(config), "max_steps": steps}, "step": steps, "seconds": seconds}
+    whole.update(val=val, base=base, final=results[last]["final"], stages=stages)
+    if log.active:
+        log.write("result.json", whole)
+        trained = replace(config, model=str(folder / last))
+        save_model(config.output_dir, *load_model(trained, ranks.device))
+    log.say(f"{', '.join(results)}: models, metrics and results are in {config.output_dir}")
+    return whole
 
 
-def choose_labels(example, pool: dict, rng) -> tuple[list[str], list[str]]:
-    """(right labels, wrong labels) of a classification: up to four, neither list empty."""
-    present = sorted(read_labels(example.answer))
-    known = set().union(*(read_labels(answer) for answer in pool[pool_key(example)]))
-    absent = sorted(known - set(present))
-    if not absent:
-        raise InputError(f"{example.id}: has every label of its task, so there is no wrong one")
-    count = int(rng.integers(1, len(LETTERS)))  # of right ones
-    right = [present[i] for i in rng.permutation(len(present))[:count]]
-    wrong = [absent[i] for i in rng.permutation(len(absent))[: len(LETTERS) - len(right)]]
-    return right, wrong
+def main(argv: list[str]) -> None:
+    """The command line; bad input ends in one line and exit code 2."""
+    try:
+        config = read_flags(argv)
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        ranks = setup_distributed()
+        run_stages(config, ranks)
+        cleanup(ranks)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # in a loop ranks.Interrupt saves first
+        print("interrupted; what was saved goes on with --resume", file=sys.stderr)
+        sys.exit(130)
 
 
-def mix_forms(batch: list, forms: list[str], pool: dict, rng) -> list:
-    """
-    A batch of charts.base_batch with some questions in other forms, for the tiny model's base
-    stage: a pretrained model has met decisions and lettered options, and without them no sample
-    of a stage's form would ever come.
-
-    forms: of "judge", "choice". Half of the questions to be thought about or explained get one of
-    them; a working then ends in the form's answer. pool: answer_pool of like questions.
-    """
-    mixed = []
-    for example, instruction, target in batch:
-        form = str(rng.choice([*["open"] * len(forms), *forms]))
-        asks = instruction in (THINK, charts.EXPLAIN) and pool_key(example) in pool
-        if asks and form != "open":
-            asked = in_form(form, example, pool, rng, rng.random() < 0.5)
-            working = target.partition(".\nAnswer: ")[0] + ".\nAnswer: "
-            target = asked.answer if target == example.answer else working + asked.answer
-            example = asked
-        mixed.append((example, instruction, target))
-    return mixed
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -84,7 +84,8 @@ def to_choice(example: Example, pool: dict, rng, grade: Callable) -> Example:
     answer = ", ".join(letter for letter, i in zip(LETTERS, order) if i < len(right))
     lines = "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options))
     question = f"Choose all right letters.\n{lines}\n{example.question}"
-    return replace(example, question=question, answer=answer, options=options, kind="letters")
+    # they are in the question now: model.question_text adds an Example's options to it
+    return replace(example, question=question, answer=answer, options=None, kind="letters")
 
 
 # ---- wrong answers ------------------------------------------------------------------------------

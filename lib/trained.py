@@ -1,0 +1,39 @@
+"""A trained model, found by what a person has of it: a run's folder, a checkpoint, a hub name."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from data.example import InputError
+from lib.checkpoint import find_checkpoint
+from lib.families import load_vlm
+
+
+def find_model(ckpt: str) -> tuple[str, dict]:
+    """What to load for --ckpt, and the flags it was trained with ({} for a hub name)."""
+    folder = Path(ckpt)
+    if not folder.is_dir():
+        if len(folder.parts) != 2 or folder.parts[0] in ("out", ".", "..", "/"):
+            told = "no such folder; give a run's folder, a checkpoint or a hub name (org/name)"
+            raise InputError(f"--ckpt {ckpt}: {told}")
+        return ckpt, {}
+    if not (folder / "config.json").is_file():
+        folder = find_checkpoint(folder)  # of a run that hasn't ended: its newest
+    if folder is None:
+        raise InputError(f"--ckpt {ckpt}: holds no model and no complete checkpoint")
+    for path in (folder / "result.json", folder / "state.json"):
+        if path.is_file():
+            try:
+                return str(folder), dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+            except (ValueError, LookupError, TypeError, RecursionError):
+                raise InputError(f"{path}: not what train.py writes; remove the file") from None
+    return str(folder), {}
+
+
+def load(model: str):
+    """A model, ready to be asked, and its processor; in bf16 on a GPU."""
+    on_gpu = torch.cuda.is_available()
+    dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
+    loaded, processor = load_vlm(model, dtype=dtype, device=device)
+    return loaded.eval(), processor

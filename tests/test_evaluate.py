@@ -1,0 +1,224 @@
+"""evaluate.py and sample.py: numbers that no batch or restart changes; nobody is trusted."""
+
+import json
+
+import pytest
+import torch
+
+import evaluate as program
+import sample
+from data.charts import TASKS, load_charts
+from data.example import DIRECT, Example
+from data.forms import stage_questions
+from evaluate import by_task, evaluate, marks, pass_at_k, pass_at_ks, predict, read_lines
+from lib.answers import grade
+from lib.families import save_model
+from lib.tiny import tiny_vlm
+from rollout import Group, Response, make_groups, rollout
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    """Untrained: it says anything, broken characters included."""
+    return tiny_vlm(0)
+
+
+@pytest.fixture(scope="module")
+def folder(vlm, tmp_path_factory):
+    """The same as a run's folder."""
+    path = tmp_path_factory.mktemp("run")
+    save_model(path, *vlm)
+    config = {"dataset": "charts", "max_completion_length": 6, "data_seed": 0}
+    (path / "result.json").write_text(json.dumps({"config": config}))
+    return path
+
+
+def said(example, text, truncated=False) -> Group:
+    return Group(0, example, None, [Response([1, 2], text, truncated)])
+
+
+# ---- readings -----------------------------------------------------------------------------------
+
+CHART = Example(
+    question="What is the value of red", answer="5", facts=[("red", "5"), ("blue", "2")], id="a"
+)
+
+
+def test_marks_count_the_answer_and_the_true_facts():
+    row = marks(said(CHART, "red 5, blue 3\nAnswer: 5"))
+    assert (row["accuracy"], row["format"], row["stated"], row["true"]) == (1, 1, 2, 1)
+    assert marks(said(CHART, "red 5"))["accuracy"] == 0
+    assert marks(said(CHART, "red 5\nAnswer: 5", truncated=True))["format"] == 0
+
+
+def test_a_direct_answer_is_the_whole_response_and_one_of_ones_own_may_be_marked():
+    assert marks(said(CHART, "5"), DIRECT)["accuracy"] == 1
+    assert marks(said(CHART, "red 5\nAnswer: 5"), DIRECT)["accuracy"] == 0
+    for text in ("5", "it is so\nAnswer: 5"):
+        assert marks(said(CHART, text), "Tell me.")["accuracy"] == 1
+
+
+def test_readings_depend_on_no_batch(vlm):
+    examples = load_charts("val", 7)
+    asked = {"temperature": 1.0, "max_completion_length": 8, "seed": 2}
+    readings = [evaluate(*vlm, examples, batch_size=size, **asked) for size in (3, 64)]
+    assert readings[0] == readings[1] and readings[0]["count"] == 7
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
+    assert pass_at_k(4, 1, 1) == 0.25 and pass_at_k(4, 1, 4) == 1 and pass_at_k(4, 0, 4) == 0
+    assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)
+    with pytest.raises(ValueError):
+        pass_at_k(4, 2, 8)
+
+
+def test_pass_at_ks_comes_from_counts_that_no_batch_changes(vlm, monkeypatch):
+    def score(texts, example, tolerance):  # random weights answer nothing: count what they say
+        return {"accuracy": torch.tensor([float(len(text) % 3 == 0) for text in texts])}
+
+    monkeypatch.setattr(program, "score", score)
+    examples = stage_questions("judge", load_charts("test", 18, tasks=TASKS), 0, grade)[:5]
+    asked = {"samples": 4, "max_completion_length": 6}
+    found = [pass_at_ks(*vlm, examples, batch_rows=rows, **asked) for rows in (4, 100)]
+    assert found[0] == found[1] and 0 < sum(found[0]["right"]) < 20
+    assert found[0]["pass@1"] == pytest.approx(sum(found[0]["right"]) / 20)
+    assert set(found[0]) == {"pass@1", "pass@2", "pass@4", "samples", "right"}
+
+
+# ---- predictions --------------------------------------------------------------------------------
+
+
+def predictions(vlm, path, **asked):
+    asked = {"max_completion_length": 6, "temperature": 1.0, "seed": 1, "batch_size": 2, **asked}
+    return predict(*vlm, load_charts("val", 7), path, {"split": "val"}, **asked)
+
+
+def test_predictions_that_were_interrupted_end_as_unbroken_ones(vlm, tmp_path, monkeypatch):
+    unbroken, broken = tmp_path / "unbroken.jsonl", tmp_path / "broken.jsonl"
+    wanted = predictions(vlm, unbroken)
+    calls = []
+
+    def failing(*args, **asked):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        rollout(*args, **asked)
+
+    monkeypatch.setattr(program, "rollout", failing)
+    with pytest.raises(KeyboardInterrupt):
+        predictions(vlm, broken)
+    broken.write_bytes(broken.read_bytes()[:-9])  # and its last line is torn
+    assert predictions(vlm, broken) == wanted
+    assert sorted(broken.read_text().splitlines()) == sorted(unbroken.read_text().splitlines())
+    asked = len(calls)
+    predictions(vlm, broken)
+    assert len(calls) == asked  # nothing is asked twice
+
+
+def test_other_weights_or_another_temperature_are_asked_anew(vlm, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    predictions(vlm, path)
+    predictions(vlm, path, temperature=0.0)
+    predictions(tiny_vlm(1), path, temperature=0.0)
+    assert len(read_lines(path)) == 21
+
+
+def test_accuracy_is_counted_by_task_with_wilsons_interval():
+    rows = [("human", 1), ("human", 0), ("augmented", 1)]
+    found = by_task([{"task": task, "marks": {"accuracy": a}} for task, a in rows])
+    assert [line.partition(":")[0] for line in found] == ["all", "augmented", "human"]
+    assert found[2] == "human: accuracy 0.500 [0.095, 0.905], 2 questions"  # Wilson, 1 of 2
+
+
+def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, tmp_path, capsys):
+    instruction = tmp_path / "how.txt"
+    instruction.write_text(DIRECT)
+    argv = ["--ckpt", str(folder), "--size", "3", "--instruction", str(instruction)]
+    program.ask_split(argv)
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
+    assert [line["how"]["instruction"] for line in lines] == [DIRECT] * 3
+    assert capsys.readouterr().out.endswith(f"{folder}/predictions.jsonl\n")
+    program.ask_split([*argv, "--pass_at_k", "2", "--form", "judge"])
+    assert capsys.readouterr().out.startswith("pass@1 ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--ckpt out/nothing",
+        "--ckpt {tmp}",
+        "--batch_size 0",
+        "--ckpt {run} --split nowhere",
+        "--ckpt {run} --instruction {tmp}/none",
+        "--ckpt {run} --out {tmp}/bad.jsonl",
+        "--ckpt {run} --out /proc/none/x.jsonl",
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_and_code_2(argv, folder, tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text("[1]\n")
+    with pytest.raises(SystemExit) as stop:
+        program.main(program.ask_split, argv.format(tmp=tmp_path, run=folder).split())
+    error = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and error[-1].startswith("error: ")
+
+
+# ---- sample.py ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_streaming_says_what_rollout_says(vlm, temperature):
+    model, processor = vlm
+    asked = {"max_completion_length": 24, "temperature": temperature, "seed": 3}
+    (group,) = make_groups(model, processor, load_charts("val", 1))
+    pieces = []
+    sample.stream(model, processor, group, pieces.append, **asked)
+    streamed = group.responses
+    rollout(model, processor, [group], num_generations=1, **asked)
+    assert streamed == group.responses
+    assert "".join(pieces) == streamed[0].text and len(pieces) > 1
+
+
+def test_a_streamed_response_never_shows_its_end_token(vlm, monkeypatch):
+    model, processor = vlm
+    end = processor.tokenizer.eos_token_id
+    words = [*processor.tokenizer("red 5 \u00fc")["input_ids"], end]
+    (group,) = make_groups(model, processor, load_charts("val", 1))
+
+    def scripted(model, processor, groups, on_token, **asked):
+        for token in words:
+            on_token(groups[0], 0, token)
+        groups[0].responses = [Response(words, "red 5 \u00fc", False)]
+
+    monkeypatch.setattr(sample, "rollout", scripted)
+    pieces = []
+    sample.stream(model, processor, group, pieces.append)
+    assert "".join(pieces) == "red 5 \u00fc" and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_verdict_says_which_stated_facts_are_true():
+    told = sample.verdict(said(CHART, "red 5, blue 3\nAnswer: 5"))
+    assert told.startswith("✓ right") and "red 5 ✓" in told and "blue 3 ✗" in told
+    assert sample.verdict(said(Example(question="own"), "5", truncated=True)) == "(cut off)\n"
+
+
+def test_no_escape_code_reaches_the_terminal(capsys):
+    sample.show("\x1b]0;title\x07 fine \u202e Gr\u00fc\u00dfe 1\u00a0000\n")
+    assert capsys.readouterr().out == "\\x1b]0;title\\x07 fine \\u202e Grüße 1\u00a0000\n"
+
+
+def test_a_question_of_the_data_set_is_asked_and_judged(folder, capsys):
+    sample.ask(
+        ["--ckpt", str(folder), "--seed", "1", "--num_generations", "2", "--temperature", "1"]
+    )
+    told = capsys.readouterr().out
+    assert "(--seed 1 asks it again)" in told and told.count("accuracy") == 2
+
+
+@pytest.mark.parametrize("argv", ["--num_generations 4", "--image {run}/result.json --question x"])
+def test_what_cannot_be_sampled_is_one_line_and_code_2(argv, folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        program.main(sample.ask, ["--ckpt", str(folder), *argv.format(run=folder).split()])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
