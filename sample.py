@@ -11,7 +11,6 @@ training's own. Left out: conversations; a whole split (evaluate.py).
 import argparse
 import random
 import sys
-import unicodedata
 
 from checker import score
 from data import load_data, open_image
@@ -19,6 +18,7 @@ from data.example import Example, InputError
 from evaluate import main, model_flags, settle
 from lib.answers import split_response
 from lib.claims import claimed_facts
+from lib.log import visible
 from lib.trained import load
 from model import get_tokenizer
 from rollout import Group, make_groups, rollout
@@ -88,9 +88,7 @@ def verdict(group: Group) -> str:
 
 def show(text: str) -> None:
     """Print at once, what could act on a terminal spelled out."""
-    fine = [c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" for c in text]
-    spelled = [c if ok else c.encode("unicode_escape").decode() for c, ok in zip(text, fine)]
-    print("".join(spelled), end="", flush=True)
+    print(visible(text), end="", flush=True)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
