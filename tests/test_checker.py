@@ -24,15 +24,15 @@ from checker import (
 )
 from lib.claims import claimed_facts, mentioned_facts
 from data import Example, InputError
-from lib.mentions import read_value
+from lib.answers import read_value
 
 COUNTRIES = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 BARS = [("black", "6"), ("orange", "4"), ("red", "3"), ("cyan", "9")]
 SURVEY = [
-    ("2015 Limit its role", "68"),
-    ("2015 Play a role", "23"),
-    ("2016 Limit its role", "62"),
-    ("2016 Play a role", "29"),
+    ("2015", "Limit its role", "68"),
+    ("2015", "Play a role", "23"),
+    ("2016", "Limit its role", "62"),
+    ("2016", "Play a role", "29"),
 ]
 ROWS = [
     json.loads(line)
@@ -207,8 +207,8 @@ def test_claims_agree_with_the_table_read_by_hand(capsys):
         for row in ROWS:
             if row["tuned"] != tuned:
                 continue
-            found = {(n, read_value(v)) for n, v in claimed_facts(row["trace"], row["facts"])}
-            wanted = {(n, read_value(v)) for n, v in row["claims"]}
+            found = {(*n, read_value(v)) for *n, v in claimed_facts(row["trace"], row["facts"])}
+            wanted = {(*n, read_value(v)) for *n, v in row["claims"]}
             right += len(found & wanted)
             claimed += len(found)
             expected += len(wanted)
@@ -389,8 +389,8 @@ def test_scores_of_random_text_are_finite_and_in_range():
         for name in ("format", "accuracy", "thinking"):
             assert ((rewards[name] >= 0) & (rewards[name] <= 1)).all(), (name, responses)
         assert ((rewards["total"] >= 0) & (rewards["total"] <= 3)).all()
-        names = {name for name, _ in facts}
-        assert all(name in names for name, _ in claimed_facts(responses[0], facts))
+        names = {tuple(name) for *name, _ in facts}
+        assert all(tuple(name) in names for *name, _ in claimed_facts(responses[0], facts))
 
 
 # A regular expression that backtracks, or a scan per token, would take hours here.
@@ -450,7 +450,7 @@ def test_the_refiner_says_what_the_numbers_show(question, answer, reasoning):
 def test_refined_text_is_grounded_and_has_no_answer_of_its_own():
     rng = random.Random(0)
     for row in ROWS:
-        facts = [tuple(fact) for fact in row["facts"] if read_value(fact[1]) is not None]
+        facts = [tuple(fact) for fact in row["facts"] if read_value(fact[-1]) is not None]
         needed = [facts[i] for i in sorted(rng.sample(range(len(facts)), 2))]
         text = refined("How much is it?", "77", facts, needed=needed)
         assert visual_checker(text, facts, needed) == 1.0, text
