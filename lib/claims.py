@@ -81,7 +81,6 @@ TYING = words("""of in for among from at with said say says saying who were are 
     belonging which that ( voted""")
 PARTING = words("and but while whereas versus vs than compared ; | then")
 SHARING = words("both each all same tied equal equally")
-REACH = 20  # tokens between a value and the name behind it
 
 # ---- words and names ----------------------------------------------------------------------------
 
@@ -227,7 +226,7 @@ def read_clauses(tokens, spellings):
             computed = True
         elif value is not None:
             gap = i - clause[-1].end if clause and clause[-1].kind is not None else 99
-            if computed and (before in COPULAS or before in RESULTS):
+            if computed and before in COPULAS:
                 computed = False
             elif is_stated(tokens, i, spellings, gap == 0 or gap == 1 and not tokens[i - 1].word):
                 clause.append(Mention(None, value, i, i + 1))
@@ -268,7 +267,6 @@ def is_stated(tokens, i, spellings, adjacent):
     before = ["", "", *before]
     percent = i + 1 < len(tokens) and tokens[i + 1].text == "%"
     j = i + 1 + percent
-    j += j < len(tokens) and tokens[j].text == "-"
     behind = tokens[j].text if j < len(tokens) else ""
     if behind in DISTANCES or behind in COUNTED and not adjacent and value == int(value):
         return False
@@ -278,7 +276,7 @@ def is_stated(tokens, i, spellings, adjacent):
         return False
     if behind in COMPARED and not find_name(tokens, j, spellings)[1]:
         return False
-    if before[-1] == "by" and not CHANGED.isdisjoint(before) or before[-2:] == [")", "/"]:
+    if before[-1] == "by" and not CHANGED.isdisjoint(before):
         return False
     return percent or not (1800 <= value <= 2100 and tokens[i].text.isdigit())  # a year
 
@@ -313,12 +311,12 @@ def locate_claims(thinking: str, facts):
             heads[kind] = names if len(names) > 1 else heads[kind]
         taken = set()
         for value, *owned in zip(values, *owners):
-            again = tokens[value.start - 1].text == "or" or isinstance(value.part, tuple)
+            if not any(owned):
+                continue
             # A part that the clause doesn't say comes from an earlier one.
-            choices = (
-                [names or before for names, before in zip(owned, last)] if any(owned) else [[]]
-            )
+            choices = [names or before for names, before in zip(owned, last)]
             choices = [{name.part: name for name in names}.values() for names in choices]
+            again = tokens[value.start - 1].text == "or" or isinstance(value.part, tuple)
             for place in product(*choices):
                 key = tuple(name.part for name in place)
                 starts = tuple(name.start for name in place)
@@ -397,7 +395,7 @@ def choose(tokens, value, previous, following, used, once):
     """The name before or behind a value that it belongs to, or None."""
     free = previous is not None and previous.start not in used
     near = free and value.start - previous.end <= 3
-    if following is not None and following.start - value.end <= REACH:
+    if following is not None:
         gap = [token.text for token in tokens[value.end : following.start] if token.text != "%"]
         parted = not PARTING.isdisjoint(gap)
         tied = not parted and (not gap or gap[0] in TYING)
