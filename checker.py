@@ -2,11 +2,9 @@
 
 Answer and format, the visual checker, which scores how far the thinking states the chart's facts,
 and the visual refiner, which writes the text that a group memorizes: DyME, arXiv 2506.23061. A
-file with `def reward(response, example) -> float` (response: the whole text; example:
-data.example.Example) is all it takes for a reward of one's own:
+reward of one's own in place of the accuracy takes a file with one function:
 
-    python train.py --reward my_reward.py                      in place of the accuracy reward
-    python train.py --reward my_reward.py --reward_mode join   the mean of both
+    python train.py --reward own.py     def reward(response: str, example: Example) -> float
 
 Left out: the forms of checker and refiner that ask a language model (judge.py), how claims are read
 from a text (lib/claims.py), which operation leads from facts to answer (lib/derive.py).
@@ -149,15 +147,15 @@ class Rules:
     def hear(self, group, g: int) -> None:
         """Score the response `g` that has just ended, into group.rewards: name -> (G,)."""
         response, example, config = group.responses[g], group.example, self.config
-        settings = dict(
+        own = self.own_reward
+        scored = score(
+            [response.text],
+            example,
             truncated=[response.truncated],
             reward_weights=config.reward_weights,
             tolerance=config.train_tolerance,
+            accuracy=None if own is None else [call_reward(own, response.text, example)],
         )
-        scored = score([response.text], example, **settings)
-        if self.own_reward is not None:
-            accuracy = call_reward(self.own_reward, response.text, example)
-            scored = score([response.text], example, accuracy=[accuracy], **settings)
         for name, value in scored.items():
             if name not in group.rewards:
                 group.rewards[name] = torch.zeros(len(group.responses), dtype=value.dtype)

@@ -445,7 +445,7 @@ def test_the_charts_refined_traces_are_their_true_traces():
 
 
 def rules(path=None, **changes):
-    knobs = dict(reward=path, reward_mode="replace", reward_weights=(1, 1, 1), refiner="local")
+    knobs = dict(reward=path, reward_weights=(1, 1, 1), refiner="local")
     return Rules(SimpleNamespace(**{**knobs, "train_tolerance": 0.0, **changes}))
 
 
@@ -468,9 +468,8 @@ def test_responses_heard_one_by_one_score_as_a_group_does():
 def test_a_reward_of_ones_own_is_called_once_per_response(tmp_path):
     path = tmp_path / "own.py"
     path.write_text("seen = []\ndef reward(*given):\n    seen.append(given)\n    return len(seen)")
-    scorer = rules(str(path), reward_mode="join")
-    group = heard(scorer, ["x\nAnswer: no", "x\nAnswer: yes"], bars_example())
-    assert group.rewards["accuracy"].tolist() == [(2 + 0) / 2, (1 + 1) / 2]
+    group = heard(rules(str(path)), ["x\nAnswer: no", "x\nAnswer: yes"], bars_example())
+    assert group.rewards["accuracy"].tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("body", ["return 1 / 0", "return float('nan')", "return 1e300"])
