@@ -2,11 +2,9 @@
 
 Answer and format, the visual checker, which scores how far the thinking states the chart's facts,
 and the visual refiner, which writes the text that a group memorizes: DyME, arXiv 2506.23061. A
-file with `def reward(response, example) -> float` (response: the whole text; example:
-data.example.Example) is all it takes for a reward of one's own:
+reward of one's own in place of the accuracy takes a file with one function:
 
-    python train.py --reward my_reward.py                      in place of the accuracy reward
-    python train.py --reward my_reward.py --reward_mode join   the mean of both
+    python train.py --reward own.py     def reward(response: str, example: Example) -> float
 
 Left out: the forms of checker and refiner that ask a language model (judge.py), how claims are read
 from a text (lib/claims.py), which operation leads from facts to answer (lib/derive.py).
@@ -19,62 +17,72 @@ import torch
 
 from config import tolerances
 from data import charts
-from data.example import InputError
-from data.own import MARKER
+from data.example import InputError, fact_name, fact_value
+from data.own import MARKER, split_marked
+from lib.answers import (  # noqa: F401 (some are here for others to import)
+    clean_answer,
+    extract_answer,
+    grade,
+    readable,
+    relaxed_accuracy,
+    split_response,
+    to_number,
+)
 from lib.claims import claimed_facts, mentioned_facts
-from lib.answers import clean_answer, extract_answer, relaxed_accuracy, split_response, to_number  # noqa: F401
 from lib.derive import derive, shows
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
 
-def format_reward(response, truncated=False):
+def format_reward(response: str, truncated: bool = False) -> float:
     """1.0 for thinking, then exactly one marked, non-empty answer, ended by itself; else 0.0."""
     thinking, answer = split_response(response)
     return float(bool(answer) and any(map(str.isalnum, thinking)) and not truncated)
 
 
-def visual_checker(thinking, facts, needed=None, question="", trace=""):
+def visual_checker(thinking: str, facts, needed=None, question: str = "", trace: str = "") -> float:
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
     Precision over the claimed pairs, recall over the reference pairs: `needed` where known, else
     the facts whose names the question or the reference trace mentions, else all (for facts, needed
-    and trace see data.Example). A true fact that isn't in the reference costs precision. Nothing
+    and trace see data.example.Example). A true fact that isn't in the reference costs precision. Nothing
     claimed: 0.
     """
-    facts = tuple((str(name), str(value)) for name, value in facts)
-    if needed:
-        reference = {(str(name), str(value)) for name, value in needed}
-    else:
-        reference = set(mentioned_facts(f"{question}\n{trace or ''}", facts) or facts)
+    facts = [tuple(map(str, fact)) for fact in facts]
+    needed = [tuple(map(str, fact)) for fact in needed or ()]
+    reference = set(needed or mentioned_facts(f"{question}\n{trace or ''}", facts) or facts)
     claimed = set(claimed_facts(thinking, facts))
     right = len(claimed & reference)
     return 2 * right / (len(claimed) + len(reference)) if right else 0.0
 
 
 def score(
-    responses, example, *, truncated=None, reward_weights=(1, 1, 1), tolerance=0.0, accuracy=None
-):
+    responses: list[str],
+    example,
+    *,
+    truncated: list[bool] | None = None,
+    reward_weights=(1, 1, 1),
+    tolerance: float = 0.0,
+    accuracy: list[float] | None = None,
+) -> dict[str, torch.Tensor]:
     """The rewards of G responses to an Example, a dict of (G,) tensors.
 
-    format, accuracy, thinking: in [0, 1]. total: their sum weighted by `reward_weights`, in this
-    order, and 0 where format is 0. correct: bool, accuracy > 0.5 and format 1, which is what the
-    switch counts. `truncated` says which responses were cut off; `accuracy`, G numbers, replaces
-    the metric. Raises InputError, naming the example, for an accuracy that isn't finite.
+    format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind.
+    total: their sum weighted by `reward_weights`, in this order, and 0 where format is 0. correct:
+    bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated` says which
+    responses were cut off; `accuracy`, G numbers, replaces the metric at `tolerance`, a share of
+    the answer. Raises InputError, naming the example, for an accuracy that isn't finite.
     """
     truncated = truncated if truncated is not None else [False] * len(responses)
-    target = clean_answer(example.answer)
+    about = (example.facts, example.needed, example.question, example.trace or "")
     rewards = {"format": [], "accuracy": [], "thinking": []}
     for g, response in enumerate(responses):
-        thinking, answer = split_response(response)
-        right = answer is not None and relaxed_accuracy(
-            target=target, prediction=answer, tolerance=tolerance
-        )
-        rewards["format"].append(format_reward(response, truncated[g]))
-        rewards["accuracy"].append(float(right) if accuracy is None else float(accuracy[g]))
-        rewards["thinking"].append(
-            visual_checker(thinking, example.facts, example.needed, example.question, example.trace)
-        )
+        thinking, answer = split_marked(response)
+        formed = example.kind == "text" or readable(example, answer)
+        rewards["format"].append(formed * format_reward(response, truncated[g]))
+        own = accuracy is not None
+        rewards["accuracy"].append(float(accuracy[g]) if own else grade(example, answer, tolerance))
+        rewards["thinking"].append(visual_checker(thinking, *about))
     rewards = {name: torch.tensor(values) for name, values in rewards.items()}  # (G,) each
     if not torch.isfinite(rewards["accuracy"]).all():
         raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
@@ -83,7 +91,7 @@ def score(
     return rewards
 
 
-def total_reward(rewards, reward_weights):
+def total_reward(rewards: dict[str, torch.Tensor], reward_weights) -> torch.Tensor:
     """The weighted sum of format, accuracy and thinking, (G,) each; 0 where format is 0."""
     parts = (rewards["format"], rewards["accuracy"], rewards["thinking"])
     weighted = sum(w * values for w, values in zip(reward_weights, parts))
@@ -95,7 +103,7 @@ def total_reward(rewards, reward_weights):
 LONGEST = 500  # characters of an observation; a trace has to fit into a completion
 
 
-def refine(example):
+def refine(example) -> str:
     """The thinking that a group memorizes, from facts, question and answer; no answer line.
 
     Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else
@@ -106,20 +114,22 @@ def refine(example):
     kind = example.task.split("-")[0]
     if example.id.startswith("charts-") and kind in charts.GOALS and example.needed:
         return charts.write_trace(kind, example.needed, example.answer)
-    facts = tuple((str(name), str(value)) for name, value in example.needed or example.facts)
-    if not example.needed:
-        facts = tuple(mentioned_facts(example.question, facts)) or facts
+    facts = example.needed or mentioned_facts(example.question, example.facts) or example.facts
     answer = clean_answer(example.answer)
     goal, reasoning = derive(example.question, facts, answer)
-    observed = "; ".join(f"{name} = {value}" for name, value in facts)
+    observed = observe(facts)
     if len(observed) > LONGEST:
-        shown = [fact for fact in facts if shows(fact, answer)]
-        observed = "; ".join(f"{name} = {value}" for name, value in shown)
+        observed = observe(fact for fact in facts if shows(fact, answer))
     parts = [f"Goal: {goal}."]
     parts += [f"Observation: {observed}."] if 0 < len(observed) <= LONGEST else []
     parts += [f"Reasoning: {reasoning}."] if reasoning else []
     # A fact's name may look like the answer marker, of which the target has just the last.
     return MARKER.sub("answer", "\n".join(parts + [f"Conclusion: the result is {answer}."]))
+
+
+def observe(facts):
+    """Facts as an observation states them."""
+    return "; ".join(f"{fact_name(fact)} = {fact_value(fact)}" for fact in facts)
 
 
 # ---- the scorer of the loop ---------------------------------------------------------------------
@@ -138,15 +148,15 @@ class Rules:
     def hear(self, group, g: int) -> None:
         """Score the response `g` that has just ended, into group.rewards: name -> (G,)."""
         response, example, config = group.responses[g], group.example, self.config
-        settings = dict(
+        own = self.own_reward
+        scored = score(
+            [response.text],
+            example,
             truncated=[response.truncated],
             reward_weights=config.reward_weights,
             tolerance=tolerances(config)[0],
+            accuracy=None if own is None else [call_reward(own, response.text, example)],
         )
-        scored = score([response.text], example, **settings)
-        if self.own_reward is not None:
-            accuracy = call_reward(self.own_reward, response.text, example)
-            scored = score([response.text], example, accuracy=[accuracy], **settings)
         for name, value in scored.items():
             if name not in group.rewards:
                 group.rewards[name] = torch.zeros(len(group.responses), dtype=value.dtype)

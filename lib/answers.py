@@ -1,4 +1,9 @@
-"""Answers: how one is read from a response, and whether it is right (relaxed accuracy)."""
+"""Answers: how one is read from a response, and how right it is, by the kind that is asked for.
+
+Free text and numbers: relaxed accuracy (ChartQA, arXiv 2203.10244). Decisions, letters, boxes and
+labels: the difficulty-aware rewards of Curr-ReFT (arXiv 2503.07065, section 3). Left out: decimal
+commas, numbers in words, several boxes.
+"""
 
 import math
 import re
@@ -6,15 +11,30 @@ import re
 from data.own import WRAPPING, split_marked
 
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+PARTIAL = 0.2  # for some of the right letters (paper; the published code has no such credit)
+COORDINATE = r"\s*(-?\d+(?:\.\d+)?)\s*"
+BOX = re.compile(rf"[\[(<]?{COORDINATE},{COORDINATE},{COORDINATE},{COORDINATE}[\])>]?\.?")
+
+# ---- a response and its answer ------------------------------------------------------------------
 
 
-def split_response(response):
+def split_response(response: str) -> tuple[str, str | None]:
     """(thinking, cleaned answer): data.own.split_marked's, the answer None without one marker."""
     thinking, answer = split_marked(response)
     return thinking, None if answer is None else clean_answer(answer)
 
 
-def clean_answer(text):
+def marked_answer(response: str) -> str | None:
+    """The text behind the one answer marker as it is, or None: not cleaned, for boxes."""
+    return split_marked(response)[1]
+
+
+def extract_answer(response: str) -> str | None:
+    """The cleaned answer of a response, or None without exactly one answer marker."""
+    return split_response(response)[1]
+
+
+def clean_answer(text: str) -> str:
     """The bare answer: no markdown, quotes, final dot, "$", thousands commas; "12 %" is "12%".
 
     For labels too: it is idempotent, and relaxed_accuracy compares what it is given.
@@ -25,17 +45,10 @@ def clean_answer(text):
     return text[:-1].rstrip() + "%" if text.endswith("%") else text
 
 
-def marked_answer(response):
-    """The text behind the one answer marker as it stands, or None: not cleaned, for boxes."""
-    return split_marked(response)[1]
+# ---- numbers and free text ----------------------------------------------------------------------
 
 
-def extract_answer(response):
-    """The cleaned answer of a response, or None without exactly one answer marker."""
-    return split_response(response)[1]
-
-
-def to_number(text):
+def to_number(text: str) -> float | None:
     """The finite number that `text` is, "%" dividing by 100, else None."""
     text = text.strip()
     percent = text.endswith("%")
@@ -48,7 +61,14 @@ def to_number(text):
     return value / 100 if percent else value
 
 
-def relaxed_accuracy(*, target, prediction, tolerance=0.05):
+def read_value(text: str) -> float | None:
+    """The finite number that a text writes ("1,200", "12 %", "$3.0"), or None; 12 % is 12."""
+    text = text.strip().removeprefix("$").removesuffix("%").replace("−", "-")
+    text = text.replace(",", "").replace("\u00a0", "").replace("\u202f", "")
+    return to_number(text) if len(text) < 400 and not text.endswith("%") else None
+
+
+def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -> bool:
     """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
 
     "%" divides by 100. An empty or non-finite prediction is wrong. `tolerance=0` asks for the same
@@ -66,7 +86,7 @@ def relaxed_accuracy(*, target, prediction, tolerance=0.05):
     return target.casefold() == prediction.casefold()
 
 
-def is_finite(text):
+def is_finite(text: str) -> bool:
     """False for the text of an infinity or a NaN ("inf", "1e999"), true for any other text."""
     try:
         return math.isfinite(float(text.rstrip("%")))
@@ -74,7 +94,7 @@ def is_finite(text):
         return True
 
 
-def same_elements(target, prediction, tolerance):
+def same_elements(target: str, prediction: str, tolerance: float) -> bool:
     """Whether each element of the target has an equal in the prediction, and none is left over."""
     given = [part.strip() for part in prediction.strip("[]").split(",")]
     for element in target.strip("[]").split(","):
@@ -87,3 +107,94 @@ def same_elements(target, prediction, tolerance):
             return False
         given.pop(equal[0])
     return not given
+
+
+# ---- other kinds of answer: what one says, None when it hasn't the form -------------------------
+
+
+def read_text(text: str) -> str | None:
+    """A free answer, cleaned; None without a letter or digit."""
+    answer = clean_answer(text)
+    return answer if any(map(str.isalnum, answer)) else None
+
+
+def read_decision(text: str) -> str | None:
+    """ "yes" or "no" in any case; "yes or no" decides nothing: None."""
+    word = clean_answer(text).casefold()
+    return word if word in ("yes", "no") else None
+
+
+def read_letters(text: str) -> set[str] | None:
+    """The letters of "A, C", "C and A", "(a)" or "AC"; None without one or with another word."""
+    words = [word for word in re.findall(r"\w+", text) if word.casefold() != "and"]
+    if not words or not all(re.fullmatch("[A-Z]+|[a-z]", word) for word in words):
+        return None
+    return set("".join(words).upper())
+
+
+def read_box(text: str) -> tuple[float, ...] | None:
+    """(left, top, right, bottom) in pixels, right and bottom exclusive.
+
+    None unless there are four finite numbers with left < right and top < bottom.
+    """
+    found = BOX.fullmatch(text.strip(WRAPPING))
+    box = tuple(map(float, found.groups())) if found else ()
+    if not box or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
+        return None
+    return box
+
+
+def read_labels(text: str) -> set[str] | None:
+    """The labels between commas or semicolons, in lower case; None when there is none."""
+    labels = {clean_answer(part).casefold() for part in re.split("[,;]", text.strip("[] "))}
+    return labels - {""} or None
+
+
+READERS = {
+    "text": read_text,
+    "decision": read_decision,
+    "letters": read_letters,
+    "box": read_box,
+    "labels": read_labels,
+}
+
+
+def iou(a: tuple, b: tuple) -> float:
+    """Intersection over union of two boxes that read_box gave."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+# ---- any kind -----------------------------------------------------------------------------------
+
+
+def readable(example, text: str | None) -> bool:
+    """Whether a marked answer has the form that the Example asks for; None: nothing was marked."""
+    return text is not None and READERS[example.kind](text) is not None
+
+
+def grade(example, text: str | None, tolerance: float = 0.0) -> float:
+    """How right a marked answer, uncleaned, is, in [0, 1]; None, nothing marked, is 0.
+
+    text: 1 by the answer metric at `tolerance`. decision: 1 for the right one. letters: 1 for
+    exactly the right ones, PARTIAL for some of them, 0 with any wrong one. box: 1 for an IoU above
+    0.5. labels: the Jaccard index.
+    """
+    if text is None:
+        return 0.0
+    if example.kind == "text":
+        target, prediction = clean_answer(example.answer), clean_answer(text)
+        return float(relaxed_accuracy(target=target, prediction=prediction, tolerance=tolerance))
+    read = READERS[example.kind]
+    given, right = read(text), read(example.answer)
+    if given is None or right is None:
+        return 0.0
+    if example.kind == "box":
+        return float(iou(given, right) > 0.5)
+    if example.kind == "labels":
+        return len(given & right) / len(given | right)
+    if example.kind == "letters" and given < right:
+        return PARTIAL
+    return float(given == right)

@@ -2,13 +2,15 @@
 
 The value or name with the highest or lowest value, a comparison, a sum, mean, difference or ratio:
 stated only where the numbers show it. Left out: anything of two steps; the refiner then states the
-facts and the result without a reason, since invented arithmetic would be memorised.
+facts and the result without a reason, since invented arithmetic would be memorized.
 """
 
 import math
 import re
 
-from lib.mentions import read_value, words
+from data.example import fact_name, fact_value
+from lib.answers import read_value
+from lib.claims import words
 
 HIGHEST = words("highest most largest maximum max biggest greatest top")
 LOWEST = words("lowest least smallest minimum min fewest bottom")
@@ -24,10 +26,10 @@ BESIDES = SUM | MEAN | RATIO | DIFFERENCE | words("second third median")
 
 def shows(fact, answer):
     """Whether the answer is this fact's value, or its name or the row or column in it."""
-    name, value, answer = fact[0].casefold(), read_value(fact[1]), answer.casefold()
-    if value is not None and value == read_value(answer) or name == answer:
+    value, names = read_value(fact_value(fact)), (fact_name(fact), *fact[:-1])
+    if value is not None and value == read_value(answer):
         return True
-    return bool(answer) and (name.startswith(answer + " ") or name.endswith(" " + answer))
+    return answer.casefold() in [name.casefold() for name in names]
 
 
 def derive(question, facts, answer):
@@ -38,11 +40,11 @@ def derive(question, facts, answer):
     """
     nothing = ("read what the chart shows", "")
     asked = set(re.findall("[a-z]+", question.casefold()))
-    values = [read_value(value) for _, value in facts]
+    values = [read_value(fact_value(fact)) for fact in facts]
     if not values or None in values:
         return nothing
     if len(values) == 1 and values[0] == read_value(answer):
-        return f"find {facts[0][0]}", f"{facts[0][0]} is {answer}"
+        return f"find {fact_name(facts[0])}", f"{fact_name(facts[0])} is {answer}"
     found = find_extreme(facts, values, asked, answer)
     found = found or find_relation(question, facts, values, asked, answer)
     return found or find_result(facts, values, asked, answer) or nothing
@@ -55,13 +57,16 @@ def find_extreme(facts, values, asked, answer):
         ("highest", max(values), HIGHEST | MORE if two else HIGHEST),
         ("lowest", min(values), LOWEST | LESS if two else LOWEST),
     ):
-        best = [fact for fact in facts if read_value(fact[1]) == value]
+        best = [fact for fact, found in zip(facts, values) if found == value]
         if not asked & asking or asked & BESIDES or not shows(best[0], answer):
             continue
         if value == read_value(answer):
             return f"find the {place} value", f"the {place} value is {answer}"
         if len(best) == 1:
-            return f"find the {place}", f"the {place} value is {best[0][1]}, so it is {answer}"
+            return (
+                f"find the {place}",
+                f"the {place} value is {fact_value(best[0])}, so it is {answer}",
+            )
     return None
 
 
@@ -69,7 +74,7 @@ def find_relation(question, facts, values, asked, answer):
     """Yes or no to "has the first name more (less) than the second", as (goal, reasoning)."""
     if len(facts) != 2 or bool(asked & MORE) == bool(asked & LESS):
         return None
-    places = [question.casefold().find(name.casefold()) for name, _ in facts]
+    places = [question.casefold().find(fact_name(fact).casefold()) for fact in facts]
     if -1 in places:
         return None
     first, second = (0, 1) if places[0] < places[1] else (1, 0)
@@ -78,12 +83,13 @@ def find_relation(question, facts, values, asked, answer):
     if answer.casefold() != ("yes" if holds else "no"):
         return None
     relation = "more than" if difference > 0 else "less than" if difference else "equal to"
-    return "compare the two", f"{facts[first][1]} is {relation} {facts[second][1]}, so {answer}"
+    one, other = fact_value(facts[first]), fact_value(facts[second])
+    return "compare the two", f"{one} is {relation} {other}, so {answer}"
 
 
 def find_result(facts, values, asked, answer):
     """The sum, mean, ratio or difference that is the answer, as (goal, reasoning); else None."""
-    result, written = read_value(answer), [value for _, value in facts]
+    result, written = read_value(answer), list(map(fact_value, facts))
     if result is None or len(values) < 2:
         return None
     rounding = 0.5 * 10.0 ** -min(len(answer.rstrip("%").partition(".")[2]), 9) * (1 + 1e-9)
