@@ -1,10 +1,9 @@
-"""
-Model families: what differs between them, in one table, and the one way to load any of them.
+"""Model families: what differs between them, in one table, and the one way to load any of them.
 
 A vision-language model is, to this project: `model.model` (vision tower + language model, one
 forward), `lm_head`, a chat template, an image processor and a tokenizer. Everything else is a row
-of FAMILIES. To add a family: add its row, then its rows to test_models.py, which takes it through
-encoding, rollout, packed log-probs, a DyME step, saving and reloading.
+of FAMILIES. To add a family: add its row, then its rows to tests/test_models.py, which takes it
+through encoding, rollout, packed log-probabilities, a DyME step, saving and reloading.
 
 Torchvision is not needed: the processor is put together from the Pillow image processor and the
 tokenizer, without the video half. Left out: video, several images, quantised weights, models
@@ -18,15 +17,10 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-)
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoTokenizer, GenerationConfig
 
-from data import InputError
+from data.example import InputError
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -35,54 +29,34 @@ transformers.utils.logging.disable_progress_bar()
 class Family:
     processor: str  # transformers' processor class
     image_processor: str  # and the one for images that needs Pillow alone
-    vision: str  # where the vision tower sits in model.model
-    projector: tuple = ()  # what of it is the projector, where that isn't a module of its own
-    image_tokens: str = (
-        "<image>|<video>"  # the tokens, as a pattern, that stand for an image or frame it
-    )
+    vision: str  # where the vision tower is in model.model
+    image_tokens: str  # the tokens, as a pattern, that mean an image or frame it
+    projector: tuple = ()  # what of the tower is the projector, where that isn't a module of its own
 
 
-IDEFICS3_TOKENS = "<image>|<fake_token_around_image>|<global-img>|<row_[0-9]_col_[0-9]>"
-QWEN_TOKENS = r"<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
-INTERNVL_TOKENS = "<IMG_CONTEXT>|<img>|</img>|<video>"
+LLAVA = "<image>|<video>"
+IDEFICS = "<image>|<fake_token_around_image>|<global-img>|<row_[0-9]_col_[0-9]>"
+QWEN = r"<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+INTERN = "<IMG_CONTEXT>|<img>|</img>|<video>"
+PIL = "ImageProcessorPil"
 FAMILIES = {  # by the config's model_type
     "llava_onevision": Family(
-        "LlavaOnevisionProcessor", "LlavaOnevisionImageProcessorPil", "vision_tower"
+        "LlavaOnevisionProcessor", "LlavaOnevision" + PIL, "vision_tower", LLAVA
     ),
-    "idefics3": Family(
-        "Idefics3Processor",
-        "Idefics3ImageProcessorPil",
-        "vision_model",
-        image_tokens=IDEFICS3_TOKENS,
-    ),
+    "idefics3": Family("Idefics3Processor", "Idefics3" + PIL, "vision_model", IDEFICS),
     # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
-    "smolvlm": Family(
-        "Idefics3Processor",
-        "SmolVLMImageProcessorPil",
-        "vision_model",
-        image_tokens=IDEFICS3_TOKENS,
-    ),
-    "qwen2_vl": Family(
-        "Qwen2VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS
-    ),
-    "qwen2_5_vl": Family(
-        "Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", "visual", ("merger",), QWEN_TOKENS
-    ),
+    "smolvlm": Family("Idefics3Processor", "SmolVLM" + PIL, "vision_model", IDEFICS),
+    "qwen2_vl": Family("Qwen2VLProcessor", "Qwen2VL" + PIL, "visual", QWEN, ("merger",)),
+    "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "Qwen2VL" + PIL, "visual", QWEN, ("merger",)),
     "qwen3_vl": Family(
-        "Qwen3VLProcessor",
-        "Qwen2VLImageProcessorPil",
-        "visual",
-        ("merger", "deepstack_merger_list"),
-        QWEN_TOKENS,
+        "Qwen3VLProcessor", "Qwen2VL" + PIL, "visual", QWEN, ("merger", "deepstack_merger_list")
     ),
-    "internvl": Family(
-        "InternVLProcessor",
-        "GotOcr2ImageProcessorPil",
-        "vision_tower",
-        image_tokens=INTERNVL_TOKENS,
-    ),
+    "internvl": Family("InternVLProcessor", "GotOcr2" + PIL, "vision_tower", INTERN),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
+
+
+# ---- loading and saving --------------------------------------------------------------------------
 
 
 def load_vlm(
@@ -92,44 +66,30 @@ def load_vlm(
     device: str | torch.device = "cpu",
     freeze_vision: bool = True,
 ):
-    """
-    A model and its processor from a hub name or a folder; for a text-only model the processor is
-    its tokenizer.
+    """A model and its processor from a hub name or a folder; a text-only model's is its tokenizer.
 
     freeze_vision: the vision tower gets no gradient (as published); the projector always trains.
-    InputError, in one line, for a name that can't be had, an unsupported family, or a missing chat
+    Raises InputError for a name that can't be had, a family that isn't supported, or a missing chat
     template.
     """
+    told = f"--model {name_or_path}:"
+    # transformers raises OSError, ValueError, hub errors, ImportError: all mean "can't read it"
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, hub errors: all mean "can't read it"
-        told = f"--model {name_or_path}: {one_line(error)}; "
-        told += "give a hub name or a folder with config.json"
-        raise InputError(told) from None
+    except Exception as error:
+        wanted = "give a hub name or a folder with config.json"
+        raise InputError(f"{told} {one_line(error)}; {wanted}") from None
+    if fault := unsupported(config):
+        raise InputError(f"{told} {fault}")
     family = FAMILIES.get(config.model_type)
-    if family is None and config.model_type not in TEXT_FAMILIES:
-        known = ", ".join([*FAMILIES, *TEXT_FAMILIES])
-        raise InputError(
-            f"--model {name_or_path}: model_type {config.model_type!r} is not supported; "
-            f"supported: {known}; "
-            f"to add it, give it a row in families.py's FAMILIES"
-        )
-    kinds = getattr(config.get_text_config(), "layer_types", None) or []
-    if set(kinds) - {"full_attention"}:
-        raise InputError(
-            f"--model {name_or_path}: has {sorted(set(kinds))} layers; "
-            "full_attention alone is supported"
-        )
+    auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
     try:
         processor = load_processor(name_or_path, family)
-        auto_class = AutoModelForCausalLM if family is None else AutoModelForImageTextToText
         model = auto_class.from_pretrained(name_or_path, dtype=dtype)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{told} {error}") from None
     except Exception as error:
-        raise InputError(f"--model {name_or_path}: {one_line(error)}") from None
+        raise InputError(f"{told} {one_line(error)}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
     # the published sampling defaults belong to the model as it was; invalid ones would even forbid
     # saving it
@@ -141,13 +101,39 @@ def load_vlm(
     return prepare(model.to(device), freeze_vision, tokenizer), processor
 
 
-def prepare(model, freeze_vision: bool = True, tokenizer=None):
-    """
-    Freeze the vision tower (or not), and note on the model the ids that a response can't contain.
+def unsupported(config) -> str | None:
+    """Why this project's forward would be wrong for a model, or None."""
+    if config.model_type not in (*FAMILIES, *TEXT_FAMILIES):
+        return (
+            f"model_type {config.model_type!r} is not supported; "
+            f"supported: {', '.join([*FAMILIES, *TEXT_FAMILIES])}; "
+            "to add it, give it a row in lib/families.py's FAMILIES"
+        )
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
+    if kinds - {"full_attention"}:
+        return f"has {sorted(kinds)} layers; full_attention alone is supported"
+    return None
 
-    Those are the placeholders in the config, which a forward would take for an image that isn't
-    there, and, with the tokenizer given, every token of the family's that belongs to an image:
-    outside one it means nothing.
+
+def save_model(folder: str | os.PathLike, model, processor) -> None:
+    """Model and processor with save_pretrained, so that transformers' Auto classes load them."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if hasattr(processor, "image_processor"):
+        # where torchvision is installed, AutoProcessor wants a video processor too and makes it
+        # from this file
+        processor.image_processor.save_pretrained(folder)
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+def prepare(model, freeze_vision: bool = True, tokenizer=None):
+    """Freezes the vision tower (or not), and notes on the model what a response can't contain.
+
+    model.forbidden_ids: the placeholders in the config, which a forward would take for an image
+    that isn't there, and, with the tokenizer given, every token of the family's that belongs to an
+    image: outside one it means nothing.
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
@@ -157,20 +143,17 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
         tower.requires_grad_(not freeze_vision)
         for name in family.projector:
             getattr(tower, name).requires_grad_(True)
-        ids = {
-            getattr(model.config, name, None) for name in ("image_token_id", "video_token_id")
-        } - {None}
-        added = {} if tokenizer is None else tokenizer.get_added_vocab()
-        ids |= {i for token, i in added.items() if re.fullmatch(family.image_tokens, token)}
-        model.forbidden_ids = sorted(ids)
+        added = tokenizer.get_added_vocab() if tokenizer else {}
+        ids = {i for token, i in added.items() if re.fullmatch(family.image_tokens, token)}
+        ids |= {getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
+        model.forbidden_ids = sorted(ids - {None})
         take_features(type(model.model))
     # no dropout anywhere in the method: sampling and scoring must see the same policy
     return model.eval()
 
 
 def take_features(model_class) -> None:
-    """
-    Let the class of model.model take the tower's output in place of pixel_values, so that the
+    """Lets the class of model.model take the tower's output in place of pixel_values, so that the
     tower runs only once.
 
     transformers 5.23 has an argument for that (mm_encoder_outputs); 5.17 would swallow it and see
@@ -190,8 +173,7 @@ def take_features(model_class) -> None:
 
 
 def checkpoint_activations(model) -> None:
-    """
-    Recompute the layers' activations in the backward pass instead of keeping them, in
+    """Recomputes the layers' activations in the backward pass instead of keeping them, in
     model.train() mode.
     """
     if hasattr(model, "activation_checkpointing_enable"):
@@ -203,44 +185,42 @@ def checkpoint_activations(model) -> None:
     model.disable_input_require_grads()
 
 
+def parameter_counts(model) -> tuple[int, int]:
+    """(trainable, frozen) numbers of parameters."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters()) - trainable
+
+
+# ---- the processor -------------------------------------------------------------------------------
+
+
 def load_processor(name_or_path: str, family: Family | None):
-    """
-    The processor class of the family, from the Pillow image processor and the tokenizer, video
-    left off.
-    """
+    """The family's processor, from the Pillow image processor and the tokenizer, without video."""
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     if family is None:
         processor = tokenizer
     else:
-        image_processor = getattr(transformers, family.image_processor).from_pretrained(
-            name_or_path
-        )
+        image_class = getattr(transformers, family.image_processor)
+        parts = {
+            "image_processor": image_class.from_pretrained(name_or_path),
+            "tokenizer": tokenizer,
+        }
         processor_class = without_video(getattr(transformers, family.processor))
         settings, _ = processor_class.get_processor_dict(name_or_path)
-        for key in (
-            "processor_class",
-            "image_processor",
-            "video_processor",
-            "tokenizer",
-            "auto_map",
-        ):
+        for key in (*parts, "video_processor", "processor_class", "auto_map"):
             settings.pop(key, None)
         settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
-        processor = processor_class(
-            image_processor=image_processor, tokenizer=tokenizer, **settings
-        )
+        processor = processor_class(**parts, **settings)
     if processor.chat_template is None:
         raise InputError(
-            f"--model {name_or_path}: has no chat template, so no prompt can be written; "
-            f"use an instruction-tuned model, or put a chat_template.jinja beside its config.json"
+            "has no chat template, so no prompt can be written; use an instruction-tuned model, "
+            "or put a chat_template.jinja beside its config.json"
         )
     # a response ends as the template ends a turn, which isn't always with the tokenizer's own end
     # token
     tokenizer.eos_token = end_of_turn(processor, tokenizer) or tokenizer.eos_token
     if tokenizer.eos_token is None:
-        raise InputError(
-            f"--model {name_or_path}: neither its chat template nor its tokenizer has an end token"
-        )
+        raise InputError("neither its chat template nor its tokenizer has an end token")
     return processor
 
 
@@ -255,47 +235,20 @@ def end_of_turn(processor, tokenizer) -> str | None:
 
 
 def without_video(processor_class):
-    """
-    The processor class without its video part, which can't even be None where torchvision is
+    """The processor class without its video part, which can't even be None where torchvision is
     missing.
     """
-    parts = ["image_processor", "tokenizer"]
-    return type(
-        processor_class.__name__,
-        (processor_class,),
-        {"get_attributes": classmethod(lambda cls: parts)},
-    )
-
-
-def save_model(folder: str | os.PathLike, model, processor) -> None:
-    """
-    Model and processor with save_pretrained, so that plain AutoModelForImageTextToText loads them
-    again.
-    """
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    if hasattr(processor, "image_processor"):
-        # where torchvision is installed, AutoProcessor wants a video processor too and makes it
-        # from this file
-        processor.image_processor.save_pretrained(folder)
-
-
-def parameter_counts(model) -> tuple[int, int]:
-    """(trainable, frozen) numbers of parameters."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters()) - trainable
+    attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
+    return type(processor_class.__name__, (processor_class,), {"get_attributes": attributes})
 
 
 def one_line(error: Exception) -> str:
-    """
-    An exception in one line: its kind, the beginning of what it says, and what it wants installed,
-    if anything.
+    """An exception in one line: its kind, the beginning of what it says, and what it wants
+    installed, if anything.
     """
     text = " ".join(str(error).split())
-    missing = re.search(
-        r"pip install ([\w.\[\]-]*\w)|requires the (\w+) library|No module named '(\w+)", text
-    )
+    wanted = r"pip install ([\w.\[\]-]*\w)|requires the (\w+) library|No module named '(\w+)"
+    missing = re.search(wanted, text)
     package = next((name.lower() for name in missing.groups() if name), "") if missing else ""
-    return f"{type(error).__name__}: {text[:200]}" + (
-        f" ... pip install {package}" if package else ""
-    )
+    install = f" ... pip install {package}" if package else ""
+    return f"{type(error).__name__}: {text[:200]}{install}"

@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from data import InputError
+from data.example import InputError
 
 CHUNK = 2**22  # elements handled at once: the fp32 temporaries stay near 100 MB
 LOW_BITS = 16  # an fp32 number cut to its upper 16 bits is a bf16 number
@@ -56,19 +56,19 @@ class StochasticAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                if not state:
-                    state["step"] = 0
-                    state["exp_avg"] = torch.zeros_like(param)
-                    state["exp_avg_sq"] = torch.zeros_like(param)
-                state["step"] += 1
-                tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-                for pieces in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors)):
-                    self._update(*pieces, state["step"], group)
+        pairs = [(param, group) for group in self.param_groups for param in group["params"]]
+        for param, group in pairs:
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if not state:
+                state["step"] = 0
+                state["exp_avg"] = torch.zeros_like(param)
+                state["exp_avg_sq"] = torch.zeros_like(param)
+            state["step"] += 1
+            tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
+            for pieces in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors)):
+                self._update(*pieces, state["step"], group)
 
     def _update(self, weight, grad, exp_avg, exp_avg_sq, step, group):
         """Algorithm 2 on one chunk: all tensors flat, (<= CHUNK,), the arithmetic in fp32."""
@@ -113,26 +113,21 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of the trainable parameters of `model`.
 
-    `optim`: "adamw_bf16" (above; `seed` is that of its rounding) or "adamw" (torch's, which
-    rounds bf16 weights to the nearest). Weights that multiply, of two dimensions or more, decay;
-    biases and norms, of one, don't. Raises InputError for another name or nothing to train.
+    optim: "adamw_bf16" (above; `seed` is that of its rounding) or "adamw" (torch's, which rounds
+    bf16 weights to the nearest). Weights that multiply, of two dimensions or more, decay; biases
+    and norms, of one, don't. Raises InputError where there is nothing to train.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     if not params:
         raise InputError("optimizer: every parameter of the model is frozen; nothing to train")
     matrices = [param for param in params if param.dim() >= 2]
     vectors = [param for param in params if param.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
+    settings = dict(lr=learning_rate, weight_decay=0.0, betas=betas, eps=eps)
     if optim == "adamw_bf16":
-        return StochasticAdamW(groups, lr=learning_rate, betas=betas, eps=eps, seed=seed)
-    if optim == "adamw":
-        # One kernel for all parameters pays on a GPU; on a CPU the plain loop is as quick.
-        fused = all(param.is_cuda for param in params)
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
-    raise InputError(f"--optim {optim}: unknown; choose adamw_bf16 or adamw")
+        return StochasticAdamW(groups, **settings, seed=seed)
+    # One kernel for all parameters pays on a GPU; on a CPU the plain loop is as quick.
+    return torch.optim.AdamW(groups, **settings, fused=all(param.is_cuda for param in params))
 
 
 def lr_at(
@@ -142,15 +137,9 @@ def lr_at(
 
     It rises in equal parts over the first `warmup` updates, the first of which already moves,
     then falls towards 0 at `max_steps` ("linear", "cosine") or stays ("constant").
-    Raises InputError for another `schedule`.
     """
-    if schedule not in ("linear", "cosine", "constant"):
-        raise InputError(f"schedule {schedule}: unknown; choose linear, cosine or constant")
     if step < warmup:
         return learning_rate * (step + 1) / warmup
-    if schedule == "constant":
-        return learning_rate
     done = min(1.0, (step - warmup) / max(1, max_steps - warmup))  # share of the fall behind us
-    if schedule == "linear":
-        return learning_rate * (1 - done)
-    return learning_rate * (1 + math.cos(math.pi * done)) / 2
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return learning_rate * left[schedule]

@@ -1,7 +1,7 @@
 """Signals, and several processes: the two ways in which a step must be agreed on.
 
 Several processes (`torchrun --nproc_per_node N train.py ...`) each hold the whole model and a
-share of the prompts; gradients are summed once a step. A process may skip every one of its groups
+share of the prompts; gradients are summed once per step. A process may skip every one of its groups
 while another explores them all, so each function here makes the same collective calls whatever
 the data: one call less on one process, and the others would wait for it for ever. With a single
 process they do nothing. Left out: sharded models, and optimizers split over processes.
@@ -17,15 +17,153 @@ from datetime import timedelta
 
 import torch
 
-from data import InputError
+from data.example import InputError
 
 BUCKET = 2**24  # gradients summed in one call: 64 MB of fp32
+
+
+@dataclass
+class Ranks:
+    """This process's number, the number of processes, and this process's device."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+
+def setup_distributed(device: str | None = None, timeout: float = 1800) -> Ranks:
+    """Joins the other processes that torchrun started, if it did; NCCL on GPUs, else gloo.
+
+    device: "cuda" or "cpu"; None is the GPU if there is one. timeout: seconds that a process waits
+    for the others before it gives up; more than the longest rollout or evaluation takes.
+    Raises InputError with more processes than GPUs.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size == 1:
+        return Ranks(device=torch.device(device))
+    backend = "gloo"
+    if device == "cuda":
+        backend, local_rank = "nccl", int(os.environ["LOCAL_RANK"])
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise InputError(f"torchrun: only {count} GPUs here; give --nproc_per_node {count}")
+        device = f"cuda:{local_rank}"
+        torch.cuda.set_device(device)
+    with lost_peers():
+        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    return Ranks(torch.distributed.get_rank(), world_size, torch.device(device))
+
+
+def cleanup(ranks: Ranks) -> None:
+    """Leaves the group, at an orderly end; after an error the process just exits."""
+    if ranks.world_size > 1:
+        torch.distributed.barrier()  # nobody leaves while another one still talks to it
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def lost_peers():
+    """Ends this process with exit code 1 and one line when another one died or doesn't answer."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        text = "another process of this job ended or doesn't answer; see what it said, then"
+        print(f"error: {text} --resume ({reason})", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # an orderly exit would wait for, or abort in, what is left of the connection
+
+
+# ---- what is shared ------------------------------------------------------------------------------
+
+
+def shard(items: list, ranks: Ranks) -> list[tuple[int, object]]:
+    """This process's share of `items`, each with its place in the whole list."""
+    return list(enumerate(items))[ranks.rank :: ranks.world_size]
+
+
+def gather(value, ranks: Ranks) -> list:
+    """Every process's value, the first process's first."""
+    everyone = [value] * ranks.world_size
+    if ranks.world_size > 1:
+        with lost_peers():
+            torch.distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def gather_lists(items: list, ranks: Ranks) -> list:
+    """The items of all processes' lists, the first process's first."""
+    return [item for one in gather(items, ranks) for item in one]
+
+
+def broadcast_object(value, ranks: Ranks):
+    """The first process's value on all of them; the others' is ignored."""
+    box = [value]
+    if ranks.world_size > 1:
+        with lost_peers():
+            torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    """Each value summed over the processes; a name that a process doesn't have counts as 0."""
+    everyone = gather(values, ranks)
+    names = dict.fromkeys(name for one in everyone for name in one)
+    return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+
+
+@torch.no_grad()
+def sum_gradients(model, ranks: Ranks) -> None:
+    """Adds up the gradients of all processes, in fp32; once, after the last micro-batch.
+
+    A sum, since each process divides its loss by the normaliser of the whole step. A parameter
+    without a gradient here counts as zeros; without one anywhere it stays without.
+    """
+    if ranks.world_size == 1:
+        return
+    params = [param for param in model.parameters() if param.requires_grad]
+    owners = torch.tensor([float(param.grad is not None) for param in params], device=ranks.device)
+    all_reduce(owners)  # (parameters,): how many processes have its gradient
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    for pieces in buckets([param.grad.view(-1) for param in params]):
+        flat = torch.cat([piece.float() for piece in pieces])  # (<= BUCKET,)
+        all_reduce(flat)
+        for piece, total in zip(pieces, flat.split([len(piece) for piece in pieces])):
+            piece.copy_(total)
+    for param, count in zip(params, owners.tolist()):
+        if count == 0:
+            param.grad = None
+
+
+def buckets(vectors: list[torch.Tensor]):
+    """Slices of the vectors, in order, in lists of at most BUCKET elements."""
+    bucket, size = [], 0
+    for piece in (piece for vector in vectors for piece in vector.split(BUCKET)):
+        if bucket and size + len(piece) > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(piece)
+        size += len(piece)
+    yield bucket
+
+
+def all_reduce(tensor: torch.Tensor) -> None:
+    with lost_peers():
+        torch.distributed.all_reduce(tensor)
+
+
+# ---- signals -------------------------------------------------------------------------------------
 
 
 class Interrupt:
     """`with Interrupt() as interrupt:` the first SIGINT or SIGTERM asks the loop to save and end.
 
-    The loop looks at `agreed(ranks)` once a step, and exits with 128 + the signal, as shells
+    The loop looks at `agreed(ranks)` once per step, and exits with 128 + the signal, as shells
     expect: 130 for SIGINT, 143 for SIGTERM. A second signal exits at once, with the same code.
     torchrun passes on the signal that it gets, and kills 30 s later. If a scheduler sent it to
     every process too, it arrives twice: under torchrun what comes within 5 s counts as one.
@@ -55,146 +193,6 @@ class Interrupt:
             os.write(2, b"\ninterrupted twice: exiting, the last checkpoint is whole\n")
             os._exit(128 + number)
 
-    def agreed(self, ranks) -> int:
+    def agreed(self, ranks: Ranks) -> int:
         """The signal that any process got, or 0: the same on all, so that they end together."""
-        if ranks.world_size == 1:
-            return self.signal
-        number = torch.tensor(self.signal, device=ranks.device)
-        all_reduce(number, "MAX")
-        return int(number)
-
-
-@dataclass
-class Ranks:
-    """This process's number, the number of processes, and this process's device."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = torch.device("cpu")
-
-
-def setup_distributed(device: str | None = None, timeout: float = 1800) -> Ranks:
-    """Joins the other processes that torchrun started, if it did; NCCL on GPUs, else gloo.
-
-    device: "cuda" or "cpu"; None is the GPU if there is one. timeout: seconds that a process waits
-    for the others before it gives up; more than the longest rollout or evaluation takes.
-    Raises InputError with more processes than GPUs.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1:
-        return Ranks(device=torch.device(device))
-    if device == "cuda":
-        local_rank = int(os.environ["LOCAL_RANK"])
-        count = torch.cuda.device_count()
-        if local_rank >= count:
-            raise InputError(f"torchrun: only {count} GPUs here; give --nproc_per_node {count}")
-        device = f"cuda:{local_rank}"
-        torch.cuda.set_device(device)
-    backend = "gloo" if device == "cpu" else "nccl"
-    with lost_peers():
-        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    return Ranks(torch.distributed.get_rank(), world_size, torch.device(device))
-
-
-@contextmanager
-def lost_peers():
-    """Ends this process with exit code 1 and one line when another one died or doesn't answer."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        text = "another process of this job ended or doesn't answer; see what it said, then"
-        print(f"error: {text} --resume ({reason})", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # an orderly exit would wait for, or abort in, what is left of the connection
-
-
-def all_reduce(tensor: torch.Tensor, operation: str = "SUM"):
-    with lost_peers():
-        torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation))
-
-
-def shard(items: list, ranks: Ranks) -> list[tuple[int, object]]:
-    """This process's share of `items`, each with its place in the whole list."""
-    return list(enumerate(items))[ranks.rank :: ranks.world_size]
-
-
-@torch.no_grad()
-def sum_gradients(model, ranks: Ranks):
-    """Adds up the gradients of all processes, in fp32; once, after the last micro-batch.
-
-    A sum, since each process divides its loss by the normaliser of the whole step. A parameter
-    without a gradient here counts as zeros; without one anywhere it stays without.
-    """
-    if ranks.world_size == 1:
-        return
-    params = [param for param in model.parameters() if param.requires_grad]
-    owners = torch.tensor([float(param.grad is not None) for param in params], device=ranks.device)
-    all_reduce(owners)  # (parameters,): how many processes have its gradient
-    for param in params:
-        if param.grad is None:
-            param.grad = torch.zeros_like(param)
-    for pieces in buckets([param.grad.view(-1) for param in params]):
-        flat = torch.cat([piece.float() for piece in pieces])  # (<= BUCKET,)
-        all_reduce(flat)
-        for piece, total in zip(pieces, flat.split([len(piece) for piece in pieces])):
-            piece.copy_(total)
-    for param, count in zip(params, owners.tolist()):
-        if count == 0:
-            param.grad = None
-
-
-def buckets(vectors: list[torch.Tensor]):
-    """Slices of the vectors, in order, in lists of at most BUCKET elements."""
-    bucket = []
-    size = 0
-    for piece in (piece for vector in vectors for piece in vector.split(BUCKET)):
-        if bucket and size + len(piece) > BUCKET:
-            yield bucket
-            bucket = []
-            size = 0
-        bucket.append(piece)
-        size += len(piece)
-    yield bucket
-
-
-def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
-    """Each value summed over the processes; a name that a process doesn't have counts as 0."""
-    if ranks.world_size == 1:
-        return values
-    everyone = [None] * ranks.world_size
-    with lost_peers():
-        torch.distributed.all_gather_object(everyone, values)
-    names = sorted(set().union(*everyone))
-    return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
-
-
-def gather_lists(items: list, ranks: Ranks) -> list:
-    """The items of all processes' lists, the first process's first."""
-    if ranks.world_size == 1:
-        return items
-    everyone = [None] * ranks.world_size
-    with lost_peers():
-        torch.distributed.all_gather_object(everyone, items)
-    return [item for one in everyone for item in one]
-
-
-def broadcast_object(value, ranks: Ranks):
-    """The first process's value on all of them; the others' is ignored."""
-    if ranks.world_size == 1:
-        return value
-    box = [value]
-    with lost_peers():
-        torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def cleanup(ranks: Ranks):
-    """Leaves the group, at an orderly end; after an error the process just exits."""
-    if ranks.world_size > 1:
-        torch.distributed.barrier()  # nobody leaves while another one still talks to it
-        torch.distributed.destroy_process_group()
+        return max(gather(self.signal, ranks))
