@@ -1,10 +1,9 @@
-"""
-The tiny model: a LLaVA-OneVision of a third of a million parameters, from scratch, for a machine
+"""The tiny model: a LLaVA-OneVision of a third of a million parameters, from scratch, for a machine
 without GPU or network.
 
 The class is the paper's own (SigLIP tower, projector, Qwen2) through its own forward and image
-processor; only the sizes are small. The tokenizer knows the words of charts.py and falls back to
-bytes, so that any text goes through it unchanged. A random model can't be taught to think:
+processor; only the sizes are small. The tokenizer knows the words of data/charts.py and falls back
+to bytes, so that any text goes through it unchanged. A random model can't be taught to think:
 `train_base` first gives it perception and short answers, and leaves it weak at the format, the
 paper's weak instruction follower.
 """
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -27,10 +27,12 @@ from transformers import (
     Qwen2Config,
     SiglipVisionConfig,
 )
-from tqdm import tqdm
 
 from data import charts
+from data.forms import answer_pool, mix_forms
+from lib.answers import grade
 from lib.families import load_vlm, prepare, save_model, without_video
+from model import completion_hidden, encode_prompt, get_tokenizer
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 8
@@ -46,9 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """
-    Word-level over charts.vocabulary(), any other text byte by byte: decode(encode(text)) == text.
-    """
+    """Word-level over charts.vocabulary(), else byte by byte: decode(encode(text)) == text."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     for word in charts.vocabulary():
@@ -69,10 +69,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_vlm(seed: int = 0):
-    """
-    A LlavaOnevisionForConditionalGeneration with random weights drawn from `seed`, and its
-    processor.
-    """
+    """The model with random weights drawn from `seed`, and its processor."""
     tokenizer = tiny_tokenizer()
     image_processor = LlavaOnevisionImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -87,30 +84,32 @@ def tiny_vlm(seed: int = 0):
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
+    vision_config = SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        vision_use_head=False,
+    )
+    text_config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        initializer_range=0.08,  # at 0.02 the captions stay wrong for thousands of steps
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            vision_use_head=False,
-        ),
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=192,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            initializer_range=0.08,  # at 0.02 the captions stay wrong for thousands of steps
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
+        vision_config=vision_config,
+        text_config=text_config,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE]],
@@ -119,33 +118,26 @@ def tiny_vlm(seed: int = 0):
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
-    model = LlavaOnevisionForConditionalGeneration(config)
-    return prepare(model), processor
+    return prepare(LlavaOnevisionForConditionalGeneration(config)), processor
 
 
 def train_base(
     model,
     processor,
-    steps,
+    steps: int,
     *,
-    seed=0,
-    batch_size=32,
-    learning_rate=3e-3,
-    base_format_rate=0.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    learning_rate: float = 3e-3,
+    base_format_rate: float = 0.0,
     base_tasks=("chart",),
-):
-    """
-    The base stage: plain supervised training of ALL weights on charts.base_batch. Returns the last
-    50 steps' mean loss.
+) -> float:
+    """The base stage: plain supervised training of ALL weights on charts.base_batch.
 
     base_tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in
-    these forms too (curr_reft.py). AdamW, cosine decay with a warm-up of 5 %, token-mean loss;
-    each batch is one packed row, so that nothing is padded.
+    these forms too (data/forms.py). AdamW, cosine decay with a warm-up of 5 %, token-mean loss;
+    each batch is one packed row, so that nothing is padded. Returns the last 50 steps' mean loss.
     """
-    # here, since model.py's users (charts.py) come before this file
-    from curr_reft import answer_pool, mix_forms
-    from model import completion_hidden, encode_prompt, get_tokenizer
-
     tasks = [task for task in base_tasks if task in charts.TASKS]
     forms = [form for form in base_tasks if form not in charts.TASKS]
     pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=tasks)) if forms else {}
@@ -161,18 +153,12 @@ def train_base(
             group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
         batch = charts.base_batch(seed, step, batch_size, base_format_rate, tasks)
         if forms:
-            batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]))
-        prompts = [
-            encode_prompt(processor, example, instruction) for example, instruction, _ in batch
-        ]
-        targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for _, _, text in batch]
-        hidden = completion_hidden(
-            model, prompts, [[target] for target in targets]
-        )  # (tokens, width)
+            batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]), grade)
+        prompts = [encode_prompt(processor, example, asked) for example, asked, _ in batch]
+        targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for *_, text in batch]
+        hidden = completion_hidden(model, prompts, [[ids] for ids in targets])  # (tokens, width)
         logits = model.get_output_embeddings()(hidden)  # (tokens, V)
-        loss = F.cross_entropy(
-            logits, torch.tensor([token for target in targets for token in target])
-        )
+        loss = F.cross_entropy(logits, torch.tensor([token for ids in targets for token in ids]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -188,11 +174,9 @@ def base_model(
     freeze_vision: bool = True,
     base_tasks=("chart",),
     task_steps: int = 0,
-    folder="out",
+    folder: str | os.PathLike = "out",
 ):
-    """
-    The tiny model after its base stage: from `folder` where it lies already, else trained and put
-    there.
+    """The tiny model after its base stage: from `folder` if it is there, else trained and put there.
 
     With other base_tasks than charts alone, the base that never follows the format is taught these
     for `task_steps` more.
@@ -201,13 +185,15 @@ def base_model(
     more = list(base_tasks) != ["chart"]
     path = Path(folder) / ("-".join([name, *base_tasks, f"steps{task_steps}"]) if more else name)
     if not path.exists():
-        model, processor = base_model(steps, seed, folder=folder) if more else tiny_vlm(seed)
-        settings = {"base_tasks": base_tasks, "learning_rate": 2e-3} if more else {}
-        steps = task_steps if more else steps
-        train_base(
-            model, processor, steps, seed=seed, base_format_rate=base_format_rate, **settings
-        )
-        # renamed when it is whole: what lies at `path` is complete, whatever ends this process
+        settings = {"seed": seed, "base_format_rate": base_format_rate}
+        if more:
+            model, processor = base_model(steps, seed, folder=folder)
+            settings.update(base_tasks=base_tasks, learning_rate=2e-3)
+            train_base(model, processor, task_steps, **settings)
+        else:
+            model, processor = tiny_vlm(seed)
+            train_base(model, processor, steps, **settings)
+        # renamed when it is whole: what is at `path` is complete, whatever ends this process
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         save_model(temporary, model, processor)
         try:
