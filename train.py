@@ -74,7 +74,7 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
             # ---- log, evaluate, save
             stats.update(scorer.end_step(step, groups, ranks))
             run.end_step(step, groups, stats, moved)
-        return run.finish()
+    return run.finish()
 
 
 def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
