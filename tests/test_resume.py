@@ -1,22 +1,18 @@
 """The real train.py, from the command line to the last evaluation: killed, resumed, split, misfed.
 
 Each run is a process of its own, forked from one that has imported train.py already, so that a
-test costs seconds and a kill kills nothing else. The units are in test_faults.py and test_data.py.
-`python test_faults.py --kills 20` is `kills` below.
+test costs seconds and a kill kills nothing else. The units are in test_faults.py and test_data.py;
+kills.py kills such runs at random moments.
 """
 
-import argparse
 import json
 import math
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import socket
 import struct
-import tempfile
-import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,9 +21,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib.checkpoint import best_checkpoint, checksum, find_checkpoint, step_folders
-from dyme import EXPLORE, MEMORIZE, SKIP
+import run as run_file
+import train
+from checker import Rules
+from lib.checkpoint import step_folders
 from lib.log import Log
+from rollout import EXPLORE, MEMORIZE, SKIP
 
 FLAGS = """
 --base_steps 2 --max_steps 6 --save_steps 2 --eval_size 4 --final_splits val --no-eval_base
@@ -36,14 +35,14 @@ FLAGS = """
 """.split()
 
 
-# Runs
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 def start(folder, name, *flags, faults=(), **environment):
     """Starts `train.py FLAGS flags --output_dir name` in a folder, after calling the faults."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "test_resume"])
+    context.set_forkserver_preload(["train", "tests.test_resume"])
     argv = [*FLAGS, *flags, "--output_dir", name]
     said = f"{name}{environment.get('RANK', '')}.said"
     process = context.Process(target=in_child, args=(folder, said, argv, faults, environment))
@@ -56,8 +55,6 @@ def in_child(folder, said, argv, faults, environment):
     os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    import train  # not above: the process that starts the runs needs none of it
-
     for fault in faults:
         fault()
     train.main(argv)
@@ -70,37 +67,42 @@ def run(folder, name, *flags, **settings):
     return process.exitcode, (Path(folder) / f"{name}.said").read_text()
 
 
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def outcome(folder):
     """All that a finished run leaves, but for the seconds."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        for name in [name for name in line if "second" in name]:
-            del line[name]
     result = json.loads((folder / "result.json").read_text())
-    readings = {name: result[name] for name in ("step", "bad_steps", "val", "final")}
-    samples = (folder / "groups.jsonl").read_text()
-    weights = checksum(folder / "model.safetensors")
-    return {"metrics": lines, "samples": samples, "readings": readings, "weights": weights}
+    return {
+        "metrics": [
+            {k: v for k, v in line.items() if "second" not in k} for line in metrics(folder)
+        ],
+        "samples": (folder / "groups.jsonl").read_text(),
+        "readings": {name: result[name] for name in ("step", "bad_steps", "val", "final")},
+        "weights": zlib.crc32((folder / "model.safetensors").read_bytes()),
+    }
 
 
 def steps(folder):
     return [int(path.name[5:]) for path in step_folders(folder / "checkpoints")]
 
 
-# Faults, and what makes a tiny run lively: called in the run's process
+# ---- faults, and what makes a tiny run lively: called in the run's process -----------------------
 
 
 def lively():
-    """Rewards that depend on the text: an untrained model's own are all 0, and all memorised."""
-    import train
+    """Rewards that depend on the text: an untrained model's own are all 0, and all memorized."""
 
-    def score_group(group, example, *_):
-        reward = torch.tensor([zlib.crc32(one.text.encode()) % 1000 / 1000 for one in group])
-        ones = torch.ones(len(group))
-        parts = {"format": ones, "accuracy": reward, "thinking": reward}
-        return {**parts, "total": reward, "correct": reward > 0.5}
+    def hear(self, group, g):
+        reward = zlib.crc32(group.responses[g].text.encode()) % 1000 / 1000
+        parts = dict(format=1.0, accuracy=reward, thinking=reward, total=reward)
+        for name, value in dict(parts, correct=reward > 0.5).items():
+            kind = torch.bool if name == "correct" else torch.float32
+            empty = torch.zeros(len(group.responses), dtype=kind)
+            group.rewards.setdefault(name, empty)[g] = value
 
-    train.score_group = score_group
+    Rules.hear = hear
 
 
 def signalled(number, step):
@@ -126,16 +128,12 @@ def terminated():
 
 def interrupted():
     """Ctrl-C in the last evaluation."""
-    import train
-
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
-    train.read_finals = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+    run_file.Run.read_finals = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 
 
 def bad_gradients():
     """The gradient of step 1, and those from step 3 on, aren't finite."""
-    import train
-
     calls = []
 
     def broken(model, ranks):
@@ -145,6 +143,7 @@ def bad_gradients():
             params[len(calls)].grad.view(-1)[0] = math.nan if len(calls) == 2 else math.inf
 
     train.sum_gradients = broken
+    run_file.MAX_BAD_STEPS = 2
 
 
 PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKIP)]
@@ -152,19 +151,13 @@ PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKI
 
 def planned():
     """Plain SGD; each step has its own modes for even and odd prompts; gradients are kept."""
-    import run as prepare
-    import train
-
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    switch, sum_gradients = train.choose, train.sum_gradients
-    plan = iter(PLAN)
+    choose, sum_gradients = train.choose, train.sum_gradients
     kept = []
 
-    def choose(*of_this_step):
-        modes = next(plan)
-        if modes is None:
-            return switch(*of_this_step)
-        return torch.tensor([modes[place % 2] for place in range(rank, 4, world_size)])
+    def by_plan(config, step, group):
+        modes = PLAN[step]
+        return choose(config, step, group) if modes is None else modes[group.place % 2]
 
     def sum_and_keep(model, ranks):
         sum_gradients(model, ranks)
@@ -174,12 +167,12 @@ def planned():
     def sgd(model, *_, **__):
         return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
-    train.choose = choose
+    train.choose = by_plan
     train.sum_gradients = sum_and_keep
-    prepare.build_optimizer = sgd
+    run_file.build_optimizer = sgd
 
 
-# Ended and resumed
+# ---- ended and resumed ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +198,7 @@ def test_ended_early_and_resumed_is_the_unbroken_run(folder, end, code, saved, l
     assert ended == code, said
     assert steps(folder / name)[-1] == saved
     assert line in said and "Traceback" not in said
-    assert len((folder / name / "metrics.jsonl").read_text().splitlines()) == lines
+    assert len(metrics(folder / name)) == lines
     assert not (folder / name / "result.json").exists()
     code, said = run(folder, name, "--resume", faults=(lively,))
     assert code == 0, said
@@ -234,54 +227,34 @@ def test_a_run_is_not_written_over_and_not_resumed_from_nothing(folder):
 
 
 def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
-    flags = ("--max_bad_steps", "2", "--save_steps", "1", "--save_total_limit", "9")
+    flags = ("--save_steps", "1", "--save_total_limit", "9")
     code, said = run(folder, "bad", *flags, faults=(bad_gradients,))
     assert code == 2
     [error] = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "--max_bad_steps" in error and "2 steps in a row; step 5 is saved" in error
-    lines = [json.loads(s) for s in (folder / "bad" / "metrics.jsonl").read_text().splitlines()]
+    assert "not finite for 2 steps in a row; step 5 is saved" in error
+    lines = metrics(folder / "bad")
     assert [line["finite"] for line in lines] == [True, False, True, False, False]
     assert [line["grad_norm"] is None for line in lines] == [False, True, False, True, True]
     assert steps(folder / "bad") == [1, 2, 3, 4, 5]
-    weights = [
-        load_file(path / "model.safetensors")
-        for path in step_folders(folder / "bad" / "checkpoints")
-    ]
+    folders = step_folders(folder / "bad" / "checkpoints")
+    weights = [load_file(path / "model.safetensors") for path in folders]
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(weights, weights[1:])]
     assert same == [True, False, True, True]
 
 
-# Several processes
+# ---- several processes ---------------------------------------------------------------------------
 
 
 def test_two_processes_of_train_are_one(tmp_path):
-    flags = (
-        "--prompts_per_step",
-        "4",
-        "--max_steps",
-        "5",
-        "--learning_rate",
-        "0.02",
-        "--max_grad_norm",
-        "1000",
-        "--save_steps",
-        "3",
-    )
+    flags = "--prompts_per_step 4 --max_steps 5 --learning_rate 0.02 --max_grad_norm 1000".split()
+    flags += ["--save_steps", "3"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    together = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
+    settings = dict(faults=(lively, planned), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     both = [  # with no base stage to find
-        start(
-            tmp_path,
-            "two",
-            *flags,
-            faults=(lively, planned),
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            **together,
-        )
-        for rank in range(2)
+        start(tmp_path, "two", *flags, **settings, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
+        for rank in ("0", "1")
     ]
     for rank, process in enumerate(both):
         process.join(600)
@@ -295,9 +268,8 @@ def test_two_processes_of_train_are_one(tmp_path):
     assert one["readings"]["final"].keys() == two["readings"]["final"].keys()
     for mine, theirs in zip(one["metrics"], two["metrics"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
-    first, *others = [
-        torch.load(tmp_path / f"gradients-{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2")
-    ]
+    names = ("0-of-1", "0-of-2", "1-of-2")
+    first, *others = [torch.load(tmp_path / f"gradients-{name}.pt") for name in names]
     for modes, step, *same in zip(PLAN, first, *others, strict=True):
         assert any(grad is not None for grad in step) == (modes != (SKIP, SKIP))
         for grads in same:
@@ -312,16 +284,11 @@ def test_two_processes_of_train_are_one(tmp_path):
     assert any((one[name] - base[name]).norm() > 1e-3 * base[name].norm() for name in base)
 
 
-# Hostile input
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+# ---- hostile input -------------------------------------------------------------------------------
 
 
 def own_data(folder, name, image=None, **row):
     """A data set of one's own with one good row and another; the flags that ask for it."""
-    folder.mkdir(exist_ok=True)
     rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", **row}]
     if image is not None:
         (folder / f"{name}.png").write_bytes(image)
@@ -337,6 +304,10 @@ def evil_zip(folder):
 
 
 def huge_image(folder):
+    def chunk(kind, body):
+        size, check = struct.pack(">I", len(body)), struct.pack(">I", zlib.crc32(kind + body))
+        return size + kind + body + check
+
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
     return own_data(folder, "huge", b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
 
@@ -377,52 +348,3 @@ def test_control_characters_are_spelt_out_in_the_logs(tmp_path):
     written = (tmp_path / "groups.jsonl").read_text(encoding="utf-8")
     assert written.endswith("\n") and written[:-1].isprintable()
     assert json.loads(written) == {"text": text}
-
-
-# Kills at random moments
-
-
-def kills(argv):
-    """Kills runs at random moments and resumes them, until --kills are spent; compares each end."""
-    parser = argparse.ArgumentParser(prog="test_faults.py")
-    parser.add_argument("--kills", type=int, default=20, help="how many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
-    args = parser.parse_args(argv)
-    moments = random.Random(args.seed)
-    count = ends = 0
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        run(folder, "base", faults=(lively,))  # and the base stage
-        began = time.perf_counter()
-        code, said = run(folder, "whole", faults=(lively,))
-        took = time.perf_counter() - began
-        assert code == 0, said
-        whole = outcome(folder / "whole")
-        print(f"seed {args.seed}; the unbroken run takes {took:.1f} s")
-        while count < args.kills:
-            ends += 1
-            name, again = f"run{ends}", []
-            while True:
-                process = start(folder, name, *again, faults=(lively,))
-                life = moments.uniform(0, took)
-                process.join(life if count < args.kills else None)
-                process.kill()
-                process.join()
-                if process.exitcode != -signal.SIGKILL:
-                    break
-                count += 1
-                found = find_checkpoint(folder / name)
-                again = ["--resume"] if found else ["--overwrite"]
-                left = [path.name for path in (folder / name / "checkpoints").glob("*.tmp-*")]
-                print(
-                    f"kill {count:2d}: {life:5.2f} s after a start; from {found and found.name}"
-                    f"{', half written: ' if left else ''}{', '.join(left)}",
-                    flush=True,
-                )
-            assert process.exitcode == 0, (folder / f"{name}.said").read_text()
-            ended = outcome(folder / name)
-            different = [part for part in whole if whole[part] != ended[part]]
-            assert not different, f"{name}: another {different} than the unbroken run's"
-            assert best_checkpoint(folder / name)
-            print(f"{name}: ended; weights, metrics, samples, evaluations are the unbroken run's")
-    print(f"{count} kills, {ends} runs resumed to their end, all equal to the unbroken one")
