@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from data.example import InputError
 from lib import optim
-from data import InputError
 from lib.optim import build_optimizer, lr_at, stochastic_round
 
 
@@ -46,7 +46,8 @@ def test_a_bf16_number_and_an_infinity_are_rounded_to_themselves():
     assert torch.equal(stochastic_round(exact, generator()).float(), exact)
 
 
-def test_in_fp32_it_is_torch_adamw():
+def test_in_fp32_it_is_torch_adamw_whatever_the_chunks(monkeypatch):
+    monkeypatch.setattr(optim, "CHUNK", 7)
     ours = linear()
     theirs = copy.deepcopy(ours)
     settings = dict(learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
@@ -56,18 +57,7 @@ def test_in_fp32_it_is_torch_adamw():
         assert (mine - other).abs().max() < 1e-6
 
 
-def test_chunks_change_nothing_in_fp32(monkeypatch):
-    whole = linear()
-    pieces = copy.deepcopy(whole)
-    train(whole, build_optimizer(whole, "adamw_bf16", 1e-2, 0.1), 5)
-    monkeypatch.setattr(optim, "CHUNK", 7)
-    train(pieces, build_optimizer(pieces, "adamw_bf16", 1e-2, 0.1), 5)
-    assert torch.equal(whole.weight, pieces.weight)
-
-
-@pytest.mark.parametrize("chunk", [7, 2**22])
-def test_one_bf16_update_is_the_fp32_one_rounded_up_or_down(monkeypatch, chunk):
-    monkeypatch.setattr(optim, "CHUNK", chunk)
+def test_one_bf16_update_is_the_fp32_one_rounded_up_or_down():
     half = linear(torch.bfloat16)
     full = copy.deepcopy(half).float()
     for model in (half, full):
@@ -118,17 +108,11 @@ def test_a_loaded_state_draws_the_bits_that_the_unbroken_run_draws():
     assert torch.equal(model.weight, other.weight)
 
 
-def memorise(name, dtype, steps=150, lr=1e-5):
+def memorize(name, dtype, steps=150, lr=1e-5):
     """(loss drop in fp32, bytes a parameter) of a tiny Qwen2 on one fixed batch."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    config = Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
     # Every run starts from weights that bf16 can hold, so that all start from the same loss.
     model = Qwen2ForCausalLM(config).bfloat16().to(dtype)
     ids = torch.randint(64, (4, 32), generator=generator())  # (B, T)
@@ -153,9 +137,9 @@ def memorise(name, dtype, steps=150, lr=1e-5):
 def test_bf16_reaches_the_loss_drop_of_fp32_at_half_the_bytes():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    full, full_bytes = memorise("adamw", torch.float32)
-    ours, our_bytes = memorise("adamw_bf16", torch.bfloat16)
-    plain, _ = memorise("adamw", torch.bfloat16)
+    full, full_bytes = memorize("adamw", torch.float32)
+    ours, our_bytes = memorize("adamw_bf16", torch.bfloat16)
+    plain, _ = memorize("adamw", torch.bfloat16)
     torch.set_num_threads(threads)
     assert (full_bytes, our_bytes) == (16, 8)
     assert ours > 0.97 * full
@@ -172,11 +156,7 @@ def test_the_schedule_rises_over_the_warmup_and_falls_to_nothing():
 
 
 def test_what_can_not_be_trained_is_said_in_one_line():
-    with pytest.raises(InputError, match="sgd"):
-        build_optimizer(linear(), "sgd", 1e-3)
     with pytest.raises(InputError, match="frozen"):
         build_optimizer(linear().requires_grad_(False), "adamw", 1e-3)
     with pytest.raises(InputError, match="float16"):
         build_optimizer(linear(torch.float16), "adamw_bf16", 1e-3)
-    with pytest.raises(InputError, match="exponential"):
-        lr_at(0, 10, 1.0, schedule="exponential")
