@@ -74,10 +74,10 @@ def metrics(folder):
 def outcome(folder):
     """All that a finished run leaves, but for the seconds."""
     result = json.loads((folder / "result.json").read_text())
+    lines = metrics(folder)
+    timed = [name for name in lines[0] if "second" in name or "time" in name]
     return {
-        "metrics": [
-            {k: v for k, v in line.items() if "second" not in k} for line in metrics(folder)
-        ],
+        "metrics": [{k: v for k, v in line.items() if k not in timed} for line in lines],
         "samples": (folder / "groups.jsonl").read_text(),
         "readings": {name: result[name] for name in ("step", "bad_steps", "val", "final")},
         "weights": zlib.crc32((folder / "model.safetensors").read_bytes()),
