@@ -31,8 +31,8 @@ from checker import Rules, format_reward, refine, total_reward, visual_checker
 from data import load_data
 from data.example import Example, InputError
 from lib.answers import clean_answer, extract_answer, relaxed_accuracy, split_response, to_number
-from lib.chat import Chat, ChatError, ask, ask_word, close_chat, count, is_dead, open_chat
-from lib.chat import take_counts, try_again
+from lib.chat import Chat, ChatError, ask, ask_anything, ask_word, close_chat, count, is_dead
+from lib.chat import open_chat, say, take_counts, try_again
 from lib.claims import claimed_facts
 from lib.ranks import Ranks, broadcast_object
 from rollout import EXPLORE, MEMORIZE, Group
@@ -90,6 +90,7 @@ TRACE = None  # key of a call, where a thinking is the key of its score
 LEVELS = {"low": 0.0, "medium": 0.5, "high": 1.0}
 MIN_GROUNDING = 0.5  # the visual checker's score that a written trace needs
 MAX_TEMPLATE = 1000  # characters
+TOKEN = re.compile(r"<[^\s<>\d=][^<>\n]*>|\[/?INST\]")  # "<|im_end|>", "<image>"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
 # of one process and step: HTTP attempts, what the cache knew, thinking that the rules score after
@@ -119,6 +120,20 @@ class Judge(Rules):
         self.template = TEMPLATE
         self.history = [{"step": 0, "template": TEMPLATE}]  # the first process's alone
         self.proposal = None  # the Future of a better template
+        self.totals = Counter()  # of this process's whole run
+        self.first_question()
+
+    def first_question(self) -> None:
+        """InputError where the server doesn't answer: better now than after hours by the rules."""
+        try:
+            ask_anything(self.chat)
+        except ChatError as error:
+            failed = f"--judge_url {self.chat.url}: doesn't answer the first question: {error}"
+            if not getattr(self.config, "judge_optional", False):
+                self.close()
+                raise InputError(f"{failed}; or go on by the rules with --judge_optional") from None
+            say(f"{failed}; the rules take over until it does")
+            self.chat.failed_in_a_row = self.chat.max_failures  # dead
 
     def hear(self, group: Group, g: int) -> None:
         """Score response g by the rules, and ask for what the update is now sure to need."""
@@ -187,6 +202,7 @@ class Judge(Rules):
             count(self.chat, "refiner_calls")
             count(self.chat, "refiner_fallbacks", scores.pop(TRACE) is None)
         count(self.chat, "judge_failures", list(scores.values()).count(None))
+        self.totals["ratings"] += len(scores)
         for g in range(len(group.responses)) if scores else []:
             score = scores.get(scored_thinking(group, g))
             if score is not None:
@@ -207,7 +223,9 @@ class Judge(Rules):
         self.calls.clear()
         self.step = step + 1
         try_again(self.chat)
-        return take_counts(self.chat, COUNTS)
+        counts = take_counts(self.chat, COUNTS)
+        self.totals.update(counts)
+        return counts
 
     def learn_template(self, step: int, groups: list[Group]) -> None:
         """One proposal at a time, taken over at a later step if the judge preferred it."""
@@ -247,6 +265,16 @@ class Judge(Rules):
             self.history = [row for row in rows if row["step"] <= step]
             self.template = self.history[-1]["template"]
 
+    def summary(self) -> str | None:
+        """For the run's last lines: how often the rules answered in the judge's place."""
+        failed, fallbacks = self.totals["judge_failures"], self.totals["refiner_fallbacks"]
+        if not failed + fallbacks:
+            return None
+        ratings = f"{failed} of {self.totals['ratings']} ratings"
+        traces = f"{fallbacks} of {self.totals['refiner_calls']} traces"
+        error = f"; its last error: {self.chat.last_error}" if self.chat.last_error else ""
+        return f"the rules stood in for the judge in {ratings} and {traces}{error}"
+
     def close(self) -> None:
         """Drop the calls that haven't begun, wait for those under way."""
         close_chat(self.chat)
@@ -262,9 +290,11 @@ def scored_thinking(group: Group, g: int) -> str | None:
 
 
 def fill(prompt: str, example: Example, **parts: str) -> str:
-    """A prompt about an example; its own marks inside a response are taken out."""
+    """A prompt about an example. No mark inside a response can end the block that it is in, nor
+    its turn ("</thinking>", "<|im_end|>"): each "<" becomes a letter that looks like it.
+    """
     facts = "\n".join(f"- {' '.join(names)}: {value}" for *names, value in example.facts)
-    parts = {name: re.sub(r"</?thinking>", "", text) for name, text in parts.items()}
+    parts = {name: text.replace("<", "\u2039") for name, text in parts.items()}
     about = {"question": example.question, "answer": example.answer}
     return prompt.format(facts=facts or "(none known)", **about, **parts)
 
@@ -277,9 +307,9 @@ def judge_thinking(chat: Chat, thinking: str, example: Example) -> float | None:
 def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
     """The judge's own trace, or None if it is cut off, ends in another answer or is not grounded.
 
-    Not one of its claims may be wrong: what is memorized is believed. And the target it becomes
-    part of must have the format that the policy is rewarded for. Without facts nothing could be
-    grounded, so nothing is asked. Raises ChatError.
+    Not one of its claims may be wrong: what is memorized is believed. The target it becomes part
+    of must have the format that the policy is rewarded for, and nothing that looks like a special
+    token. Without facts nothing could be grounded, so nothing is asked. Raises ChatError.
     """
     if not example.facts:
         return None
@@ -287,6 +317,8 @@ def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str
     reply, finished = ask(chat, [{"role": "user", "content": prompt}])
     trace = without_answer(reply, example)
     if not finished or not trace or not format_reward(f"{trace}\nAnswer: {example.answer}"):
+        return None
+    if TOKEN.search(trace):
         return None
     facts = [tuple(fact) for fact in example.facts]
     if contradicts(trace, example) or not set(claimed_facts(trace, facts)) <= set(facts):
