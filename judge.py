@@ -365,7 +365,8 @@ def fact_names(example: Example) -> list[str]:
 
 def mentions(text: str, word: str) -> bool:
     """True if `word` is in the text as a whole, in any case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+    pattern = rf"(?<!\w){re.escape(word)}(?!\w)"
+    return bool(word) and re.search(pattern, text, re.IGNORECASE) is not None
 
 
 # ---- the refiner's template ---------------------------------------------------------------------
