@@ -30,6 +30,7 @@ import dyme
 from checker import Rules, format_reward, refine, total_reward, visual_checker
 from data import load_data
 from data.example import Example, InputError
+from data.reading import write_whole
 from lib.answers import clean_answer, extract_answer, relaxed_accuracy, split_response, to_number
 from lib.chat import Chat, ChatError, ask, ask_anything, ask_word, close_chat, count, is_dead
 from lib.chat import open_chat, say, take_counts, try_again
@@ -90,7 +91,7 @@ TRACE = None  # key of a call, where a thinking is the key of its score
 LEVELS = {"low": 0.0, "medium": 0.5, "high": 1.0}
 MIN_GROUNDING = 0.5  # the visual checker's score that a written trace needs
 MAX_TEMPLATE = 1000  # characters
-TOKEN = re.compile(r"<[^\s<>\d=][^<>\n]*>|\[/?INST\]")  # "<|im_end|>", "<image>"
+TOKEN = re.compile(r"<[^\s<>\d=][^<>\n]*>|\[/?g?[A-Z]{3,}\]")  # "<|im_end|>", "[INST]"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
 # of one process and step: HTTP attempts, what the cache knew, thinking that the rules score after
@@ -111,9 +112,9 @@ class Judge(Rules):
 
     def __init__(self, config):
         super().__init__(config)
-        cache = os.path.join(config.output_dir, "judge_cache.sqlite")
-        where = (config.judge_url, config.judge_model)
-        self.chat = open_chat(*where, cache=cache, parallel=config.judge_parallel)
+        self.folder = Path(config.output_dir)
+        settings = {"cache": self.folder / "judge_cache.sqlite", "parallel": config.judge_parallel}
+        self.chat = open_chat(config.judge_url, config.judge_model, **settings)
         self.step = 0  # the one under way: resume and end_step say so
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
@@ -249,19 +250,17 @@ class Judge(Rules):
         return None
 
     def save_template(self) -> None:
-        """template.txt, the current one, and template_history.jsonl, each whole or not at all."""
+        """template.txt is the current one, template_history.jsonl all of them."""
         rows = "".join(json.dumps(row) + "\n" for row in self.history)
-        for name, text in {"template.txt": self.template, "template_history.jsonl": rows}.items():
-            path = Path(self.config.output_dir, name)
-            path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-            os.replace(path.with_suffix(".tmp"), path)
+        write_whole(self.folder / "template.txt", self.template, fsync=False)
+        write_whole(self.folder / "template_history.jsonl", rows, fsync=False)
 
     def resume(self, step: int) -> None:
         """Restore the template that the run had at `step`."""
         self.step = step
-        path = Path(self.config.output_dir, "template_history.jsonl")
+        path = self.folder / "template_history.jsonl"
         if path.exists():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             self.history = [row for row in rows if row["step"] <= step]
             self.template = self.history[-1]["template"]
 

@@ -24,6 +24,7 @@ import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -67,7 +68,9 @@ class Chat:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-def open_chat(url: str, model: str, *, cache=":memory:", parallel: int = 8, **fields) -> Chat:
+def open_chat(
+    url: str, model: str, *, cache: str | Path = ":memory:", parallel: int = 8, **fields
+) -> Chat:
     """A Chat with `parallel` threads and its sqlite cache (a path; several processes may share it).
 
     `fields` are Chat's own. Raises InputError for an address, model, key or cache that can't work.
@@ -81,7 +84,7 @@ def open_chat(url: str, model: str, *, cache=":memory:", parallel: int = 8, **fi
         raise InputError("--judge_model: missing; name a model that the server at --judge_url has")
     api_key(url)
     try:
-        os.makedirs(os.path.dirname(cache) or ".", exist_ok=True)
+        Path(cache).parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(cache, timeout=60, check_same_thread=False)
         with db:
             db.execute(REPLIES)
@@ -153,7 +156,7 @@ def ask_server(chat: Chat, body: dict) -> tuple[str, bool]:
     """`post` with retries. Raises ChatError, at once where the server is dead."""
     with chat.lock:
         if is_dead(chat) and not chat.may_try:
-            raise ChatError(f"{chat.url} is dead")
+            raise ChatError(f"{chat.url} is dead: {chat.last_error}")
         chat.may_try = False
     for attempt in itertools.count():
         try:
@@ -249,7 +252,9 @@ def mask(text: str, key: str) -> str:
     """A text without the key, nor 8 characters of it in a row: some servers repeat a wrong one."""
     size = min(len(key), 8)
     starts = range(len(text) - size + 1) if key else []
-    hidden = {i + n for i in starts if text[i : i + size] in key for n in range(size)}
+    hidden = {
+        i + n for i in starts if text[i : i + size].lower() in key.lower() for n in range(size)
+    }
     return "".join("*" if i in hidden else char for i, char in enumerate(text))
 
 

@@ -219,10 +219,11 @@ def test_no_mark_in_a_response_ends_its_block(server, connect, mark):
 def test_the_key_is_masked_before_a_message_is_cut(server, connect, monkeypatch, written):
     key = "sk/proj-" + "".join(map(chr, range(48, 83)))  # 43 characters
     monkeypatch.setenv("DYME_JUDGE_KEY", key)
-    server.default = (401, written.replace("KEY", key.replace("/", "\\/")))
+    server.default = (401, written.replace("KEY", key.replace("/", "\\/").upper()))
     with pytest.raises(c.ChatError, match="HTTP 401") as error:
         c.ask_anything(connect())
-    assert not any(key[i : i + 8] in str(error.value) for i in range(len(key) - 7))
+    said = str(error.value).lower()
+    assert not any(key[i : i + 8].lower() in said for i in range(len(key) - 7))
 
 
 def test_a_message_is_short_and_printable_whatever_the_server_says(server, connect):
@@ -346,6 +347,7 @@ def test_a_grounded_trace_is_used_without_its_answer_line(server, connect):
         GOOD.replace("Romania 13.0.", "Romania 13.0, Latvia 12."),  # one invented
         GOOD + "<|im_end|>",
         GOOD.replace("it is", "<image> it is"),
+        GOOD.replace("it is", "[/INST] it is"),
         "Answer: 8.3",
         "",
         "!cut",
@@ -628,7 +630,7 @@ def test_offline_with_a_dead_server_stops_and_the_same_command_goes_on(server, o
     code, rows = offline(*offline.flags)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and 0 < len(rows) < 5 and error.startswith("error: ")
-    assert "HTTP 500" in error or "is dead" in error  # whichever of the parallel calls ended last
+    assert "HTTP 500" in error
     assert len(server.requests) < 12
     server.default = GOOD
     code, rows = offline(*offline.flags)
