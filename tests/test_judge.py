@@ -219,7 +219,7 @@ def test_no_mark_in_a_response_ends_its_block(server, connect, mark):
 def test_the_key_is_masked_before_a_message_is_cut(server, connect, monkeypatch, written):
     key = "sk/proj-" + "".join(map(chr, range(48, 83)))  # 43 characters
     monkeypatch.setenv("DYME_JUDGE_KEY", key)
-    server.default = (401, written.replace("KEY", key.replace("/", "\\/").upper()))
+    server.default = (401, written.replace("KEY", key.replace("/", "\\/").swapcase()))
     with pytest.raises(c.ChatError, match="HTTP 401") as error:
         c.ask_anything(connect())
     said = str(error.value).lower()
