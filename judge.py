@@ -29,9 +29,17 @@ from tqdm import tqdm
 import dyme
 from checker import Rules, format_reward, refine, total_reward, visual_checker
 from data import load_data
-from data.example import Example, InputError
+from data.example import Example, InputError, fact_name, fact_value
+from data.own import split_marked
 from data.reading import write_whole
-from lib.answers import clean_answer, extract_answer, relaxed_accuracy, split_response, to_number
+from lib.answers import (
+    clean_answer,
+    extract_answer,
+    grade,
+    relaxed_accuracy,
+    split_response,
+    to_number,
+)
 from lib.chat import Chat, ChatError, ask, ask_anything, ask_word, close_chat, count, is_dead
 from lib.chat import open_chat, say, take_counts, try_again
 from lib.claims import claimed_facts
@@ -284,7 +292,7 @@ def fill(prompt: str, example: Example, **parts: str) -> str:
     """A prompt about an example. No mark inside a response can end the block that it is in, nor
     its turn ("</thinking>", "<|im_end|>"): each "<" becomes a letter that looks like it.
     """
-    facts = "\n".join(f"- {' '.join(names)}: {value}" for *names, value in example.facts)
+    facts = "\n".join(f"- {fact_name(fact)}: {fact_value(fact)}" for fact in example.facts)
     parts = {name: text.replace("<", "\u2039") for name, text in parts.items()}
     about = {"question": example.question, "answer": example.answer}
     prompt = prompt.replace("{case}", CASE)
@@ -323,9 +331,9 @@ def without_answer(reply: str, example: Example) -> str | None:
     """A reply without its answer lines; None where one of them gives another answer."""
     lines = []
     for line in reply.splitlines():
-        thinking, given = split_response(line)
+        thinking, given = split_marked(line)
         if given is not None:
-            if not relaxed_accuracy(target=clean_answer(example.answer), prediction=given):
+            if grade(example, given) < 1:
                 return None
             # nothing remains of "The final answer: 5"
             thinking = re.match(r"(.*[.!?])?", thinking).group()

@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data.example import InputError
+from lib.log import visible
 
 MAX_BYTES = 10_000_000  # of a reply
 LONGEST = 200  # characters of a server's own words in a message
@@ -41,8 +42,7 @@ class ChatError(Exception):
     """A call without a reply: why, in a line or two; whether to try again; Retry-After in seconds."""
 
     def __init__(self, reason: str, retry: bool = True, wait: float | None = None):
-        line = " ".join(reason.split())[:LONGEST]  # a server's words may hold terminal escapes
-        super().__init__("".join(c if c.isprintable() else "\ufffd" for c in line))
+        super().__init__(visible(" ".join(reason.split()))[:LONGEST])
         self.retry = retry
         self.wait = wait
 

@@ -333,6 +333,8 @@ def test_a_grounded_trace_is_used_without_its_answer_line(server, connect):
     for n in range(4):
         case = example(question=f"{QUESTION} {n}")
         assert j.written_trace(connect(), case, "a template") == GOOD
+    server.script.append("B has it: Latvia 3.0, Portugal 8.9, Romania 13.0.\nAnswer: (B).")
+    assert j.written_trace(connect(), example(answer="B", kind="letters")).endswith("13.0.")
     assert "a template" in server.requests[0][1]["messages"][0]["content"]
 
 
