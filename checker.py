@@ -182,6 +182,10 @@ class Rules:
     def resume(self, step: int) -> None:
         """Restore what was learned up to `step`: nothing here."""
 
+    def summary(self) -> str | None:
+        """A line for the end of the run, where there is something to say."""
+        return None
+
     def close(self) -> None:
         """Let go of what is under way: nothing here."""
 

@@ -24,22 +24,25 @@ import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from data.example import InputError
+from lib.log import visible
 
 MAX_BYTES = 10_000_000  # of a reply
+LONGEST = 200  # characters of a server's own words in a message
 JITTER = random.Random()  # its own: the training's random states must not depend on the network
 REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT, finished INTEGER)"
 
 
 class ChatError(Exception):
-    """A call without a reply: why, in one line; whether to try again; Retry-After in seconds."""
+    """A call without a reply: why, in a line or two; whether to try again; Retry-After in seconds."""
 
     def __init__(self, reason: str, retry: bool = True, wait: float | None = None):
-        super().__init__(" ".join(reason.split()))
+        super().__init__(visible(" ".join(reason.split()))[:LONGEST])
         self.retry = retry
         self.wait = wait
 
@@ -60,11 +63,14 @@ class Chat:
     max_failures: int = 5  # calls in a row without a reply that make a server dead
     failed_in_a_row: int = 0
     may_try: bool = False  # whether a dead server gets one more call in this step
+    last_error: str = ""
     counts: Counter = field(default_factory=Counter)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
-def open_chat(url: str, model: str, *, cache=":memory:", parallel: int = 8, **fields) -> Chat:
+def open_chat(
+    url: str, model: str, *, cache: str | Path = ":memory:", parallel: int = 8, **fields
+) -> Chat:
     """A Chat with `parallel` threads and its sqlite cache (a path; several processes may share it).
 
     `fields` are Chat's own. Raises InputError for an address, model, key or cache that can't work.
@@ -78,7 +84,7 @@ def open_chat(url: str, model: str, *, cache=":memory:", parallel: int = 8, **fi
         raise InputError("--judge_model: missing; name a model that the server at --judge_url has")
     api_key(url)
     try:
-        os.makedirs(os.path.dirname(cache) or ".", exist_ok=True)
+        Path(cache).parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(cache, timeout=60, check_same_thread=False)
         with db:
             db.execute(REPLIES)
@@ -115,6 +121,12 @@ def ask(chat: Chat, messages: list[dict]) -> tuple[str, bool]:
     return text, finished
 
 
+def ask_anything(chat: Chat) -> None:
+    """One question past the cache, to see that the server answers. Raises ChatError."""
+    messages = [{"role": "user", "content": "Reply with one word: yes."}]
+    ask_server(chat, {"model": chat.model, "messages": messages, **chat.sampling})
+
+
 def ask_word(chat: Chat, prompt: str, words: list[str]) -> str | None:
     """One of `words`, asked again once if the reply is not one; then None. Raises ChatError."""
     messages = [{"role": "user", "content": prompt}]
@@ -144,7 +156,7 @@ def ask_server(chat: Chat, body: dict) -> tuple[str, bool]:
     """`post` with retries. Raises ChatError, at once where the server is dead."""
     with chat.lock:
         if is_dead(chat) and not chat.may_try:
-            raise ChatError(f"{chat.url} is dead")
+            raise ChatError(f"{chat.url} is dead: {chat.last_error}")
         chat.may_try = False
     for attempt in itertools.count():
         try:
@@ -172,7 +184,7 @@ def try_again(chat: Chat) -> None:
 def note(chat: Chat, error: ChatError | None = None) -> None:
     """Counts failures in a row; says when the server dies, and when it answers again."""
     with chat.lock:
-        was_dead = is_dead(chat)
+        was_dead, chat.last_error = is_dead(chat), str(error or chat.last_error)
         chat.failed_in_a_row = chat.failed_in_a_row + 1 if error else 0
         dead = is_dead(chat)
     if dead and not was_dead:
@@ -204,8 +216,7 @@ def post(chat: Chat, body: dict) -> tuple[str, bool]:
     except (OSError, http.client.HTTPException) as error:
         raise ChatError(f"{type(error).__name__}: {error}") from None
     if answer.status != 200:
-        reason = raw[:300].decode(errors="replace")
-        reason = reason.replace(key, "***") if key else reason  # some servers repeat a wrong key
+        reason = mask(raw[: 4 * LONGEST].decode(errors="replace"), key)
         retry = answer.status in (408, 429) or answer.status >= 500
         wait = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", answer.headers.get("Retry-After", ""))
         raise ChatError(f"HTTP {answer.status} {reason}", retry, wait and float(wait[1]))
@@ -235,6 +246,16 @@ def read_reply(raw: bytes) -> tuple[str, bool]:
     # a reasoning model's own thoughts name every level; lone surrogates can't be stored
     text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
     return text.encode(errors="replace").decode().strip(), reason != "length"
+
+
+def mask(text: str, key: str) -> str:
+    """A text without the key, nor 8 characters of it in a row: some servers repeat a wrong one."""
+    size = min(len(key), 8)
+    starts = range(len(text) - size + 1) if key else []
+    hidden = {
+        i + n for i in starts if text[i : i + size].lower() in key.lower() for n in range(size)
+    }
+    return "".join("*" if i in hidden else char for i, char in enumerate(text))
 
 
 def api_key(url: str) -> str:
