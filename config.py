@@ -135,6 +135,9 @@ class Config:
     )
     judge_model: str | None = knob(None, "rewards", "its model name")
     judge_parallel: int = knob(8, "rewards", "requests to it at a time", low=1)
+    judge_optional: bool = knob(
+        False, "rewards", "go on by the rules where the judge does not answer at the start"
+    )
 
     # ---- optimization ----
     max_steps: int | None = knob(
