@@ -191,6 +191,8 @@ def values(run: Run, key: str, of_val: bool) -> dict[float, float]:
         start = run.base.get(run.config.get("eval_split"), {}).get("greedy")
         lines = ([{**start, "step": 0}] if start else []) + run.val
     lines = [line for line in lines if is_number(line.get("step")) and is_number(line.get(key))]
+    if key == "share_equal":  # nothing is equal where nothing was sampled
+        lines = [line for line in lines if "reward" in line]
     # an update without tokens has no entropy; it is logged as 0
     return {line["step"]: line[key] for line in lines if key != "entropy" or line[key] != 0}
 
@@ -271,7 +273,8 @@ def plot_noise(records: list[dict], figure, dark: int) -> None:
             for record in sorted(records, key=lambda record: record["trace_noise"]):
                 if record["row"] == row:
                     value = record["final"]["test"][reading][metric]
-                    found.setdefault(record["trace_noise"], []).append(value)
+                    if value is not None:
+                        found.setdefault(record["trace_noise"], []).append(value)
             colour = colours(rows)[row][dark]
             ax.plot(list(found), [statistics.mean(v) for v in found.values()], c=colour, label=row)
             for noise, dots in found.items():
