@@ -191,8 +191,6 @@ def values(run: Run, key: str, of_val: bool) -> dict[float, float]:
         start = run.base.get(run.config.get("eval_split"), {}).get("greedy")
         lines = ([{**start, "step": 0}] if start else []) + run.val
     lines = [line for line in lines if is_number(line.get("step")) and is_number(line.get(key))]
-    if key == "share_equal":  # nothing is equal where nothing was sampled
-        lines = [line for line in lines if "reward" in line]
     # an update without tokens has no entropy; it is logged as 0
     return {line["step"]: line[key] for line in lines if key != "entropy" or line[key] != 0}
 
@@ -299,11 +297,13 @@ def switched(variants: list[Variant]) -> list[Variant]:
 
 
 def save_png(variants: list[Variant], records: list[dict], folder: Path) -> list[Path]:
-    """All pictures as <folder>/<key>.png, modes.png and, of records, noise.png."""
-    plots = {
-        curve.key: (partial(plot_curve, curve, variants), (5.6, 3.4))
-        for curve in curves_of(variants)
-    }
+    """All pictures as files: accuracy.png, true_facts.png .. by their titles, modes.png and, of
+    records, noise.png.
+    """
+    plots = {}
+    for curve in curves_of(variants):
+        name = curve.title.lower().replace(" ", "_")
+        plots[name] = (partial(plot_curve, curve, variants), (5.6, 3.4))
     if shown := switched(variants):
         plots["modes"] = (partial(plot_modes, shown), (2.6 * len(shown) + 1.4, 2.9))
     if records:
