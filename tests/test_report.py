@@ -130,11 +130,10 @@ def test_stated_facts_are_marked_where_they_are_right_or_wrong():
     assert html.endswith("\nAnswer: 3 &amp; 3</b>")
 
 
-def test_the_same_number_of_two_names_is_marked_for_each_alone():
-    facts = [tuple(fact) for fact in FACTS]
-    spans = gallery.stated_spans("black 3. yellow is 3, 3 + 3 = 6", facts)
-    claims = [(start, claim) for start, _, claim in spans]
-    assert claims == [(6, ("black", "3")), (19, ("yellow", "3"))]
+def test_a_value_of_two_names_is_right_for_both_or_wrong():
+    facts = [("a", "x", "3"), ("b", "x", "4")]
+    assert "is-true" in gallery.marked("a x is 3", facts)
+    assert 'title="a x is 3, b x is 4">3<i>✗</i>' in gallery.marked("both a x and b x are 3", facts)
 
 
 def test_visible_spells_out_what_acts_and_keeps_what_reads():
