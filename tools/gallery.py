@@ -69,9 +69,10 @@ def marked(text: str, facts: list) -> str:
         claims.setdefault(tuple(place), []).append(claim)
     parts, done = [], 0
     for start, end in sorted(claims):
-        parts.append(esc(thinking[done:start]))
-        parts.append(mark(thinking[start:end], claims[start, end], facts))
-        done = end
+        if start >= done:
+            parts.append(esc(thinking[done:start]))
+            parts.append(mark(thinking[start:end], claims[start, end], facts))
+            done = end
     parts.append(esc(thinking[done:]))
     if len(thinking) < len(shown):
         parts.append(f"<b>{esc(shown[len(thinking) :])}</b>")
