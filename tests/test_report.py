@@ -136,6 +136,11 @@ def test_a_value_of_two_names_is_right_for_both_or_wrong():
     assert 'title="a x is 3, b x is 4">3<i>✗</i>' in gallery.marked("both a x and b x are 3", facts)
 
 
+def test_a_value_of_a_name_that_is_not_there_is_wrong():
+    html = gallery.mark("9", [("green", "9")], [("black", "3")])
+    assert html == '<mark class="is-false" title="green is not there">9<i>✗</i></mark>'
+
+
 def test_visible_spells_out_what_acts_and_keeps_what_reads():
     assert visible("a\x1b[31m\r\x00\u202e\ud800") == "a\\x1b[31m\\r\\x00\\u202e\\ud800"
     assert visible("Grüße\t1\u00a0000 ✓\n→ 图") == "Grüße\t1\u00a0000 ✓\n→ 图"
