@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import judge
 from tools import bench, sides
 
 LLAVA = sides.SIZES["small"]
@@ -76,6 +77,8 @@ def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys):
     assert capsys.readouterr().out.count("x |") == len(rows)
     bench.main(["--table", out, "results/bench-p700.json"])
     assert "| 697 x 1 | update, packed | 1.76 | 435 | padded rows |" in capsys.readouterr().out
+    bench.main(["--table", "results/judge.json"])
+    assert "judge: the calls alone, s: 8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv", ["--json {tmp}/no/o.json", "--table {tmp}", "--table README.md"])
@@ -90,3 +93,14 @@ def test_memory_is_the_childs_own_peak_not_its_parents():
     held = torch.ones(2**27)  # 512 MB here, which a child process must not count
     bytes_of_update = bench.peak_elsewhere("update", ["--size", "small", "--device", "cpu"])
     assert 0 < bytes_of_update < held.nbytes / 4
+
+
+def test_a_judge_is_asked_about_every_response_of_every_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        judge, "judge_thinking", lambda chat, thinking, example: asked.append(thinking) or 0.5
+    )
+    args = bench.arguments([*ARGV, "--judge", "0.01"])
+    found = bench.judge_overlap(args)
+    assert len(set(asked)) == len(asked) == 16  # 2 steps of 8
+    assert found["the calls alone, s"] == pytest.approx(0.01)

@@ -46,13 +46,9 @@ def write_run(folder, method="dyme", seed=0, reward=1.0, texts=TEXTS, **config) 
     config = {"method": method, "seed": seed, **plain, **config}
     reading = {"accuracy": 0.5, "format": 1.0, "fact_precision": 0.9, "grounded": 0.4, "count": 100}
     readings = {"val": {name: reading for name in ("greedy", "sampled", "direct")}}
-    shares = {
-        "share_memorize": 0.5,
-        "share_explore": 0.25,
-        "share_skip": 0.25,
-        "frac_reward_zero_std": 0.1,
-    }
-    steps = [{"step": s, **shares, "reward": reward * s / 39, "step_time": 1.0} for s in range(40)]
+    shares = {"share_memorize": 0.5, "share_explore": 0.25, "share_skip": 0.25}
+    shares |= {"frac_reward_zero_std": 0.1, "completions/mean_length": 9.0, "step_time": 1.0}
+    steps = [{"step": s, **shares, "reward": reward * s / 39} for s in range(40)]
     steps[0]["entropy"] = None
     asked = {"question": "Which?", "answer": "red", "facts": FACTS, "image": picture()}
     memorized = {"mode": "memorize", "target": "black 4\nAnswer: red"}
@@ -134,11 +130,15 @@ def test_stated_facts_are_marked_where_they_are_right_or_wrong():
     assert html.endswith("\nAnswer: 3 &amp; 3</b>")
 
 
-def test_the_same_number_of_two_names_is_marked_for_each_alone():
-    facts = [tuple(fact) for fact in FACTS]
-    spans = gallery.stated_spans("black 3. yellow is 3, 3 + 3 = 6", facts)
-    claims = [(start, claim) for start, _, claim in spans]
-    assert claims == [(6, ("black", "3")), (19, ("yellow", "3"))]
+def test_a_value_of_two_names_is_right_for_both_or_wrong():
+    facts = [("a", "x", "3"), ("b", "x", "4")]
+    assert "is-true" in gallery.marked("a x is 3", facts)
+    assert 'title="a x is 3, b x is 4">3<i>✗</i>' in gallery.marked("both a x and b x are 3", facts)
+
+
+def test_a_value_of_a_name_that_is_not_there_is_wrong():
+    html = gallery.mark("9", [("green", "9")], [("black", "3")])
+    assert html == '<mark class="is-false" title="green is not there">9<i>✗</i></mark>'
 
 
 def test_visible_spells_out_what_acts_and_keeps_what_reads():
@@ -227,8 +227,9 @@ def test_the_readmes_pictures_are_the_pages(tmp_path):
     variants = variants_of(write_run(tmp_path / "a$b"))
     records = json.loads(Path("results/noise.json").read_text())["records"]
     written = curves.save_png(variants, records, tmp_path / "png")
-    names = [curve.key for curve in curves.curves_of(variants)]
-    assert [path.stem for path in written] == [*names, "modes", "noise"] and len(names) == 5
+    names = ["accuracy", "true_facts", "reward", "advantage_collapse", "length"]
+    names.append("seconds_per_step")
+    assert [path.stem for path in written] == [*names, "modes", "noise"]
     assert all(Image.open(path).size[0] > 500 for path in written)
     page = Elements(report.page(variants))
     assert sum(tag == "picture" for tag, _ in page.found) == len(names) + 1

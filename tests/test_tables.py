@@ -24,9 +24,8 @@ def finish(folder, steps=1):
     result["val"] = [{"accuracy": accuracy} for accuracy in (0.2, 0.6, 0.5)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
-    lines = [{"reward": 0.0, "frac_reward_zero_std": share} for share in (1.0, 0.5)] + [
-        {"loss": 0.0}
-    ]
+    lines = [{"reward": 0.0, "frac_reward_zero_std": share} for share in (1.0, 0.5)]
+    lines.append({"loss": 0.0})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 

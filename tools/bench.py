@@ -5,6 +5,7 @@
     python -m tools.bench --size 0.5b --json out.json   on a GPU; 0.5b and 2b: published shapes
     python -m tools.bench --table out.json              the table of kept results
     python -m tools.bench --memory                      what a step needs, computed
+    python -m tools.bench --judge 1.0                   what a judge that takes a second costs a step
 
 Every row is from one run: the same random weights, prompts, G and C on both sides (tools/sides.py),
 the sides taken in turn, medians. Every response has exactly C tokens: the end token is banned.
@@ -15,11 +16,16 @@ other side's figure divided by ours. Left out: quality (tools/compare.py), sever
 import argparse
 import importlib.util
 import json
+import math
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
@@ -27,10 +33,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import Example, InputError
+from judge import Judge
 from lib.memory import memory_estimate, shape_of
 from model import completion_logprobs, encode_prompt
 from tools import sides
 from tools.sides import SIZES, Case, build_case, now
+
+
+def pair(case: Case) -> Case:
+    """The case with at least two prompts, so that half of them can be skipped."""
+    if len(case.groups) > 1:
+        return case
+    twice = {"groups": case.groups * 2, "completions": case.completions * 2}
+    return replace(case, **twice, weights=case.weights.repeat(2, 1))
+
 
 SIDES = {
     "update": sides.update,
@@ -41,8 +57,8 @@ SIDES = {
     "grpo_step": sides.step,
     "dyme_step": lambda case: sides.step(case, skip=True),
     "trl_step": sides.trl_step,
-    "update_all": lambda case: sides.update(sides.pair(case)),
-    "update_half": lambda case: sides.update(sides.pair(case), every=2),
+    "update_all": lambda case: sides.update(pair(case)),
+    "update_half": lambda case: sides.update(pair(case), every=2),
     "update_4g": lambda case: sides.update(
         sides.build_case(case.args, 4 * case.config.num_generations)
     ),
@@ -177,16 +193,90 @@ def bench(args: argparse.Namespace, argv: list[str]) -> dict:
     return result
 
 
+# ---- a judge beside the step ---------------------------------------------------------------------
+
+
+class Sleeper(BaseHTTPRequestHandler):
+    """A judge that takes server.seconds for a rating, which depends on what it is asked."""
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.server.seconds)
+        message = {"role": "assistant", "content": ("low", "medium", "high")[sum(asked) % 3]}
+        body = json.dumps({"choices": [{"message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *parts):
+        pass
+
+
+def serve(seconds: float, ports) -> None:
+    """The sleeping judge's process; says its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Sleeper)
+    server.seconds = seconds
+    ports.put(server.server_port)
+    server.serve_forever()
+
+
+def judge_overlap(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a step without a judge, and with one that takes args.judge seconds for each of the
+    P * G responses: with responses that end here and there, at C / 2 tokens on average, and, the
+    worst case, that all end together, so that only updates are left to hide the calls behind.
+    """
+    ports = multiprocessing.Queue()
+    server = multiprocessing.Process(target=serve, args=(args.judge, ports), daemon=True)
+    server.start()  # a process of its own, as a judge is
+    case = build_case(args)
+    config = replace(case.config, judge_url=f"http://127.0.0.1:{ports.get()}/v1", judge_model="x")
+    config = replace(config, output_dir=tempfile.mkdtemp(), refiner="off", reward_weights=[1, 1, 1])
+    judge, found = Judge(config), {}
+    for ends in ("together", "here and there"):
+        if ends == "here and there":
+            end_responses(case)
+        runs = {"without": sides.step(case), "with": sides.step(case, judge=judge)}
+        laps = {name: [] for name in runs}
+        for name in tqdm([*runs] * args.repeats, desc=f"judge, ends {ends}", unit="run"):
+            start = now(case.model)
+            runs[name]()
+            laps[name].append(now(case.model) - start)
+        medians = {name: statistics.median(seconds) for name, seconds in laps.items()}
+        for name, median in medians.items():
+            found[f"responses end {ends}, step {name} a judge, s"] = median
+        found[f"responses end {ends}, ratio"] = medians["with"] / medians["without"]
+    found["the calls alone, s"] = args.judge * case.weights.numel() / config.judge_parallel
+    judge.close()
+    server.terminate()
+    return found
+
+
+def end_responses(case: Case) -> None:
+    """Let the end token be sampled again, so that responses end after C / 2 tokens on average."""
+    model, end = case.model, case.processor.tokenizer.eos_token_id
+    model.forbidden_ids = [token for token in model.forbidden_ids if token != end]
+    odds = math.log(max(case.config.max_completion_length / 2, 2) - 1)
+
+    def favour_end(module, inputs, logits):
+        others = logits.index_fill(-1, torch.tensor([end], device=logits.device), -torch.inf)
+        return others.index_copy(
+            -1, torch.tensor([end], device=logits.device), others.logsumexp(-1, True) - odds
+        )
+
+    model.get_output_embeddings().register_forward_hook(favour_end)
+
+
 # ---- tables --------------------------------------------------------------------------------------
 
 
 def table(results: list[dict]) -> str:
-    """The rows of one or more results as markdown."""
+    """One or more results: their rows as markdown, and what else was measured."""
     head = "| P x prompts | what | s | MB | against | s | MB | time ratio | memory ratio |"
     lines = [head, "| --- " * 9 + "|"]
     for result in results:
         trained = ", tower trained" if result.get("train_vision") else ""
-        for row in result["rows"]:
+        for row in result.get("rows", []):
             cells = [f"{result['P']} x {result['prompts']}{trained}"]
             for what in ("ours", "against"):
                 seconds, size = row[f"{what}_seconds"], row[f"{what}_bytes"]
@@ -196,6 +286,12 @@ def table(results: list[dict]) -> str:
                 ours, theirs = row[f"ours_{figure}"], row[f"against_{figure}"]
                 cells.append(f"{theirs / ours:.2f}x" if ours and theirs else "-")
             lines.append("| " + " | ".join(cells) + " |")
+    if not any("rows" in result for result in results):
+        lines = []
+    for result in results:
+        for title in ("exactness", "judge"):
+            measured = result.get(title, {}).items()
+            lines += [f"{title}: {name}: {value:.3g}" for name, value in measured]
     return "\n".join(lines)
 
 
@@ -265,6 +361,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--json", metavar="FILE", help="keep all figures in this file")
     add("--table", nargs="+", metavar="FILE", help="print the rows of such files")
     add("--memory", action="store_true", help="print the computed peaks of published models")
+    add("--judge", type=float, metavar="S", help="what a judge that takes S seconds costs a step")
     add("--measure", choices=SIDES, help=argparse.SUPPRESS)  # one side's peak, see peak_elsewhere
     return parser.parse_args(argv)
 
@@ -281,12 +378,10 @@ def main(argv: list[str]) -> None:
         else:
             if args.json:
                 open(args.json, "a").close()  # said now, and not after all has been measured
-            result = bench(args, argv)
+            result = {"judge": judge_overlap(args)} if args.judge else bench(args, argv)
             names = ("size", "P", "G", "C", "prompts", "dtype", "device", "threads")
-            print(", ".join(f"{name} {result[name]}" for name in names))
+            print(", ".join(f"{name} {result[name]}" for name in names if name in result))
             print(table([result]))
-            for name, value in result.get("exactness", {}).items():
-                print(f"exactness: {name}: {value:.3g}")
             if args.json:
                 Path(args.json).write_text(json.dumps(result, indent=1))
     except (InputError, OSError) as error:

@@ -94,7 +94,8 @@ def run_all(jobs: Collection[Job], workers: int) -> None:
     version = code_version()
     with ThreadPoolExecutor(workers) as pool:
         records = pool.map(lambda job: run(job, version), jobs)
-        for job, record in zip(jobs, tqdm(records, total=len(jobs), desc="runs", unit="run")):
+        records = tqdm(records, total=len(jobs), desc="runs", unit="run")
+        for record, job in zip(records, jobs):
             job.record = record
 
 

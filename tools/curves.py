@@ -271,7 +271,8 @@ def plot_noise(records: list[dict], figure, dark: int) -> None:
             for record in sorted(records, key=lambda record: record["trace_noise"]):
                 if record["row"] == row:
                     value = record["final"]["test"][reading][metric]
-                    found.setdefault(record["trace_noise"], []).append(value)
+                    if value is not None:
+                        found.setdefault(record["trace_noise"], []).append(value)
             colour = colours(rows)[row][dark]
             ax.plot(list(found), [statistics.mean(v) for v in found.values()], c=colour, label=row)
             for noise, dots in found.items():
@@ -296,11 +297,13 @@ def switched(variants: list[Variant]) -> list[Variant]:
 
 
 def save_png(variants: list[Variant], records: list[dict], folder: Path) -> list[Path]:
-    """All pictures as <folder>/<key>.png, modes.png and, of records, noise.png."""
-    plots = {
-        curve.key: (partial(plot_curve, curve, variants), (5.6, 3.4))
-        for curve in curves_of(variants)
-    }
+    """All pictures as files: accuracy.png, true_facts.png .. by their titles, modes.png and, of
+    records, noise.png.
+    """
+    plots = {}
+    for curve in curves_of(variants):
+        name = curve.title.lower().replace(" ", "_")
+        plots[name] = (partial(plot_curve, curve, variants), (5.6, 3.4))
     if shown := switched(variants):
         plots["modes"] = (partial(plot_modes, shown), (2.6 * len(shown) + 1.4, 2.9))
     if records:

@@ -14,13 +14,11 @@ from pathlib import Path
 
 from data.example import InputError
 from lib.answers import split_response
-from lib.claims import claimed_facts
+from lib.claims import locate_claims
 from lib.log import visible
 
 SHOWN_STEPS = 16  # logged steps of a variant
 SHOWN_CHARACTERS = 4000  # of a response
-PROBE = "7777777"  # a value that no chart has
-NUMBER = re.compile(r"(?:(?<![\w)%.])[-−])?\d+(?:,\d\d\d(?!\d))*(?:\.\d+)?")
 # from the bottom of the picture of the switch to its top: colours on white and on black
 MODES = {
     "memorize": ("#f0bd55", "#d9a441"),
@@ -42,41 +40,23 @@ def esc(text) -> str:
     return html.escape(visible(str(text)), quote=True)
 
 
-def number_in(text: str) -> float | None:
-    """The first number of a text."""
-    found = NUMBER.search(text)
-    return float(found[0].replace(",", "").replace("−", "-")) if found else None
-
-
-def stated_spans(text: str, facts: list) -> list[tuple[int, int, tuple]]:
-    """Where a text states which facts: [(start, end, claim)], claims as claimed_facts has them.
-
-    The reader of claims doesn't say where it found them. It is asked: a number is a name's value
-    when the name's value changes with it.
-    """
-    claims = claimed_facts(text, facts)
-    spans = []
-    for match in NUMBER.finditer(text) if claims else ():
-        changed = claimed_facts(text[: match.start()] + PROBE + text[match.end() :], facts)
-        names = {claim[:-1] for claim in changed if PROBE in claim[-1]}
-        value = number_in(match[0])
-        own = [c for c in claims if c[:-1] in names and number_in(c[-1]) == value]
-        spans += [(*match.span(), claim) for claim in own[:1]]
-    return spans
-
-
-def mark(text: str, claim: tuple, facts: list) -> str:
-    """A stated fact as HTML: right or wrong, and on pointing at it what is right."""
-    truth = {fact[:-1]: fact[-1] for fact in reversed(facts)}
-    name, right = " ".join(claim[:-1]), claim in facts
-    told = f"{name} is {truth[claim[:-1]]}" if claim[:-1] in truth else f"{name} isn't there"
-    css = "is-true" if right else "is-false"
-    return f'<mark class="{css}" title="{esc(told)}">{esc(text)}{sign(right)}</mark>'
-
-
 def sign(right: bool) -> str:
     """✓ or ✗: no meaning by colour alone."""
     return "<i>✓</i>" if right else "<i>✗</i>"
+
+
+def mark(text: str, claims: list[tuple], facts: list[tuple]) -> str:
+    """A value as HTML, right or wrong for the names that it is stated of; pointing at it shows what
+    is right.
+    """
+    truth = {fact[:-1]: fact[-1] for fact in reversed(facts)}
+    told = []
+    for *name, _ in claims:
+        real = truth.get(tuple(name))
+        told.append(f"{' '.join(name)} {'is not there' if real is None else f'is {real}'}")
+    right = all(claim in facts for claim in claims)
+    css = "is-true" if right else "is-false"
+    return f'<mark class="{css}" title="{esc(", ".join(told))}">{esc(text)}{sign(right)}</mark>'
 
 
 def marked(text: str, facts: list) -> str:
@@ -84,19 +64,20 @@ def marked(text: str, facts: list) -> str:
     facts = [tuple(map(str, fact)) for fact in facts]
     shown = text[:SHOWN_CHARACTERS]
     thinking = split_response(shown)[0]
-    parts, place, spans = [], 0, stated_spans(thinking, facts)
-    for start, end, claim in spans:
-        parts += [esc(thinking[place:start]), mark(thinking[start:end], claim, facts)]
-        place = end
-    parts.append(esc(thinking[place:]))
+    claims = {}  # (first character, end) of a value -> what is claimed by it
+    for claim, *place in locate_claims(thinking, facts):
+        claims.setdefault(tuple(place), []).append(claim)
+    parts, done = [], 0
+    for start, end in sorted(claims):
+        if start >= done:
+            parts.append(esc(thinking[done:start]))
+            parts.append(mark(thinking[start:end], claims[start, end], facts))
+            done = end
+    parts.append(esc(thinking[done:]))
     if len(thinking) < len(shown):
         parts.append(f"<b>{esc(shown[len(thinking) :])}</b>")
     if len(text) > len(shown):
         parts.append(f"<small> … {len(text) - len(shown)} more characters</small>")
-    marked_claims = {claim for *_, claim in spans}
-    for claim in claimed_facts(thinking, facts):  # values in words have no number to mark
-        if claim not in marked_claims:
-            parts.append(f"<br>{mark(' '.join(claim), claim, facts)}")
     return "".join(parts) or "<small>(nothing)</small>"
 
 

@@ -26,13 +26,13 @@ from tools.curves import is_number, line_of, plot_curve, plot_modes, read_run, r
 from tools.curves import switched
 from tools.gallery import esc, gallery
 
-COLUMNS = [  # reading, metric, heading
+COLUMNS = [  # reading, metric, heading; page.html says what they are
     ("greedy", "accuracy", "accuracy, greedy"),
-    ("sampled", "accuracy", "accuracy at temperature 1"),
-    ("direct", "accuracy", "accuracy without thinking"),
-    ("greedy", "format", "format: thinking, then one marked answer"),
-    ("sampled", "fact_precision", "true facts, of those stated at temperature 1"),
-    ("greedy", "grounded", "grounded: right answers whose thinking states the needed facts"),
+    ("sampled", "accuracy", "accuracy, temperature 1"),
+    ("direct", "accuracy", "accuracy, no thinking"),
+    ("greedy", "format", "format"),
+    ("sampled", "fact_precision", "true facts"),
+    ("greedy", "grounded", "grounded"),
 ]
 
 

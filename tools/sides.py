@@ -31,8 +31,10 @@ import dyme
 from config import Config
 from data import Example
 from grpo import grpo_loss
+from judge import Judge
 from lib.families import checkpoint_activations, prepare, without_video
 from lib.optim import build_optimizer
+from lib.ranks import Ranks
 from lib.tiny import tiny_tokenizer
 from model import THINK, image_features, token_logprobs
 from rollout import EXPLORE, SKIP, Group, Row, make_groups, rollout
@@ -188,14 +190,6 @@ def build_case(args: argparse.Namespace, num_generations: int | None = None) -> 
     return Case(args, model, processor, config, groups, completions.tolist(), weights)
 
 
-def pair(case: Case) -> Case:
-    """The case with at least two prompts, so that half of them can be skipped."""
-    if len(case.groups) > 1:
-        return case
-    twice = {"groups": case.groups * 2, "completions": case.completions * 2}
-    return replace(case, **twice, weights=case.weights.repeat(2, 1))
-
-
 def now(model) -> float:
     """Seconds on the clock, once the device has finished what it was given."""
     if model.device.type == "cuda":
@@ -244,8 +238,10 @@ def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
     return [float(sum(ids) % 97) for ids in completion_ids]
 
 
-def step(case: Case, skip: bool = False) -> Callable:
-    """A whole step from the image to the optimizer; skip: every second group is all right."""
+def step(case: Case, skip: bool = False, judge: Judge | None = None) -> Callable:
+    """A whole step from the image to the optimizer. skip: every second group is all right. judge:
+    it is asked about every response.
+    """
     config, model = case.config, case.model
     optim = "adamw_bf16" if model.dtype == BF16 else "adamw"
     # at learning rate 0 every step starts from the same weights
@@ -253,8 +249,13 @@ def step(case: Case, skip: bool = False) -> Callable:
     examples = [group.example for group in case.groups]
 
     def hear(group: Group, g: int) -> None:
-        total = group.rewards.setdefault("total", torch.zeros(config.num_generations))
-        total[g] = reward([group.responses[g].token_ids])[0]
+        if judge:  # of the right form, and no two alike
+            text = f"Now it is {time.time()}.\nAnswer: 1"
+            group.responses[g] = replace(group.responses[g], text=text, truncated=False)
+            judge.hear(group, g)
+        else:
+            total = group.rewards.setdefault("total", torch.zeros(config.num_generations))
+            total[g] = reward([group.responses[g].token_ids])[0]
 
     def run():
         groups = make_groups(model, case.processor, examples)
@@ -270,13 +271,17 @@ def step(case: Case, skip: bool = False) -> Callable:
         )
         for group in groups:
             group.mode = SKIP if skip and group.place % 2 else EXPLORE
-            group.rows = dyme.rows(config, 0, group, None, case.processor)
         model.train(case.args.gradient_checkpointing)
-        dyme.update(model, groups, case.weights.numel(), config)
+        for ready in judge.ready(groups) if judge else [groups]:
+            for group in ready:
+                group.rows = dyme.rows(config, 0, group, judge, case.processor)
+            dyme.update(model, ready, case.weights.numel(), config)
         model.eval()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if judge:
+            judge.end_step(0, groups, Ranks())
 
     return run
 
