@@ -352,7 +352,10 @@ def ask_split(argv: list[str]) -> None:
     names = ("max_pixels", "max_completion_length", "tolerance", "seed")
     asked = {name: getattr(args, name) for name in names}
     if args.instruction:
-        asked["instruction"] = Path(args.instruction).read_text(encoding="utf-8").strip()
+        text = Path(args.instruction).read_text(encoding="utf-8", errors="replace").strip()
+        if not text:
+            raise InputError(f"--instruction {args.instruction}: is empty")
+        asked["instruction"] = text
     if args.pass_at_k:
         sampling = {"samples": args.pass_at_k, "temperature": args.temperature or 1.0}
         found = pass_at_ks(*load(args.model), examples, **sampling, **asked)

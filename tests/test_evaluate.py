@@ -176,6 +176,7 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, tmp_pat
         "--batch_size 0",
         "--ckpt {run} --split nowhere",
         "--ckpt {run} --instruction {tmp}/none",
+        "--ckpt {run} --instruction /dev/null",
         "--ckpt {run} --out {tmp}/bad.jsonl",
         "--ckpt {run} --out /proc/none/x.jsonl",
     ],
