@@ -34,13 +34,13 @@ from pathlib import Path
 
 import torch
 
-from config import Config, knob, parse
+from config import Config, knob, parse, tolerances
 from data.charts import TASKS
 from data.example import InputError
 from data.forms import FORMS, stage_questions
 from evaluate import evaluate, evaluate_all
-from lib import checkpoint
 from lib.answers import grade
+from lib.checkpoint import changed_flags, step_folders, write_whole
 from lib.families import save_model
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object, cleanup, setup_distributed
@@ -164,7 +164,7 @@ def open_folder(config: Curriculum, log: Log) -> None:
     if held and not (config.resume or config.overwrite):
         raise InputError(f"{held[0]}: holds a run; --resume it or --overwrite it")
     if config.overwrite and not config.resume and log.active:
-        old = [folder / s / f"{f}.json" for s in config.stages for f in ("result", "readings")]
+        old = [folder / s / f"{f}.json" for s in config.stages for f in ("finished", "readings")]
         for path in [folder / "base.json", *old]:
             path.unlink(missing_ok=True)
     log.open(fresh=False)
@@ -194,28 +194,30 @@ def run_stage(config: Curriculum, stage: str, ranks: Ranks, log: Log) -> dict:
     Of rejected sampling that kept nothing: how that came, alone.
     """
     folder = Path(config.output_dir)
-    finished = config.resume is not None and (folder / "result.json").exists()
+    finished = config.resume is not None and (folder / "finished.json").exists()
     if broadcast_object(finished, ranks):
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
         # what is None here was filled in there
         unset = {name for name, value in asdict(config).items() if value is None}
         ignored = FREE_TO_CHANGE | unset
-        for change in checkpoint.changed_flags(result["config"], asdict(config), ignored):
+        for change in changed_flags(result["config"], asdict(config), ignored):
             log.say(f"warning: {stage} is finished, with another {change}")
         return result
     log.say(f"---- {stage}, from {config.model}")
     loop = config  # the loop starts anew where it has saved nothing, the sampling goes on
-    if config.resume and not checkpoint.step_folders(folder / "checkpoints"):
+    if config.resume and not step_folders(folder / "checkpoints"):
         loop = replace(config, resume=None, overwrite=True)
-    if stage != "reject":
-        return train(loop, ranks, stage_task(config, stage))
-    start = time.perf_counter()
-    task, tasks = reject_task(config, ranks, log)
-    sampled = {"kept": tasks, "seconds_sampling": time.perf_counter() - start}
-    if task is None:
-        return sampled
+    start, sampled = time.perf_counter(), {}
+    if stage == "reject":
+        task, tasks = reject_task(config, ranks, log)
+        sampled = {"kept": tasks, "seconds_sampling": time.perf_counter() - start}
+        if task is None:
+            return sampled
+    else:
+        task = stage_task(config, stage)
     result = {**train(loop, ranks, task), **sampled}
-    log.write("reject/result.json", result)
+    if log.active:  # train's result.json comes before its model
+        write_whole(folder / "finished.json", json.dumps(result, indent=1))
     return result
 
 
@@ -250,7 +252,7 @@ def reject_task(config: Curriculum, ranks: Ranks, log: Log) -> tuple[Task | None
     mixed = mix_examples(config, round(len(learned) * config.mix_share / (1 - config.mix_share)))
     if log.active:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
-        (folder / "kept.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_whole(folder / "kept.jsonl", "".join(lines))
     log.say(f"{len(learned)} are in {folder}/kept.jsonl, {len(mixed)} of other domains mixed in")
     return replace(task, train=learned + mixed), tasks
 
@@ -269,6 +271,7 @@ def read_model(config: Curriculum, name: str, path: Path, ranks: Ranks, log: Log
     model, processor = first_load(replace(config, model=name), ranks)
     names = ("max_completion_length", "max_pixels", "seed")
     asked = {name: getattr(config, name) for name in names}
+    asked["tolerance"] = tolerances(config)[1]
     found = {}
     for split, examples in load_finals(config, log).items():
         found[split] = evaluate_all(model, processor, examples, **asked)
@@ -281,7 +284,7 @@ def read_model(config: Curriculum, name: str, path: Path, ranks: Ranks, log: Log
         forms = ", ".join(f"{form} {found[split][form]['accuracy']:.3f}" for form in FORMS)
         log.say(f"  all tasks, accuracy by form of question: {forms}")
     if log.active:
-        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        write_whole(path, json.dumps(found, indent=1))
     return found
 
 

@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from checker import score
+from config import tolerances
 from data import load_data
 from data.charts import TASKS
 from data.example import DIRECT, THINK, Example, InputError
@@ -71,7 +72,7 @@ def respond(
         yield from groups
 
 
-def marks(group: Group, instruction: str | None = None, tolerance: float = 0.05) -> dict:
+def marks(group: Group, instruction: str | None = None, tolerance: float = 0.0) -> dict:
     """What the one response of a Group is worth: checker.score's rewards, counts of its facts.
 
     Under an instruction of one's own, which may ask for no marker, an unmarked response is an
@@ -99,15 +100,16 @@ def readings(rows: list[dict], tasks: list[str]) -> dict[str, float]:
     """Shares in [0, 1] of some `marks` and their examples' tasks.
 
     accuracy (of the marked answer, by the kind of answer; "accuracy/<task>" too where there are
-    several), format, fact_precision (stated facts that are true), fact_f1 (the visual checker),
-    grounded (of the right answers, those with thinking of at least GROUNDED), truncated; and
-    completion_length (tokens), count.
+    several), format, fact_precision (stated facts that are true; None where nothing is stated),
+    fact_f1 (the visual checker), grounded (of the right answers, those with thinking of at least
+    GROUNDED), truncated; and completion_length (tokens), count.
     """
     right = [row["thinking"] >= GROUNDED for row in rows if row["accuracy"] == 1]
+    stated = sum(row["stated"] for row in rows)
     found = {
         "accuracy": mean([row["accuracy"] for row in rows]),
         "format": mean([row["format"] for row in rows]),
-        "fact_precision": sum(r["true"] for r in rows) / max(sum(r["stated"] for r in rows), 1),
+        "fact_precision": sum(row["true"] for row in rows) / stated if stated else None,
         "fact_f1": mean([row["thinking"] for row in rows]),
         "grounded": mean(right),
         "completion_length": mean([row["length"] for row in rows]),
@@ -126,7 +128,7 @@ def evaluate(
     examples: Sequence[Example],
     *,
     instruction: str | None = None,
-    tolerance: float = 0.05,
+    tolerance: float = 0.0,
     **asked,
 ) -> dict[str, float]:
     """`readings` of one response to each example; asked: how, see respond."""
@@ -181,7 +183,7 @@ def pass_at_ks(
     *,
     samples: int = 64,
     temperature: float = 1.0,
-    tolerance: float = 0.05,
+    tolerance: float = 0.0,
     batch_rows: int = 1024,
     **asked,
 ) -> dict:
@@ -206,7 +208,7 @@ def pass_at_ks(
 
 
 def predict(
-    model, processor, examples: Sequence[Example], path: Path, how: dict, *, tolerance=0.05, **asked
+    model, processor, examples: Sequence[Example], path: Path, how: dict, *, tolerance=0.0, **asked
 ) -> list[dict]:
     """One response to each example, a line of the jsonl file at `path`; in the examples' order.
 
@@ -215,7 +217,7 @@ def predict(
     left alone. InputError for a file of something else.
     """
     told = {name: value for name, value in asked.items() if name != "batch_size"}
-    how = {**how, **told, "weights": checksum(model)}
+    how = {**how, **told, "tolerance": tolerance, "weights": checksum(model)}
     ids = [example.id or str(i) for i, example in enumerate(examples)]
     done = {line["id"]: line for line in read_lines(path) if line.get("how") == how}
     todo = [i for i, name in enumerate(ids) if name not in done]
@@ -295,6 +297,7 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test", help="of the data set (default: test)")
     add("--max_completion_length", type=int, help="most tokens of a response (default: as trained)")
     add("--max_pixels", type=int, help="a larger image is scaled down (default: as trained)")
+    add("--tolerance", type=float, help="relative error of a right number (default: as train.py's)")
     add("--temperature", type=float, default=0.0, help="of sampling (default: 0, greedy)")
 
 
@@ -307,11 +310,12 @@ def settle(args: argparse.Namespace) -> None:
     args.dataset = args.dataset or trained.get("dataset") or "chartqa"
     if args.dataset != trained.get("dataset"):
         trained = {"max_pixels": trained.get("max_pixels")}
-    for name in ("data_dir", "max_pixels", "max_completion_length"):
+    for name in ("data_dir", "max_pixels", "max_completion_length", "tolerance"):
         if getattr(args, name) is None:
             setattr(args, name, trained.get(name))
     args.max_completion_length = args.max_completion_length or 300
     args.data_seed = trained.get("data_seed", 0)
+    args.tolerance = tolerances(args)[1]
 
 
 def load_questions(args: argparse.Namespace) -> Sequence[Example]:
@@ -345,9 +349,13 @@ def ask_split(argv: list[str]) -> None:
     args = parse(argv)
     settle(args)
     examples = load_questions(args)
-    asked = {name: getattr(args, name) for name in ("max_pixels", "max_completion_length", "seed")}
+    names = ("max_pixels", "max_completion_length", "tolerance", "seed")
+    asked = {name: getattr(args, name) for name in names}
     if args.instruction:
-        asked["instruction"] = Path(args.instruction).read_text(encoding="utf-8").strip()
+        text = Path(args.instruction).read_text(encoding="utf-8", errors="replace").strip()
+        if not text:
+            raise InputError(f"--instruction {args.instruction}: is empty")
+        asked["instruction"] = text
     if args.pass_at_k:
         sampling = {"samples": args.pass_at_k, "temperature": args.temperature or 1.0}
         found = pass_at_ks(*load(args.model), examples, **sampling, **asked)
@@ -364,7 +372,8 @@ def ask_split(argv: list[str]) -> None:
     print("\n".join(by_task(lines)))
     found = readings([line["marks"] for line in lines], [line["task"] for line in lines])
     names = ("format", "fact_precision", "fact_f1", "grounded", "truncated")
-    print(", ".join(f"{name} {found[name]:.3f}" for name in names))
+    told = {name: found[name] for name in names if found[name] is not None}
+    print(", ".join(f"{name} {value:.3f}" for name, value in told.items()))
     print(path)
 
 

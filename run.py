@@ -270,10 +270,12 @@ def summary(title: str, readings: dict[str, dict]) -> str:
     """evaluate_all's result in one line."""
     greedy, sampled, direct = readings["greedy"], readings["sampled"], readings["direct"]
     low, high = interval(greedy["accuracy"], greedy["count"])
+    true = sampled["fact_precision"]  # None where nothing is stated
+    stated = "no facts stated" if true is None else f"stated facts true {true:.3f}"
     return (
         f"{title}: accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy, "
         f"{sampled['accuracy']:.3f} at temperature 1, {direct['accuracy']:.3f} answering directly; "
-        f"format {greedy['format']:.3f}, stated facts true {sampled['fact_precision']:.3f}, "
+        f"format {greedy['format']:.3f}, {stated}, "
         f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)"
     )
 

@@ -68,7 +68,7 @@ def stream(model, processor, group: Group, on_text, **sampling) -> None:
     on_text(group.responses[0].text[len(shown) :])
 
 
-def verdict(group: Group) -> str:
+def verdict(group: Group, tolerance: float = 0.0) -> str:
     """What the rewards say of a response, and which of its stated facts are true; of a question of
     one's own nothing.
     """
@@ -76,7 +76,7 @@ def verdict(group: Group) -> str:
     cut = "(cut off)\n" if response.truncated else ""
     if not example.answer:
         return cut
-    rewards = score([response.text], example, truncated=[response.truncated])
+    rewards = score([response.text], example, truncated=[response.truncated], tolerance=tolerance)
     names = ("format", "accuracy", "thinking")
     parts = ", ".join(f"{name} {rewards[name].item():.2f}" for name in names)
     told = f"{cut}{'✓ right' if rewards['accuracy'].item() == 1 else '✗ wrong'}    {parts}\n"
@@ -124,7 +124,7 @@ def ask(argv: list[str]) -> None:
     for g in range(args.num_generations):
         show("\n")
         stream(model, processor, group, show, step=g, **sampling)  # other random numbers each
-        show(f"\n{verdict(group)}")
+        show(f"\n{verdict(group, args.tolerance)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Curr-ReFT: what each answer is paid, honest questions, rejected sampling, the stages in a row."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 
 import curr_reft
 import reject
+import run
 from checker import score
 from curr_reft import read_flags, run_stages
 from data import charts
@@ -246,15 +248,14 @@ def test_mixed_examples_are_of_other_domains_and_ask_for_no_thinking(tmp_path):
 RUN = Path("out", "charts-curr_reft")
 
 
+def keep_all(rows, examples, threshold):
+    """What is kept of samples that are all wrong."""
+    return [{"id": row["id"]} for row in rows], [replace(e, trace="So.") for e in examples]
+
+
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """Flags of a run of seconds; its random model is taught nothing, so that all samples are kept
-    whatever their score.
-    """
-
-    def keep_all(rows, examples, threshold):
-        return [{"id": row["id"]} for row in rows], [replace(e, trace="So.") for e in examples]
-
+    """Flags of a run of seconds; its random model is taught nothing, so keep_all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(curr_reft, "keep_best", keep_all)
     flags = "--base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18 --eval_size 18"
@@ -301,7 +302,7 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
     whole = (folder / "sampled.jsonl").read_text()
     with pytest.raises(InputError, match="--resume"):
         run_stages(read_flags(flags), Ranks())
-    (folder / "result.json").unlink()
+    (folder / "finished.json").unlink()
     shutil.rmtree(folder / "checkpoints")  # as if it had been stopped while it sampled
     (folder / "sampled.jsonl").write_text(whole[: len(whole) * 2 // 3])
     sampled, best_row = [], reject.best_row
@@ -314,9 +315,45 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
     run_stages(read_flags([*flags, "--resume"]), Ranks())
     assert (folder / "sampled.jsonl").read_text() == whole
     assert 0 < len(sampled) < 5
-    (folder / "result.json").unlink()
+    (folder / "finished.json").unlink()
     with pytest.raises(InputError, match="--overwrite"):
         run_stages(read_flags([*flags, "--resume", "--reject_samples", "3"]), Ranks())
+
+
+def test_a_stage_that_is_killed_before_its_model_is_written_is_finished_by_resume(
+    quick, monkeypatch
+):
+    calls, save = [], run.save_model
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 1:  # result.json of stage judge is there, its model is not
+            raise KeyboardInterrupt
+        save(*args)
+
+    monkeypatch.setattr(run, "save_model", killed)
+    flags = [*quick, "--stages", "judge", "choice"]
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(read_flags(flags), Ranks())
+    assert (RUN / "judge" / "result.json").exists()
+    assert run_stages(read_flags([*flags, "--resume"]), Ranks())["step"] == 4
+
+
+def test_a_kill_while_a_small_file_is_written_leaves_no_part_of_it(quick, monkeypatch):
+    flags, rename = read_flags([*quick, "--stages", "reject", "--resume"]), os.rename
+    for name in ("kept.jsonl", "finished.json", "readings.json"):
+
+        def killed(source, target, name=name):
+            if Path(target).name == name:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(replace(flags), Ranks())
+        assert not (RUN / "reject" / name).exists()
+    monkeypatch.setattr(os, "rename", rename)
+    assert run_stages(replace(flags), Ranks())["final"]["test"]
 
 
 @pytest.mark.parametrize("flags", ["--stages", "--resume out/x", "--mix_share 1", "--method dyme"])

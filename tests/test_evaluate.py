@@ -10,7 +10,7 @@ import sample
 from data.charts import TASKS, load_charts
 from data.example import DIRECT, Example
 from data.forms import stage_questions
-from evaluate import by_task, evaluate, marks, pass_at_k, pass_at_ks, predict, read_lines
+from evaluate import by_task, evaluate, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
 from lib.answers import grade
 from lib.families import save_model
 from lib.tiny import tiny_vlm
@@ -60,11 +60,35 @@ def test_a_direct_answer_is_the_whole_response_and_one_of_ones_own_may_be_marked
         assert marks(said(CHART, text), "Tell me.")["accuracy"] == 1
 
 
+def test_fact_precision_is_none_where_nothing_is_stated():
+    rows = [marks(said(CHART, "so it is\nAnswer: 5"))]
+    assert readings(rows, [""])["fact_precision"] is None
+    rows.append(marks(said(CHART, "red 5, blue 3\nAnswer: 5")))
+    assert readings(rows, ["", ""])["fact_precision"] == 0.5
+
+
+def test_a_number_is_right_within_the_tolerance_of_its_data_set():
+    example = Example(question="How many?", answer="100")
+    near = said(example, "so it is\nAnswer: 104")
+    assert marks(near)["accuracy"] == 0 and marks(near, tolerance=0.05)["accuracy"] == 1
+    assert marks(near, DIRECT, 0.05)["accuracy"] == 0  # 104 is not all that it says
+
+
+@pytest.mark.parametrize(
+    "flags, tolerance",
+    [("--dataset chartqa", 0.05), ("--dataset gsm8k", 0.0), ("", 0.0), ("--tolerance 0.2", 0.2)],
+)
+def test_the_program_takes_the_data_sets_own_tolerance(folder, flags, tolerance):
+    args = program.parse(["--ckpt", str(folder), *flags.split()])
+    program.settle(args)
+    assert args.tolerance == tolerance
+
+
 def test_readings_depend_on_no_batch(vlm):
     examples = load_charts("val", 7)
     asked = {"temperature": 1.0, "max_completion_length": 8, "seed": 2}
-    readings = [evaluate(*vlm, examples, batch_size=size, **asked) for size in (3, 64)]
-    assert readings[0] == readings[1] and readings[0]["count"] == 7
+    found = [evaluate(*vlm, examples, batch_size=size, **asked) for size in (3, 64)]
+    assert found[0] == found[1] and found[0]["count"] == 7
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -152,6 +176,7 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, tmp_pat
         "--batch_size 0",
         "--ckpt {run} --split nowhere",
         "--ckpt {run} --instruction {tmp}/none",
+        "--ckpt {run} --instruction /dev/null",
         "--ckpt {run} --out {tmp}/bad.jsonl",
         "--ckpt {run} --out /proc/none/x.jsonl",
     ],
@@ -200,6 +225,8 @@ def test_a_streamed_response_never_shows_its_end_token(vlm, monkeypatch):
 def test_a_verdict_says_which_stated_facts_are_true():
     told = sample.verdict(said(CHART, "red 5, blue 3\nAnswer: 5"))
     assert told.startswith("✓ right") and "red 5 ✓" in told and "blue 3 ✗" in told
+    near = said(Example(question="How many?", answer="100"), "so it is\nAnswer: 104")
+    assert "✗" in sample.verdict(near) and "✓" in sample.verdict(near, tolerance=0.05)
     assert sample.verdict(said(Example(question="own"), "5", truncated=True)) == "(cut off)\n"
 
 
