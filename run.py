@@ -291,7 +291,11 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     found = broadcast_object(find_run(config) if log.active else None, ranks)
     log.open(fresh=found is None)
     scorer = Judge(config) if config.judge_url else Rules(config)
-    task = task or load_task(config, log)
+    task = task or Task(
+        load_split(config, "train", config.train_size),
+        load_split(config, config.eval_split, config.eval_size),
+        load_finals(config, log),
+    )
     model, processor = first_load(config, ranks)
     finish_config(config, model, ranks, len(task.train))
     ref_model = None
@@ -373,27 +377,20 @@ def load_split(
 
 
 def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
-    """The splits of the last evaluation: those asked for; else test and ood as far as the data has
-    them, or eval_split.
+    """The splits of the last evaluation: those asked for; else test, and charts' ood, as far as the
+    data has them, or eval_split.
     """
-    if config.final_splits is not None:
-        return {split: load_split(config, split, config.eval_size) for split in config.final_splits}
+    usual = ["test", "ood"] if config.dataset == "charts" else ["test"]
     finals = {}
-    for split in ("test", "ood") if config.dataset == "charts" else ("test",):
+    for split in config.final_splits or usual:
         try:
             finals[split] = load_split(config, split, config.eval_size)
         except NoSplit as error:
+            if config.final_splits:
+                raise
             log.say(f"{error}; evaluating {config.eval_split} in its place")
-    return finals or {config.eval_split: load_split(config, config.eval_split, config.eval_size)}
-
-
-def load_task(config: Config, log: Log) -> Task:
-    """The configured data set's splits."""
-    return Task(
-        load_split(config, "train", config.train_size),
-        load_split(config, config.eval_split, config.eval_size),
-        load_finals(config, log),
-    )
+            finals[config.eval_split] = load_split(config, config.eval_split, config.eval_size)
+    return finals
 
 
 def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
