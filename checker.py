@@ -11,6 +11,7 @@ from a text (lib/claims.py), which operation leads from facts to answer (lib/der
 """
 
 import importlib.util
+import re
 from pathlib import Path
 
 import torch
@@ -23,35 +24,65 @@ from lib.answers import (  # noqa: F401 (some are here for others to import)
     clean_answer,
     extract_answer,
     grade,
+    marked_answer,
     readable,
     relaxed_accuracy,
     split_response,
     to_number,
 )
-from lib.claims import claimed_facts, mentioned_facts
+from lib.claims import claimed_facts, mentioned_facts, words
 from lib.derive import derive, shows
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
 
+# A script without blanks is counted by its characters.
+WORD = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\\W_]+")
+TAG = re.compile(r"<[!/?|]?[A-Za-z|-][^<>]*>|&#?\w{1,9};")
+TITLE = r"[^\n*.,;=]{0,60}"
+HEADING = re.compile(rf"^(?:#.*|[ \t]*(?:\*\*|__){TITLE}(?:\*\*)?:?|{TITLE}:[ \t]*)$", re.MULTILINE)
+FEWEST = 3  # different words that are thinking; with a number among them one less
+STOP = words("""a about after all also am an and any are as at be because been before being both but by
+    can could did do does each first for from had has have he her here his how i if in into is it
+    its just let lets me more most my need next no not now of on one only or other our out over
+    question s see she should so some step such than that the their them then there these they
+    this those thus to up us very was we were what when where which while who why will with would
+    you your""")
+
+
 def format_reward(response: str, truncated: bool = False) -> float:
-    """1.0 for thinking, then exactly one marked, non-empty answer, ended by itself; else 0.0."""
+    """1.0 for thinking, then exactly one marked, non-empty answer, ended by itself; else 0.0.
+
+    Thinking is what remains without tags and headings: three different words, or two of which one
+    is a number, as in "black 6" or "3 + 4".
+    """
     thinking, answer = split_response(response)
-    return float(bool(answer) and any(map(str.isalnum, thinking)) and not truncated)
+    said = set(WORD.findall(HEADING.sub("", TAG.sub(" ", thinking)).casefold()))
+    thought = len(said) + any(map(str.isdecimal, said)) >= FEWEST
+    return float(bool(answer) and thought and not truncated)
 
 
-def visual_checker(thinking: str, facts, needed=None, question: str = "", trace: str = "") -> float:
+def visual_checker(
+    thinking: str, facts, needed=None, question: str = "", trace: str | None = ""
+) -> float:
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
     Precision over the claimed pairs, recall over the reference pairs: `needed` where known, else
     the facts whose names the question or the reference trace mentions, else all (for facts, needed
-    and trace see data.example.Example). A true fact that isn't in the reference costs precision. Nothing
-    claimed: 0.
+    and trace see data.example.Example). A true fact that isn't in the reference costs precision.
+    Nothing claimed: 0. Without facts the published local form: F1 of the content words and those of
+    the trace (there by parts of speech, here all but STOP words); 0 without a trace.
     """
-    facts = [tuple(map(str, fact)) for fact in facts]
-    needed = [tuple(map(str, fact)) for fact in needed or ()]
-    reference = set(needed or mentioned_facts(f"{question}\n{trace or ''}", facts) or facts)
-    claimed = set(claimed_facts(thinking, facts))
+    if facts:
+        facts = [tuple(map(str, fact)) for fact in facts]
+        needed = [tuple(map(str, fact)) for fact in needed or ()]
+        reference = set(needed or mentioned_facts(f"{question}\n{trace or ''}", facts) or facts)
+        claimed = set(claimed_facts(thinking, facts))
+    else:
+        reference, claimed = (
+            {word for word in WORD.findall(text.casefold()) if word not in STOP}
+            for text in (trace or "", thinking)
+        )
     right = len(claimed & reference)
     return 2 * right / (len(claimed) + len(reference)) if right else 0.0
 
@@ -68,7 +99,8 @@ def score(
     """The rewards of G responses to an Example, a dict of (G,) tensors.
 
     format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind.
-    total: their sum weighted by `reward_weights`, in this order, and 0 where format is 0. correct:
+    total: their sum weighted by `reward_weights`, in this order, and 0 where format is 0; where
+    the example has neither facts nor a trace, the other weights take the thinking's place. correct:
     bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated` says which
     responses were cut off; `accuracy`, G numbers, replaces the metric at `tolerance`, a share of
     the answer. Raises InputError, naming the example, for an accuracy that isn't finite.
@@ -86,6 +118,9 @@ def score(
     rewards = {name: torch.tensor(values) for name, values in rewards.items()}  # (G,) each
     if not torch.isfinite(rewards["accuracy"]).all():
         raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
+    if not example.facts and not example.trace:
+        kept = sum(reward_weights[:2]) or 1
+        reward_weights = [w * sum(reward_weights) / kept for w in reward_weights[:2]] + [0]
     rewards["total"] = total_reward(rewards, reward_weights)
     rewards["correct"] = (rewards["accuracy"] > 0.5) & (rewards["format"] > 0.5)
     return rewards
@@ -98,33 +133,74 @@ def total_reward(rewards: dict[str, torch.Tensor], reward_weights) -> torch.Tens
     return torch.where(rewards["format"] > 0.5, weighted, torch.zeros_like(weighted))
 
 
+def unmatchable(examples, tolerance: float = 0.0) -> list:
+    """The examples whose answer, memorized as it is, would not be scored right at `tolerance`."""
+
+    def scored(example):
+        target = f"It can be read off.\nAnswer: {example.answer}"
+        answer = marked_answer(target)
+        right = readable(example, answer) and grade(example, answer, tolerance) > 0.5
+        return right and format_reward(target) == 1
+
+    examples = (examples[index] for index in range(len(examples)))
+    return [e for e in examples if e.instruction is None and not scored(e)]
+
+
 # ---- the visual refiner -------------------------------------------------------------------------
 
 LONGEST = 500  # characters of an observation; a trace has to fit into a completion
 
 
-def refine(example) -> str:
+def refine(example) -> str | None:
     """The thinking that a group memorizes, from facts, question and answer; no answer line.
 
     Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else
-    those it mentions, else all; of too many, those that show the answer), what is done with them
-    where the numbers show it, and the answer. The embedded charts' items get the text of their own
-    writer, with the true facts: the tiny model's words.
+    those it mentions, else all; of too many, those that show the answer), and, where the numbers
+    show it, what is done with them and the answer. Without facts the data's own trace, as
+    published; None without either. The embedded charts' items get the text of their own writer,
+    with the true facts: the tiny model's words.
     """
+    if not example.facts:
+        return example.trace
     kind = example.task.split("-")[0]
     if example.id.startswith("charts-") and kind in charts.GOALS and example.needed:
         return charts.write_trace(kind, example.needed, example.answer)
-    facts = example.needed or mentioned_facts(example.question, example.facts) or example.facts
     answer = clean_answer(example.answer)
-    goal, reasoning = derive(example.question, facts, answer)
-    observed = observe(facts)
-    if len(observed) > LONGEST:
-        observed = observe(fact for fact in facts if shows(fact, answer))
-    parts = [f"Goal: {goal}."]
-    parts += [f"Observation: {observed}."] if 0 < len(observed) <= LONGEST else []
-    parts += [f"Reasoning: {reasoning}."] if reasoning else []
+    derived = derive(example.question, example.needed or example.facts, answer)
+    observed, reasoning = observe(derived.facts), derived.reasoning
+    if len(observed) > LONGEST:  # a conclusion that not all of its cells are shown for isn't shown
+        observed = observe(fact for fact in derived.facts if shows(fact, answer))
+        reasoning = ""
+    if not 0 < len(observed) <= LONGEST:
+        return example.trace
+    parts = [f"Goal: {derived.goal}.", f"Observation: {observed}."]
+    if reasoning:
+        parts += [f"Reasoning: {reasoning}.", f"Conclusion: the result is {answer}."]
     # A fact's name may look like the answer marker, of which the target has just the last.
-    return MARKER.sub("answer", "\n".join(parts + [f"Conclusion: the result is {answer}."]))
+    return MARKER.sub("answer", "\n".join(parts))
+
+
+def thinking_lines(examples) -> list[str]:
+    """What a person should know before training: whose thinking earns nothing, what is explained."""
+    total = len(examples)
+    examples = [examples[index] for index in range(total)]
+    bare = [example for example in examples if not example.facts]
+    lines = []
+    if bare:
+        traced = sum(example.trace is not None for example in bare)
+        lines.append(
+            f"{len(bare)} of {total} examples have no facts: their thinking earns nothing for them; "
+            f"{traced} are scored by the words of their own trace, {len(bare) - traced} by format "
+            "and answer alone"
+        )
+    known = [example for example in examples if example.facts]
+    explained = sum("\nReasoning: " in (refine(example) or "") for example in known)
+    if explained < len(known):
+        lines.append(
+            f"{explained} of {len(known)} local traces explain their answer, the others state facts; "
+            "better ones: judge.py refine with a --judge_url, then --traces"
+        )
+    return lines
 
 
 def observe(facts):

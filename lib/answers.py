@@ -7,10 +7,18 @@ commas, numbers in words, several boxes.
 
 import math
 import re
+from string import ascii_uppercase
 
 from data.own import WRAPPING, split_marked
 
-THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+# Numbers as people write them: full-width forms, other minus signs, "US$5", "5 €", "1’234", "1 234".
+PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, "−–‒﹣"), "-")
+CURRENCY = re.compile(r"(?:\b[A-Z]{1,2})?[$€£¥₹₩₽]")
+CODE = re.compile(r"\b(?:USD|EUR|GBP|JPY|CNY|INR|CHF)\b")
+SPACES = "\u00a0\u2007\u2009\u202f\u3000"  # that nobody breaks a line at, or thin ones
+THOUSANDS = re.compile(rf"(?<![\d,.])\d{{1,3}}(?:[,'’{SPACES}]\d{{3}})+(?![\d,])")
+SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?%?")  # only where it is all there is
+OPTION = re.compile(r"(?:option )?\(?([A-Za-z])(?:[).:]|$)\s*(.*)", re.IGNORECASE)
 PARTIAL = 0.2  # for some of the right letters (paper; the published code has no such credit)
 COORDINATE = r"\s*(-?\d+(?:\.\d+)?)\s*"
 BOX = re.compile(rf"[\[(<]?{COORDINATE},{COORDINATE},{COORDINATE},{COORDINATE}[\])>]?\.?")
@@ -35,14 +43,23 @@ def extract_answer(response: str) -> str | None:
 
 
 def clean_answer(text: str) -> str:
-    """The bare answer: no markdown, quotes, final dot, "$", thousands commas; "12 %" is "12%".
+    """The bare answer: no markdown, quotes, final dot, currency; numbers as Python reads them.
 
-    For labels too: it is idempotent, and relaxed_accuracy compares what it is given.
+    "12 %" and "12 percent" are "12%", "US$1,200" and "1 200" (with a thin or no-break space too)
+    are "1200", "−5" is "-5". For labels too: it is idempotent, and relaxed_accuracy compares what
+    it is given.
     """
-    text = text.replace("$", "").strip(WRAPPING).rstrip("." + WRAPPING)
-    if not text.startswith("["):  # the commas of a list part its elements
-        text = THOUSANDS.sub(lambda number: number.group().replace(",", ""), text)
-    return text[:-1].rstrip() + "%" if text.endswith("%") else text
+    ends = WRAPPING + SPACES
+    text = CURRENCY.sub("", text.translate(PLAIN)).strip(ends).rstrip("." + ends)
+    if text.startswith("["):  # the commas of a list part its elements
+        return text
+    text = THOUSANDS.sub(lambda number: re.sub(r"\D", "", number.group()), text)
+    number = re.sub(r"(?<=\d) ?(?:%|per ?cent)$", "%", CODE.sub("", text).strip(), flags=re.I)
+    number = number.removeprefix("-").strip() if (minus := number.startswith("-")) else number
+    number = number.replace(" ", "") if SPACED.fullmatch(number) else number
+    if to_number(number) is not None:
+        return "-" * minus + number.rstrip(".")
+    return text
 
 
 # ---- numbers and free text ----------------------------------------------------------------------
@@ -63,15 +80,14 @@ def to_number(text: str) -> float | None:
 
 def read_value(text: str) -> float | None:
     """The finite number that a text writes ("1,200", "12 %", "$3.0"), or None; 12 % is 12."""
-    text = text.strip().removeprefix("$").removesuffix("%").replace("−", "-")
-    text = text.replace(",", "").replace("\u00a0", "").replace("\u202f", "")
-    return to_number(text) if len(text) < 400 and not text.endswith("%") else None
+    return to_number(clean_answer(text).removesuffix("%")) if len(text) < 400 else None
 
 
 def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -> bool:
     """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
 
-    "%" divides by 100. An empty or non-finite prediction is wrong. `tolerance=0` asks for the same
+    "%" divides by 100, as published, so that "57%" is not the label "57" where a chart's labels
+    leave the sign out. An empty or non-finite prediction is wrong. `tolerance=0` asks for the same
     number up to rounding of floats. A bracketed list ("[3, 4]") is compared element by element, in
     any order. No cleaning here: both sides come from clean_answer.
     """
@@ -95,18 +111,20 @@ def is_finite(text: str) -> bool:
 
 
 def same_elements(target: str, prediction: str, tolerance: float) -> bool:
-    """Whether each element of the target has an equal in the prediction, and none is left over."""
-    given = [part.strip() for part in prediction.strip("[]").split(",")]
-    for element in target.strip("[]").split(","):
-        equal = [
-            i
-            for i, part in enumerate(given)
-            if relaxed_accuracy(target=element, prediction=part, tolerance=tolerance)
-        ]
-        if not equal:
-            return False
-        given.pop(equal[0])
-    return not given
+    """Whether the elements can be matched one to one: in order of size they can if at all."""
+
+    def order(element):
+        number = to_number(element)
+        return number is None, number or 0.0, element.casefold()
+
+    wanted, given = (
+        sorted(map(clean_answer, text.strip("[] ").split(",")), key=order)
+        for text in (target, prediction)
+    )
+    return len(wanted) == len(given) and all(
+        relaxed_accuracy(target=element, prediction=part, tolerance=tolerance)
+        for element, part in zip(wanted, given)
+    )
 
 
 # ---- other kinds of answer: what one says, None when it hasn't the form -------------------------
@@ -137,7 +155,7 @@ def read_box(text: str) -> tuple[float, ...] | None:
 
     None unless there are four finite numbers with left < right and top < bottom.
     """
-    found = BOX.fullmatch(text.strip(WRAPPING))
+    found = BOX.fullmatch(text.translate(PLAIN).strip(WRAPPING))
     box = tuple(map(float, found.groups())) if found else ()
     if not box or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
         return None
@@ -175,18 +193,43 @@ def readable(example, text: str | None) -> bool:
     return text is not None and READERS[example.kind](text) is not None
 
 
+def right_answers(example) -> list[str]:
+    """Every right answer to a free question, cleaned; of an item with options, their texts."""
+    answers = map(clean_answer, [example.answer, *(getattr(example, "answers", None) or ())])
+    return [option_text(answer, example.options or []) for answer in answers]
+
+
+def option_text(answer: str, options: list[str]) -> str:
+    """The text of the option that a cleaned answer names: "B", "(b)", "B. cat"; else the answer."""
+    texts = dict(zip(ascii_uppercase, map(clean_answer, options)))
+    named = OPTION.fullmatch(answer)
+    letter, rest = (named[1].upper(), named[2]) if named else ("", "")
+    alone = answer.casefold() not in (text.casefold() for text in texts.values())
+    if alone and letter in texts and rest.casefold() in ("", texts[letter].casefold()):
+        return texts[letter]
+    return answer
+
+
 def grade(example, text: str | None, tolerance: float = 0.0) -> float:
     """How right a marked answer, uncleaned, is, in [0, 1]; None, nothing marked, is 0.
 
-    text: 1 by the answer metric at `tolerance`. decision: 1 for the right one. letters: 1 for
+    text: 1 for any of the right answers by the answer metric at `tolerance`; of an item with
+    options, for the right one's letter or text. decision: 1 for the right one. letters: 1 for
     exactly the right ones, PARTIAL for some of them, 0 with any wrong one. box: 1 for an IoU above
     0.5. labels: the Jaccard index.
     """
     if text is None:
         return 0.0
     if example.kind == "text":
-        target, prediction = clean_answer(example.answer), clean_answer(text)
-        return float(relaxed_accuracy(target=target, prediction=prediction, tolerance=tolerance))
+        prediction = clean_answer(text)
+        if example.options:
+            prediction = option_text(prediction, example.options)
+        return float(
+            any(
+                relaxed_accuracy(target=target, prediction=prediction, tolerance=tolerance)
+                for target in right_answers(example)
+            )
+        )
     read = READERS[example.kind]
     given, right = read(text), read(example.answer)
     if given is None or right is None:

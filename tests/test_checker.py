@@ -76,18 +76,34 @@ def test_cleaning_twice_is_cleaning_once():
 @pytest.mark.parametrize(
     "response, reward",
     [
-        ("because\nAnswer: 5", 1.0),
-        ("because <answer>5</answer>", 1.0),
+        ("because I say\nAnswer: 5", 1.0),
+        ("because I say <answer>5</answer>", 1.0),
         ("Answer: 5", 0.0),
-        ("**\nAnswer: 5", 0.0),
-        ("because 5", 0.0),
-        ("because\nAnswer: **", 0.0),
-        ("because\nAnswer: 5\nAnswer: 5", 0.0),
+        ("because I say 5", 0.0),
+        ("because I say\nAnswer: **", 0.0),
+        ("because I say\nAnswer: 5\nAnswer: 5", 0.0),
     ],
 )
 def test_the_format_is_thinking_and_one_answer(response, reward):
     assert format_reward(response) == reward
     assert format_reward(response, truncated=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    "thinking, reward",
+    {
+        **dict.fromkeys(["<think>\n</think>", "<reasoning></reasoning>", "<br>", "# Thinking"], 0),
+        **dict.fromkeys(["**Step one: what I see**", "Here is my reasoning:", "x", "so so so"], 0),
+        **dict.fromkeys(
+            ["<|im_start|>", "&nbsp;", "...", "1.", "Yes.", "<!-- see above now -->"], 0
+        ),
+        **dict.fromkeys(
+            ["red 3", "3+4=7", "<think>It is red</think>", "因为黑色", "**It** is red"], 1
+        ),
+    }.items(),
+)
+def test_markup_and_headings_are_no_thinking(thinking, reward):
+    assert format_reward(f"{thinking}\nAnswer: 5") == reward
 
 
 @pytest.mark.parametrize(
@@ -149,7 +165,7 @@ def test_answers_are_graded_by_the_kind_that_is_asked_for(kind, target, answers)
 
 def test_the_format_asks_for_an_answer_of_the_kind():
     box = Example(answer="10,10,20,20", kind="box")
-    scored = score([f"So.\nAnswer: {text}" for text in ("10,10,20,20", "1,1,2,2", "B")], box)
+    scored = score([f"So it is.\nAnswer: {text}" for text in ("10,10,20,20", "1,1,2,2", "B")], box)
     assert scored["format"].tolist() == [1, 1, 0] and scored["correct"].tolist() == [1, 0, 0]
 
 
@@ -296,7 +312,7 @@ def test_rewards_of_a_group():
     assert rewards["thinking"].tolist() == pytest.approx([1, 0, 2 / 3, 1])
     assert rewards["total"].tolist() == pytest.approx([3.5, 0, 0.5 + 4 / 3, 0])
     assert rewards["correct"].tolist() == [True, False, False, False]
-    assert score(["x\nAnswer: 1200"], bars_example(answer="$1,200."))["correct"].item()
+    assert score(["It is 5\nAnswer: 1200"], bars_example(answer="$1,200."))["correct"].item()
 
 
 @pytest.mark.parametrize(
@@ -304,11 +320,11 @@ def test_rewards_of_a_group():
     [
         "",
         "Answer: yes",
-        "thinking\nAnswer:",
-        "thinking\nAnswer: yes\nAnswer: no",
-        "thinking\nAnswer: yes or no",
-        "thinking\nAnswer: [yes, no]",
-        "thinking\nAnswer: black orange red cyan 1 2 3 4 5 6 7 8 9",
+        "red has 3\nAnswer:",
+        "red has 3\nAnswer: yes\nAnswer: no",
+        "red has 3\nAnswer: yes or no",
+        "red has 3\nAnswer: [yes, no]",
+        "red has 3\nAnswer: black orange red cyan 1 2 3 4 5 6 7 8 9",
     ],
 )
 def test_hacks_are_not_correct(hack):
@@ -400,7 +416,21 @@ def refined(question, answer, facts, **changes):
         ("What is the lowest value?", "3", "lowest value is 3"),
         ("Is Latvia higher than Romania?", "No", "3.0 is less than 13.0, so No"),
         ("What is the value of Portugal?", "8.9", "Portugal is 8.9"),
-        ("How many countries are there?", "3", None),
+        ("How many countries are there?", "3", "Latvia, Portugal, Romania, so it is 3"),
+        ("How many are above 5?", "2", "Portugal 8.9, Romania 13.0 are above 5, so it is 2"),
+        ("What is the second largest?", "8.9", "second highest value is 8.9"),
+        ("Which country has 8.9?", "Portugal", "8.9 is Portugal, so it is Portugal"),
+        ("Which country has 9.8?", "Portugal", None),
+        ("The sum of the two largest?", "21.9", "13.0 + 8.9 = 21.9"),
+        ("Is the sum of Latvia and Portugal more than Romania?", "no", "3.0 + 8.9 = 11.9 is less"),
+        ("Is the largest above the sum of the others?", "Yes", None),
+        ("Is the value of Latvia 4?", "No", "3.0 is less than 4, so No"),
+        ("What is the median?", "8.9", "the middle of 3.0, 8.9, 13.0 = 8.9"),
+        (
+            "By which share is Portugal higher than Latvia?",
+            "0.059",
+            "8.9 - 3.0 = 5.9, as a share 0.059",
+        ),
         ("What is the sum of Latvia and Portugal?", "12.4", None),
         ("Which country had the largest difference?", "Romania", None),
         ("Is Latvia higher than Romania?", "Yes", None),
@@ -408,8 +438,29 @@ def refined(question, answer, facts, **changes):
 )
 def test_the_refiner_says_what_the_numbers_show(question, answer, reasoning):
     text = refined(question, answer, COUNTRIES)
-    assert text.startswith("Goal: ") and text.endswith(f"Conclusion: the result is {answer}.")
-    assert f"{reasoning}.\n" in text if reasoning else "Reasoning" not in text
+    assert text.startswith("Goal: ") and "\nObservation: " in text
+    assert ("\nConclusion: the result is" in text) == (reasoning is not None), text
+    assert reasoning is None or reasoning in text, text
+
+
+def test_a_column_is_meant_where_it_alone_gives_the_answer():
+    bars = [("p", "x", "5"), ("p", "y", "1"), ("q", "x", "7"), ("q", "y", "9")]
+    question = "What is the difference between the largest and the smallest green bar?"
+    assert "9 - 1 = 8" in refined(question, "8", bars)
+    assert "Reasoning" not in refined(question, "2", bars)  # x or q?
+
+
+def test_nothing_is_concluded_from_cells_that_are_not_shown():
+    facts = [(f"a row with a long name {i}", str(i)) for i in range(99)]
+    text = refined("Which has the highest value?", "a row with a long name 98", facts)
+    assert text.endswith("Observation: a row with a long name 98 = 98.")
+    assert refined("Which has the lowest?", "none", facts, trace="as it came") == "as it came"
+    assert refined("Which has the lowest?", "none", facts) is None
+
+
+def test_without_facts_the_datas_own_trace_is_memorized_or_none():
+    assert refined("How many?", "2", [], trace="One and one.") == "One and one."
+    assert refined("How many?", "2", []) is None
 
 
 def test_refined_text_is_grounded_and_has_no_answer_of_its_own():
@@ -430,7 +481,8 @@ def test_the_refiner_invents_no_arithmetic():
         facts = [(name, str(rng.randrange(1, 9))) for name, _ in BARS[: rng.randrange(1, 5)]]
         text = refined(" ".join(rng.choices(words, k=4)), str(rng.randrange(20)), facts)
         for left, right in re.findall(r"Reasoning: ([\d +/()-]+) = (\d+)", text):
-            assert abs(eval(left) - int(right)) <= 0.5, text
+            if left.strip("0123456789 "):
+                assert abs(eval(left) - int(right)) <= 0.5, text
 
 
 def test_the_charts_refined_traces_are_their_true_traces():
