@@ -1,11 +1,10 @@
-"""Reading what comes from outside and may be wrong or hostile: images, rows, downloads.
+"""Reading what comes from outside and may be wrong or hostile: rows of files, downloads.
 
-Every bad row is reported before training starts; images are opened only when used and never
-decoded when too large; nothing is unpickled or run as code, and no name leaves its folder.
-All that goes wrong is an InputError. Left out: which data sets there are (load_data).
+Every bad row is reported before training starts; nothing is unpickled or run as code, and no name
+leaves its folder. All that goes wrong is an InputError. Left out: images (images.py), and which
+data sets there are (load_data).
 """
 
-import functools
 import json
 import math
 import os
@@ -17,28 +16,22 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-import numpy as np
-from PIL import Image
 
-from data.example import InputError
+from data.example import InputError, shorten
 
 MAX_LINE = 10 * 2**20  # bytes of one .jsonl line, one table
 MAX_FILE = 2**29  # bytes of a .json list: it is read whole
-MAX_IMAGE_PIXELS = 64 * 2**20  # ours, so that nobody's Image.MAX_IMAGE_PIXELS = None matters
 MAX_LISTED = 20  # bad rows printed; all are counted
-# PIL's other readers are seldom met and widely attackable (EPS starts a program).
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # files, zip members
 
 
 def say(message: str):
     """Prints a line, once whatever the number of processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        print(shorten(message), file=sys.stderr)
 
 
 def leaves_folder(name: str) -> bool:
@@ -61,92 +54,6 @@ def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
             file.flush()
             os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-# ---- images -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ZipImage:
-    """An image inside a zip file, opened when used."""
-
-    zip_path: str
-    member: str
-
-    def __str__(self):
-        return f"{self.zip_path}:{self.member}"
-
-
-@functools.lru_cache(maxsize=4)
-def open_zip(path: str, pid: int) -> zipfile.ZipFile:
-    """The open zip file of a process: reading the index of 60,000 names takes a second."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a zip file that can be read ({error})") from error
-    for name in archive.namelist():
-        if leaves_folder(name) or os.path.isabs(name):
-            raise InputError(f"{path}: the entry {name!r} points outside the zip; it is refused")
-    return archive
-
-
-def open_stream(image):
-    """The bytes of an image, a path or a ZipImage, as an open file."""
-    if isinstance(image, ZipImage):
-        return open_zip(image.zip_path, os.getpid()).open(image.member)
-    if not os.path.isfile(image):
-        raise InputError("no such image file")
-    return open(image, "rb")
-
-
-def read_image(image, header_only: bool = False) -> Image.Image:
-    """The PIL image at a path or in a zip; header_only: checked for kind and size, not decoded."""
-    try:
-        with open_stream(image) as stream:
-            opened = Image.open(stream, formats=IMAGE_FORMATS)
-            if math.prod(opened.size) > MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
-            if not header_only:
-                opened.load()
-            return opened
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(f"image too large, limit {MAX_IMAGE_PIXELS} pixels: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise InputError(f"not an image ({', '.join(IMAGE_FORMATS)})") from error
-    except Exception as error:  # a broken file: the decoders raise a dozen types
-        raise InputError(f"broken image: {' '.join(str(error).split())}") from error
-
-
-def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
-    """RGB image of an Example (or of what its `image` may be), None where it has none.
-
-    Transparency is composited on white. `max_pixels`: a larger image is shrunk to at most so many
-    pixels, aspect kept. InputError names the file and the example when it is missing, no image,
-    broken, or over MAX_IMAGE_PIXELS.
-    """
-    image, name = getattr(example, "image", example), getattr(example, "id", "")
-    if image is None:
-        return None
-    if not isinstance(image, Image.Image):
-        try:
-            image = read_image(image)
-        except InputError as error:
-            raise InputError(f"{image}{name and f' (example {name})'}: {error}") from error
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it to white
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if max_pixels and image.width * image.height > max_pixels:
-        scale = math.sqrt(max_pixels / (image.width * image.height))
-        height = max(1, int(image.height * scale))
-        width = max(1, min(int(image.width * scale), max_pixels // height))
-        height = min(height, max_pixels // width)  # a strip of one pixel's width
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image
 
 
 # ---- rows of a file -----------------------------------------------------------------------------
@@ -180,8 +87,11 @@ def read_rows(name: str, stream) -> Iterator[tuple[str, int, object]]:
     yield from ((f"[{number}]", number, row) for number, row in enumerate(rows))
 
 
-def parse_rows(name: str, rows: Iterable, parse: Callable) -> list:
-    """[parse(row, number)] of (where, number, row). One InputError lists every row refused."""
+def parse_rows(name: str, rows: Iterable, parse: Callable, skip_bad_rows: bool = False) -> list:
+    """[parse(row, number)] of (where, number, row). One InputError lists every row refused.
+
+    skip_bad_rows: these are left out and counted in a line instead.
+    """
     parsed, problems = [], []
     for where, number, row in rows:
         try:
@@ -193,20 +103,24 @@ def parse_rows(name: str, rows: Iterable, parse: Callable) -> list:
             parsed.append(parse(row, number))
         except InputError as error:
             problems.append(f"{where}: {error}")
-    if len(problems) == 1:
-        raise InputError(f"{name}: {problems[0]}")
-    if problems:
-        more = len(problems) - MAX_LISTED
-        listed = problems[:MAX_LISTED] + ([f"... and {more} more"] if more > 0 else [])
-        raise InputError("\n  ".join([f"{name}: {len(problems)} bad rows", *listed]))
+    if problems and skip_bad_rows:
+        total = len(problems) + len(parsed)
+        say(f"{name}: {len(problems)} of {total} rows are bad and left out; {problems[0]}")
+    elif len(problems) == 1:
+        raise InputError(f"{name}: {problems[0]} (--skip_bad_rows leaves it out)")
+    elif problems:
+        more = [f"... and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
+        found = f"{name}: {len(problems)} bad rows (--skip_bad_rows leaves them out)"
+        raise InputError(found, problems[:MAX_LISTED] + more)
     return parsed
 
 
-def parse_file(path, parse: Callable) -> list:
+def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
     """parse_rows of a pathlib.Path or zipfile.Path."""
     try:
         with path.open("rb") as stream:
-            return parse_rows(str(path), read_rows(str(path), stream), parse)
+            rows = read_rows(str(path), stream)
+            return parse_rows(str(path), rows, parse, skip_bad_rows)
     except BROKEN as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
