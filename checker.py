@@ -142,7 +142,7 @@ def unmatchable(examples, tolerance: float = 0.0) -> list:
         right = readable(example, answer) and grade(example, answer, tolerance) > 0.5
         return right and format_reward(target) == 1
 
-    examples = (examples[index] for index in range(len(examples)))
+    examples = [examples[index] for index in range(len(examples))]
     return [e for e in examples if e.instruction is None and not scored(e)]
 
 

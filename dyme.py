@@ -84,7 +84,7 @@ def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
         scale = config.loss_type != "dr_grpo"
         group.advantages = group_advantages(group.rewards["total"], scale)  # (G,)
     if group.mode == MEMORIZE:
-        group.target = target_text(scorer.trace(group), group.example.answer)
+        group.target = target_text(scorer.trace(group), group.example)
         ids = target_ids(processor, group.target)
         return [Row(ids, memorize_weight(config, step), "sft")]
     if group.mode == EXPLORE and (config.beta > 0 or group.advantages.any()):

@@ -168,7 +168,6 @@ def rollout(
     if not groups:
         return
     tokenizer = get_tokenizer(processor)
-    end_id = tokenizer.eos_token_id
     device = groups[0].prompt.input_ids.device
     keys = [(seed, step, group.place, g) for group in groups for g in range(num_generations)]
     uniforms = torch.from_numpy(random_numbers(keys, max_completion_length)).to(device)  # (N, C)
@@ -183,7 +182,7 @@ def rollout(
         ids.append(token)
         if on_token is not None:
             on_token(groups[p], g, token)
-        truncated = token != end_id
+        truncated = token not in model.end_ids
         if truncated and len(ids) < max_completion_length:
             return False
         text = tokenizer.decode(ids if truncated else ids[:-1], skip_special_tokens=False)
@@ -254,9 +253,9 @@ def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, to
         inputs, _ = pack(model, prompts[start:end], [[]] * (end - start))
         cache = DynamicCache(config=model.config.get_text_config())
         with language_attention(model, "packed"):
-            hidden = model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[
-                0
-            ]  # (T, width)
+            hidden = model.model(
+                **inputs, **{model.cache_name: cache}, use_cache=True
+            ).last_hidden_state[0]  # (T, width)
         row_lengths = lengths[start:end]
         last = torch.tensor(row_lengths, device=hidden.device).cumsum(0) - 1
         logits.append(forbid(model, model.get_output_embeddings()(hidden[last])))
@@ -297,9 +296,9 @@ def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
     hidden = model.model(
         input_ids=tokens[:, None],
         position_ids=position_ids,
-        past_key_values=suffix,
         use_cache=True,
         prompt_cache=prompt_cache,
+        **{model.cache_name: suffix},
     ).last_hidden_state  # (N, 1, width)
     return forbid(model, model.get_output_embeddings()(hidden[:, -1]))
 

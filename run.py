@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checker import Rules
+from checker import Rules, thinking_lines, unmatchable
 from config import Config, tolerances
 from data import Example, InputError, NoSplit, load_data
+from data.fingerprint import changes, fingerprint
 from dyme import HEAD_CHUNK
 from evaluate import evaluate, evaluate_all, interval
 from judge import Judge
@@ -24,10 +25,10 @@ from lib import checkpoint
 from lib.families import checkpoint_activations, load_vlm, parameter_counts, save_model
 from lib.log import Log, group_sums, means, thumbnail
 from lib.memory import FLAGS, memory_estimate, report_memory, shape_of
-from lib.optim import build_optimizer
+from lib.optim import allocate_states, build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object, reduce_sums, shard
 from lib.tiny import base_model
-from model import encode_prompt, image_features
+from model import encode_prompt, image_features, special_token
 from rollout import MODE_NAMES, Group, make_groups
 
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
@@ -297,6 +298,8 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
         load_finals(config, log),
     )
     model, processor = first_load(config, ranks)
+    if config.dataset != "charts":  # which this project draws itself
+        task = check_task(config, task, processor, log)
     finish_config(config, model, ranks, len(task.train))
     ref_model = None
     if config.beta > 0:
@@ -317,10 +320,13 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
         f"{len(task.train)} training examples, {config.max_steps} steps of "
         f"{config.prompts_per_step} prompts"
     )
-    state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}}
+    state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}, "data": {}}
+    if config.dataset != "charts":
+        state["data"] = fingerprint(task.train)
     run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
     if found:
-        state.update(resume(config, found, model, optimizer, log))
+        state.update(resume(config, found, model, optimizer, state["data"], log))
+    allocate_states(optimizer)  # memory runs out before the first update, not inside it
     run.weights_step = state["step"]
     scorer.resume(state["step"])
     for line in estimate_memory(run):
@@ -330,6 +336,43 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     if config.eval_base and not state["base"]:
         state["base"] = run.read_finals("base")
     return run
+
+
+def check_task(config: Config, task: Task, processor, log: Log) -> Task:
+    """The task without the rows that can be known to be bad before the first step; says what there is
+    to know about the others.
+
+    A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
+    no response could match would be memorized for ever, so its row is left out of training.
+    """
+
+    def shown(bad: list[Example]) -> str:
+        return f"{len(bad)} examples, " + ", ".join(e.id or "?" for e in bad[:3])
+
+    def askable(examples: Sequence[Example]) -> list[Example]:
+        examples = [examples[i] for i in range(len(examples))]
+        bad = [example for example in examples if special_token(processor, example)]
+        told = f"{shown(bad)}: the question or an option has a special token of the model"
+        if bad and not config.skip_bad_rows:
+            raise InputError(f"{told}; take it out, or give --skip_bad_rows")
+        if bad:
+            log.say(f"warning: left out: {told}")
+        return [example for example in examples if not special_token(processor, example)]
+
+    train = askable(task.train)
+    if bad := unmatchable(train, tolerances(config)[0]):
+        labels = ", ".join(repr(example.answer[:40]) for example in bad[:3])
+        log.say(f"warning: left out: {shown(bad)}: no response could match the label ({labels})")
+        ids = {id(example) for example in bad}
+        train = [example for example in train if id(example) not in ids]
+    if not train:
+        raise InputError(f"{config.dataset}: no row is left to train on; see the warnings above")
+    for line in thinking_lines(train):
+        log.say(line)
+    if hasattr(processor, "image_processor") and not any(e.image is not None for e in train):
+        log.say("warning: the model sees images, and not one example has any")
+    finals = {split: askable(examples) for split, examples in task.finals.items()}
+    return Task(train, askable(task.val), finals)
 
 
 def first_load(config: Config, ranks: Ranks):
@@ -373,6 +416,7 @@ def load_split(
         questions=config.questions if training else "all",
         traces=config.traces if training else None,
         tasks=tasks,
+        skip_bad_rows=config.skip_bad_rows,
     )
 
 
@@ -450,11 +494,13 @@ def find_run(config: Config) -> Path | None:
     return None
 
 
-def resume(config: Config, found: Path, model, optimizer, log: Log) -> dict:
+def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) -> dict:
     """Put a checkpoint into model, optimizer and logs; returns the loop's state. Says which flags
-    have changed.
+    and which of the data, a fingerprint, have changed; InputError for another data set.
     """
     state = checkpoint.load_checkpoint(found, model, optimizer)
+    if data and state["data"] and (changed := changes(state["data"], data)):
+        log.say(f"warning: the data has changed since: {changed}")
     for change in checkpoint.changed_flags(state.pop("config"), asdict(config), FREE_TO_CHANGE):
         log.say(f"warning: resumed with another {change}")
     log.cut(state["positions"])
@@ -462,4 +508,4 @@ def resume(config: Config, found: Path, model, optimizer, log: Log) -> dict:
     best = max(state["val"], key=lambda reading: reading["accuracy"], default={"step": None})
     if log.active and best["step"] == state["step"]:  # a kill can fall between checkpoint and name
         checkpoint.name_best(config.output_dir, state["step"])
-    return {name: state[name] for name in ("step", "seconds", "bad_steps", "val", "base")}
+    return {name: state[name] for name in ("step", "seconds", "bad_steps", "val", "base", "data")}

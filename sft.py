@@ -10,24 +10,39 @@ A; with r = 1 and A = 1 that is SFT's -E[grad log p(y|x)]. test_core.py shows th
 Left out: label smoothing.
 """
 
+import functools
+
 import torch
 
+from data import Example
+from lib.families import turn_edges
 from model import get_tokenizer
 
 
-def target_text(thinking: str | None, answer: str) -> str:
-    """What is memorized: the thinking and the answer line; without thinking the bare answer."""
-    return answer if thinking is None else f"{thinking}\nAnswer: {answer}"
+def target_text(thinking: str | None, example: Example) -> str:
+    """What is memorized: the thinking, where there is any, and the answer line; the bare answer
+    where the example has an instruction of its own, which asks for no thinking.
+    """
+    if example.instruction is not None:
+        return example.answer
+    return "\n".join([thinking] * bool(thinking) + [f"Answer: {example.answer}"])
 
 
 def target_ids(processor, text: str) -> list[int]:
-    """The memorized text's token ids, the end token included.
+    """The memorized text's token ids, as the chat template writes a turn, the end token included.
 
     Text is text: what looks like a special token in a trace or an answer is spelt, not meant.
     """
     tokenizer = get_tokenizer(processor)
+    text = turn_prefix(processor) + text
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids + [tokenizer.eos_token_id]
+
+
+@functools.cache
+def turn_prefix(processor) -> str:
+    """What the chat template puts between the generation prompt and the first word: mostly nothing."""
+    return turn_edges(processor)[0]
 
 
 def sft_loss(

@@ -217,9 +217,25 @@ def test_the_switch_is_asked_with_the_responses_heard_so_far():
 
 def test_memorized_target_is_trace_answer_and_end_token(vlm):
     tokenizer = get_tokenizer(vlm[1])
-    ids = target_ids(vlm[1], target_text("Goal: find min.", "red"))
+    ids = target_ids(vlm[1], target_text("Goal: find min.", Example(answer="red")))
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == "Goal: find min.\nAnswer: red"
+
+
+def test_a_target_without_thinking_is_an_answer_line_or_what_was_asked_for():
+    assert target_text(None, Example(answer="red")) == "Answer: red"
+    assert target_text(None, Example(answer="red", instruction="One word.")) == "red"
+
+
+def test_any_end_token_ends_a_response(vlm, groups):
+    model = copy.deepcopy(vlm[0])
+    plain = sample((model, vlm[1]), groups, 6, 12, seed=4)
+    second = plain[0][0].token_ids[0]
+    model.end_ids = [*model.end_ids, second]
+    for four in sample((model, vlm[1]), groups, 6, 12, seed=4):
+        for response in four:
+            assert second not in response.token_ids[:-1]
+            assert response.truncated == (response.token_ids[-1] not in model.end_ids)
 
 
 def test_special_tokens_in_a_target_are_text_and_in_a_question_an_error(vlm):
@@ -315,7 +331,6 @@ def test_epsilon_acts_on_the_second_update_and_not_on_the_first(vlm, groups):
     grads, stats = {}, {}
     for epsilon in ("0.2", "0.001"):
         model = copy.deepcopy(vlm[0])
-        model.forbidden_ids = vlm[0].forbidden_ids
         config = parse(["--epsilon_low", epsilon, "--epsilon_high", epsilon])
         batch = mixed(vlm, groups)
         for iteration in range(2):
@@ -336,7 +351,6 @@ def test_epsilon_acts_on_the_second_update_and_not_on_the_first(vlm, groups):
 def test_the_kl_reference_projects_the_image_by_itself(vlm, groups):
     """The features that rollout and update share are the policy's, not the reference's."""
     model = copy.deepcopy(vlm[0])
-    model.forbidden_ids = vlm[0].forbidden_ids
     with torch.no_grad():  # the policy's projector has moved
         model.model.multi_modal_projector.linear_2.bias += 1.0
     group = groups[0]
@@ -515,7 +529,6 @@ def test_end_token_is_part_of_a_response_and_truncation_is_said(vlm, groups):
 
 def test_image_placeholders_are_never_sampled(vlm, groups):
     model = copy.deepcopy(vlm[0])
-    model.forbidden_ids = vlm[0].forbidden_ids
     with torch.no_grad():  # make the placeholders by far the most likely
         weight = model.get_input_embeddings().weight
         weight[model.forbidden_ids] = 50 * weight[model.forbidden_ids].sign()
