@@ -3,7 +3,9 @@
 A vision-language model is, to this project: `model.model` (vision tower + language model, one
 forward), `lm_head`, a chat template, an image processor and a tokenizer. Everything else is a row
 of FAMILIES. To add a family: add its row, then its rows to tests/test_models.py, which takes it
-through encoding, rollout, packed log-probabilities, a DyME step, saving and reloading.
+through encoding, rollout, packed log-probabilities, a DyME step, saving and reloading. Three things
+would be silently wrong here, so `load_vlm` refuses them, with the reason: a head that scales or
+caps its logits, attention in windows, and attention that is not causal inside an image.
 
 Torchvision is not needed: the processor is put together from the Pillow image processor and the
 tokenizer, without the video half. Left out: video, several images, quantised weights, models
@@ -11,6 +13,8 @@ larger than one device.
 """
 
 import functools
+import importlib
+import inspect
 import os
 import re
 from dataclasses import dataclass
@@ -54,6 +58,7 @@ FAMILIES = {  # by the config's model_type
     "internvl": Family("InternVLProcessor", "GotOcr2" + PIL, "vision_tower", INTERN),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
+NO_CODE = {"trust_remote_code": False}  # None would ask on stdin, and run what a folder brings
 
 
 # ---- loading and saving --------------------------------------------------------------------------
@@ -75,7 +80,7 @@ def load_vlm(
     told = f"--model {name_or_path}:"
     # transformers raises OSError, ValueError, hub errors, ImportError: all mean "can't read it"
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, **NO_CODE)
     except Exception as error:
         wanted = "give a hub name or a folder with config.json"
         raise InputError(f"{told} {one_line(error)}; {wanted}") from None
@@ -85,34 +90,57 @@ def load_vlm(
     auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
     try:
         processor = load_processor(name_or_path, family)
-        model = auto_class.from_pretrained(name_or_path, dtype=dtype)
+        model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
     except InputError as error:
         raise InputError(f"{told} {error}") from None
     except Exception as error:
         raise InputError(f"{told} {one_line(error)}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
+    model = prepare(model.to(device), freeze_vision, tokenizer)
+    if head_differs(model):
+        raise InputError(
+            f"{told} its head scales or caps the logits; a plain linear head is wanted"
+        )
     # the published sampling defaults belong to the model as it was; invalid ones would even forbid
     # saving it
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=model.end_ids,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    return prepare(model.to(device), freeze_vision, tokenizer), processor
+    return model, processor
 
 
 def unsupported(config) -> str | None:
-    """Why this project's forward would be wrong for a model, or None."""
+    """Why this project's forward can't stand in for a model's own, by its config; None if it can."""
     if config.model_type not in (*FAMILIES, *TEXT_FAMILIES):
         return (
             f"model_type {config.model_type!r} is not supported; "
             f"supported: {', '.join([*FAMILIES, *TEXT_FAMILIES])}; "
             "to add it, give it a row in lib/families.py's FAMILIES"
         )
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
-    if kinds - {"full_attention"}:
-        return f"has {sorted(kinds)} layers; full_attention alone is supported"
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    if set(kinds) - {"full_attention"}:
+        return f"has {sorted(set(kinds))} layers; full_attention alone is supported"
+    if (window := getattr(text, "sliding_window", None)) and not kinds:
+        return f"attends in windows of {window} tokens; full attention alone is supported"
+    code = type(config).__module__.replace(".configuration_", ".modeling_")
+    # what transformers calls the tokens that see each other both ways, whatever its version
+    masks = "block_sequence_ids|or_mask_function|token_type_ids_mask_function"
+    if re.search(masks, inspect.getsource(importlib.import_module(code))):
+        return "attends in both directions inside an image; causal attention alone is supported"
     return None
+
+
+@torch.no_grad()
+def head_differs(model) -> bool:
+    """Whether the model makes its logits otherwise than by its output matrix alone."""
+    ids = torch.tensor([[1, 2]], device=model.device)
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    theirs = model(input_ids=ids, use_cache=False).logits.float()  # (1, 2, V)
+    ours = model.get_output_embeddings()(hidden).float()
+    return bool((ours - theirs).norm() > 0.01 * theirs.norm())
 
 
 def save_model(folder: str | os.PathLike, model, processor) -> None:
@@ -129,14 +157,23 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
 
 
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
-    """Freezes the vision tower (or not), and notes on the model what a response can't contain.
+    """Freezes the vision tower (or not), and notes on the model what a response needs to know.
 
-    model.forbidden_ids: the placeholders in the config, which a forward would take for an image
-    that isn't there, and, with the tokenizer given, every token of the family's that belongs to an
-    image: outside one it means nothing.
+    model.forbidden_ids: what it can't contain: the placeholders in the config, which a forward
+    would take for an image that isn't there, and, with the tokenizer given, every token of the
+    family's that belongs to an image: outside one it means nothing.
+    model.end_ids: what ends it: the end of a turn in the chat template, which is what is learned,
+    and every other end token that the model was published with.
+    model.cache_name: what its forward calls the cache of keys and values.
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
+    published = model.generation_config.eos_token_id  # None, one or a list
+    ends = [tokenizer.eos_token_id] if tokenizer else []
+    ends += published if isinstance(published, list) else [published]
+    model.end_ids = list(dict.fromkeys(end for end in ends if end is not None))
+    arguments = inspect.signature(model.model.forward).parameters
+    model.cache_name = "cache" if "cache" in arguments else "past_key_values"  # up to 5.17 at least
     model.forbidden_ids = []
     if family is not None:
         tower = getattr(model.model, family.vision)
@@ -196,13 +233,13 @@ def parameter_counts(model) -> tuple[int, int]:
 
 def load_processor(name_or_path: str, family: Family | None):
     """The family's processor, from the Pillow image processor and the tokenizer, without video."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **NO_CODE)
     if family is None:
         processor = tokenizer
     else:
         image_class = getattr(transformers, family.image_processor)
         parts = {
-            "image_processor": image_class.from_pretrained(name_or_path),
+            "image_processor": image_class.from_pretrained(name_or_path, **NO_CODE),
             "tokenizer": tokenizer,
         }
         processor_class = without_video(getattr(transformers, family.processor))
@@ -218,20 +255,26 @@ def load_processor(name_or_path: str, family: Family | None):
         )
     # a response ends as the template ends a turn, which isn't always with the tokenizer's own end
     # token
-    tokenizer.eos_token = end_of_turn(processor, tokenizer) or tokenizer.eos_token
+    after = turn_edges(processor)[1].lstrip()
+    candidates = [token for token in tokenizer.get_added_vocab() if after.startswith(token)]
+    tokenizer.eos_token = max(candidates, key=len, default=tokenizer.eos_token)
     if tokenizer.eos_token is None:
         raise InputError("neither its chat template nor its tokenizer has an end token")
     return processor
 
 
-def end_of_turn(processor, tokenizer) -> str | None:
-    """The special token that follows the assistant's words in the chat template, or None."""
+def turn_edges(processor) -> tuple[str, str]:
+    """What the chat template writes before and after the assistant's words.
+
+    Before: between the generation prompt and the first word. Mostly nothing; a blank in Idefics3.
+    """
     said = "ANSWER"
-    content = said if processor is tokenizer else [{"type": "text", "text": said}]
+    content = [{"type": "text", "text": said}] if hasattr(processor, "image_processor") else said
     messages = [{"role": role, "content": content} for role in ("user", "assistant")]
-    after = processor.apply_chat_template(messages, tokenize=False).rpartition(said)[2].lstrip()
-    candidates = [token for token in tokenizer.get_added_vocab() if after.startswith(token)]
-    return max(candidates, key=len, default=None)
+    whole = processor.apply_chat_template(messages, tokenize=False)
+    prompt = processor.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+    before, _, after = whole.rpartition(said)
+    return before.removeprefix(prompt) if before.startswith(prompt) else "", after
 
 
 def without_video(processor_class):

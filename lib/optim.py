@@ -60,11 +60,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         for param, group in pairs:
             if param.grad is None:
                 continue
-            state = self.state[param]
-            if not state:
-                state["step"] = 0
-                state["exp_avg"] = torch.zeros_like(param)
-                state["exp_avg_sq"] = torch.zeros_like(param)
+            state = self.state[param] = self.state[param] or new_state(0, param)
             state["step"] += 1
             tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
             for pieces in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors)):
@@ -128,6 +124,27 @@ def build_optimizer(
         return StochasticAdamW(groups, **settings, seed=seed)
     # One kernel for all parameters pays on a GPU; on a CPU the plain loop is as quick.
     return torch.optim.AdamW(groups, **settings, fused=all(param.is_cuda for param in params))
+
+
+def allocate_states(optimizer: torch.optim.Optimizer) -> None:
+    """Allocates at once what AdamW would allocate in its first step; what is there stays.
+
+    Memory that runs out inside a step leaves weights of which some have moved.
+    """
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if isinstance(optimizer, StochasticAdamW):
+                step = 0
+            elif isinstance(optimizer, torch.optim.AdamW):  # a tensor, where its kernel wants it
+                step = torch.tensor(0.0, device=param.device if group["fused"] else "cpu")
+            else:
+                return  # a fork's own: whatever it keeps
+            optimizer.state[param] = optimizer.state[param] or new_state(step, param)
+
+
+def new_state(step, param: torch.Tensor) -> dict:
+    """AdamW's memory of a parameter before its first update."""
+    return {"step": step, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
 
 
 def lr_at(

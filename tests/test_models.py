@@ -23,6 +23,7 @@ from config import Config
 from data.example import Example, InputError
 from data.reading import open_image
 from dyme import update
+from lib import families
 from lib.families import (
     FAMILIES,
     TEXT_FAMILIES,
@@ -32,6 +33,7 @@ from lib.families import (
     parameter_counts,
     prepare,
     save_model,
+    turn_edges,
 )
 from lib.memory import memory_estimate, report_memory, shape_of
 from lib.optim import build_optimizer
@@ -149,7 +151,7 @@ def byte_tokenizer(kind):
     )
 
 
-def family_config(name, kind, tokenizer):
+def family_config(name, kind, tokenizer, **own):
     """The config class of the hub's checkpoints, at a width of 32 and with three layers."""
     text = dict(
         model_type={"idefics3": "llama", "smolvlm": "llama"}.get(name, "qwen2"),
@@ -167,8 +169,8 @@ def family_config(name, kind, tokenizer):
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
     )
-    if name in TEXT_FAMILIES:
-        return transformers.AutoConfig.for_model(**{**text, "model_type": name})
+    if name not in FAMILIES:
+        return transformers.AutoConfig.for_model(**{**text, "model_type": name, **own})
     id_of = tokenizer.convert_tokens_to_ids
     ids = {"image_token_id": id_of(kind.image_token)}
     small = dict(hidden_size=32, intermediate_size=48, initializer_range=0.1)
@@ -204,15 +206,18 @@ def family_config(name, kind, tokenizer):
 
 
 def auto_class(name):
-    return AutoModelForCausalLM if name in TEXT_FAMILIES else AutoModelForImageTextToText
+    return AutoModelForImageTextToText if name in FAMILIES else AutoModelForCausalLM
 
 
-def write_checkpoint(folder, name, **changes):
-    """A folder as the hub has it; the names of the files and what is in which of them, too."""
-    kind = replace(KINDS[name], **changes)
+def write_checkpoint(folder, name, config=None):
+    """A folder as the hub has it; the names of the files and what is in which of them, too.
+
+    config: what its text model's config says besides.
+    """
+    kind = KINDS[name]
     tokenizer = byte_tokenizer(kind)
     torch.manual_seed(0)
-    model = auto_class(name).from_config(family_config(name, kind, tokenizer))
+    model = auto_class(name).from_config(family_config(name, kind, tokenizer, **(config or {})))
     with torch.no_grad():  # so that some responses end
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
     model.save_pretrained(folder)
@@ -334,7 +339,7 @@ def test_greedy_rollout_equals_generate(folders, name):
             **generate_inputs(group.prompt),
             do_sample=False,
             max_new_tokens=12,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=model.end_ids,
             pad_token_id=tokenizer.pad_token_id,
             suppress_tokens=model.forbidden_ids or None,
         )
@@ -509,13 +514,34 @@ def test_the_models_own_sampling_defaults_change_nothing(folders, name, tmp_path
     assert load_vlm(str(tmp_path / "saved"))[0].generation_config.top_k != 1
 
 
-def test_a_response_ends_where_the_chat_template_ends_a_turn(tmp_path):
+def test_every_end_token_of_the_model_is_kept_the_templates_first(tmp_path):
     folder = write_checkpoint(tmp_path, "qwen2")
     edit_json(folder / "tokenizer_config.json", eos_token="<pad>")
-    model, processor = load_vlm(str(folder))
-    assert processor.eos_token == "<|im_end|>"
-    end = model.generation_config.eos_token_id
-    assert end == processor.eos_token_id == target_ids(processor, "a")[-1]
+    for own in (5, [7, 5]):
+        edit_json(folder / "generation_config.json", eos_token_id=own)
+        model, processor = load_vlm(str(folder))
+        assert processor.eos_token == "<|im_end|>"
+        assert target_ids(processor, "a")[-1] == processor.eos_token_id
+        ends = [processor.eos_token_id, *([5] if own == 5 else own)]
+        assert model.end_ids == model.generation_config.eos_token_id == ends
+        save_model(tmp_path / "saved", model, processor)
+        assert load_vlm(str(tmp_path / "saved"))[0].end_ids == ends
+        written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+        assert written["eos_token_id"] == ends
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_prompt_prefix_words_and_end_are_a_turn_of_the_template(folders, name):
+    _, processor = load_vlm(str(folders(name)))
+    before, after = turn_edges(processor)
+    assert before == (" " if name in ("idefics3", "smolvlm") else "")
+    assert after.startswith(get_tokenizer(processor).eos_token)
+    content = (lambda text: [{"type": "text", "text": text}]) if name in FAMILIES else str
+    turns = [{"role": "user", "content": content("Q?")}]
+    prompt = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    turns.append({"role": "assistant", "content": content("It is 3.")})
+    whole = processor.apply_chat_template(turns, tokenize=False)
+    assert whole == f"{prompt}{before}It is 3.{after}"
 
 
 def message_of(folder):
@@ -565,6 +591,46 @@ def test_sliding_windows_are_refused(tmp_path):
     windows = dict(use_sliding_window=True, sliding_window=16, max_window_layers=0)
     edit_json(folder / "config.json", **windows, layer_types=["sliding_attention"] * 3)
     assert "sliding_attention" in message_of(folder)
+
+
+WRONG = {  # families that someone might add: what their config says, what is told
+    "granite": (dict(logits_scaling=8.0), "head scales"),
+    "cohere": (dict(logit_scale=0.0625), "head scales"),
+    "gemma2": (dict(layer_types=["full_attention"] * 3, final_logit_softcapping=1.0), "or caps"),
+    "mistral": (dict(sliding_window=16), "windows of 16"),
+    "phi3": (dict(sliding_window=16), "windows of 16"),
+    "starcoder2": (dict(sliding_window=16), "windows of 16"),
+    "gemma3": ({}, "both directions"),
+    "paligemma": ({}, "both directions"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_would_be_silently_wrong_in_a_new_family_is_refused(tmp_path, monkeypatch, name):
+    changes, reason = WRONG[name]
+    if name in ("gemma3", "paligemma"):
+        monkeypatch.setitem(FAMILIES, name, FAMILIES["llava_onevision"])
+        transformers.AutoConfig.for_model(name).save_pretrained(tmp_path)
+        full = dict(num_hidden_layers=1, layer_types=["full_attention"])
+        text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+        edit_json(tmp_path / "config.json", text_config={**text, **full})
+    else:
+        monkeypatch.setattr(families, "TEXT_FAMILIES", (name,))
+        monkeypatch.setitem(KINDS, name, Kind([]))
+        write_checkpoint(tmp_path, name, config=changes)
+    assert reason in message_of(tmp_path)
+
+
+def test_code_that_a_folder_brings_is_never_run(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path, "llama")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    own = {"AutoConfig": "own.A", "AutoModelForCausalLM": "own.B", "AutoTokenizer": ["own.C", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        edit_json(folder / name, auto_map=own, model_type="own", tokenizer_class="Own")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr(families, "TEXT_FAMILIES", ("own",))
+    message_of(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_a_prompt_can_not_hold_is_refused(folders):

@@ -8,7 +8,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from data.example import InputError
 from lib import optim
-from lib.optim import build_optimizer, lr_at, stochastic_round
+from lib.optim import allocate_states, build_optimizer, lr_at, stochastic_round
 
 
 def generator(seed=0):
@@ -106,6 +106,24 @@ def test_a_loaded_state_draws_the_bits_that_the_unbroken_run_draws():
     train(model, optimizer, 3)
     train(other, resumed, 3)
     assert torch.equal(model.weight, other.weight)
+
+
+@pytest.mark.parametrize("name", ["adamw_bf16", "adamw"])
+def test_states_are_there_before_the_first_update_and_change_nothing(name):
+    lazy = linear(torch.bfloat16)
+    model = copy.deepcopy(lazy)
+    optimizers = [build_optimizer(one, name, 1e-2, 0.1) for one in (lazy, model)]
+    allocate_states(optimizers[1])
+    there = {id(tensor) for state in optimizers[1].state.values() for tensor in state.values()}
+    assert len(optimizers[1].state) == 2
+    train(lazy, optimizers[0], 3)
+    train(model, optimizers[1], 3)
+    assert torch.equal(lazy.weight, model.weight)
+    assert str(optimizers[0].state_dict()) == str(optimizers[1].state_dict())
+    for state in optimizers[1].state.values():
+        assert {id(state["exp_avg"]), id(state["exp_avg_sq"])} <= there
+    allocate_states(optimizers[1])  # after a resume: nothing is forgotten
+    assert str(optimizers[0].state_dict()) == str(optimizers[1].state_dict())
 
 
 def memorize(name, dtype, steps=150, lr=1e-5):
