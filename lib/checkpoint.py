@@ -135,12 +135,6 @@ def clean_checkpoints(output_dir, step: int) -> None:
             remove(folder)
 
 
-def cut_metrics(path, position: int) -> None:
-    """Cuts a log back to `position` bytes, so that no step is in it twice."""
-    if os.path.exists(path) and os.path.getsize(path) > position:
-        os.truncate(path, position)
-
-
 def disk_full(error: BaseException | None) -> bool:
     """safetensors has no error number to look at, and torch hides the OSError in the context."""
     while error is not None:
@@ -225,7 +219,7 @@ def load_checkpoint(path, model, optimizer=None) -> dict:
     if optimizer is not None:
         content = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         if content.keys() != optimizer.state_dict().keys():
-            raise InputError(f"{path}: saved with another --optim; resume with the same one")
+            raise InputError(f"{path}: saved with another --dtype; resume with the same one")
         try:
             optimizer.load_state_dict(content)
         except ValueError as error:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 import run as run_file
 import train
 from checker import Rules
+from lib import ranks as several
 from lib.checkpoint import step_folders
 from lib.log import Log
 from rollout import EXPLORE, MEMORIZE, SKIP
@@ -150,7 +151,10 @@ PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKI
 
 
 def planned():
-    """Plain SGD; each step has its own modes for even and odd prompts; gradients are kept."""
+    """Plain SGD; each step has its own modes for even and odd prompts; gradients are kept, and
+    summed in pieces that cut through weights.
+    """
+    several.BUCKET = 1000
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     choose, sum_gradients = train.choose, train.sum_gradients
     kept = []
