@@ -22,13 +22,14 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from data.example import InputError
+from data.example import InputError, shorten
 
 MAX_LINE = 10 * 2**20  # bytes of one .jsonl line, one table
 MAX_FILE = 2**29  # bytes of a .json list: it is read whole
 MAX_IMAGE_PIXELS = 64 * 2**20  # ours, so that nobody's Image.MAX_IMAGE_PIXELS = None matters
+MAX_ASPECT = 200  # the longer side by the shorter: what Qwen's processors take
 MAX_LISTED = 20  # bad rows printed; all are counted
 # PIL's other readers are seldom met and widely attackable (EPS starts a program).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -38,7 +39,7 @@ BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # fi
 def say(message: str):
     """Prints a line, once whatever the number of processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        print(shorten(message), file=sys.stderr)
 
 
 def leaves_folder(name: str) -> bool:
@@ -99,13 +100,24 @@ def open_stream(image):
     return open(image, "rb")
 
 
+def check_image(image):
+    """InputError, naming it, for an image whose header says that it can't be used."""
+    try:
+        read_image(image, header_only=True)
+    except InputError as error:
+        raise InputError(f"{image}: {error}") from error
+
+
 def read_image(image, header_only: bool = False) -> Image.Image:
     """The PIL image at a path or in a zip; header_only: checked for kind and size, not decoded."""
     try:
         with open_stream(image) as stream:
             opened = Image.open(stream, formats=IMAGE_FORMATS)
+            size = f"{opened.width} x {opened.height} pixels"
             if math.prod(opened.size) > MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
+                raise Image.DecompressionBombError(size)
+            if max(opened.size) > MAX_ASPECT * min(opened.size):
+                raise InputError(f"{size}: a side is over {MAX_ASPECT} times the other; crop it")
             if not header_only:
                 opened.load()
             return opened
@@ -122,31 +134,60 @@ def read_image(image, header_only: bool = False) -> Image.Image:
 def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
     """RGB image of an Example (or of what its `image` may be), None where it has none.
 
-    Transparency is composited on white. `max_pixels`: a larger image is shrunk to at most so many
-    pixels, aspect kept. InputError names the file and the example when it is missing, no image,
-    broken, or over MAX_IMAGE_PIXELS.
+    As viewers show it: turned as its EXIF says, grey of any depth in its range, transparency on
+    white. `max_pixels`: a larger image is shrunk to at most so many pixels, aspect kept. InputError
+    names the file and the example when it is missing, no image, broken, can't be shown or is over
+    MAX_IMAGE_PIXELS.
     """
     image, name = getattr(example, "image", example), getattr(example, "id", "")
     if image is None:
         return None
-    if not isinstance(image, Image.Image):
-        try:
-            image = read_image(image)
-        except InputError as error:
-            raise InputError(f"{image}{name and f' (example {name})'}: {error}") from error
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it to white
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if max_pixels and image.width * image.height > max_pixels:
-        scale = math.sqrt(max_pixels / (image.width * image.height))
-        height = max(1, int(image.height * scale))
-        width = max(1, min(int(image.width * scale), max_pixels // height))
-        height = min(height, max_pixels // width)  # a strip of one pixel's width
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image
+    try:
+        shown = show(image if isinstance(image, Image.Image) else read_image(image))
+    except InputError as error:
+        where = "an image" if isinstance(image, Image.Image) else image
+        raise InputError(f"{where}{name and f' (example {name})'}: {error}") from error
+    return shrink(shown, max_pixels) if max_pixels else shown
+
+
+def show(image: Image.Image) -> Image.Image:
+    """The image in RGB as a viewer shows it; InputError for one that has no such form."""
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF, a dozen types: viewers show such an image as it is
+        pass
+    try:
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = show_grey(np.asarray(image))
+        if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except ValueError as error:  # a mode that PIL can't convert
+        raise InputError(f"can't be shown: {error}; save it as an RGB PNG") from error
+
+
+def show_grey(values: np.ndarray) -> Image.Image:
+    """Grey values as 8 bits: floats to 1, values to 255 as they are, 16 bits; convert() clips."""
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high < 2**16:  # also NaN
+        raise ValueError(f"grey values from {low} to {high}, not in 0 to 65535")
+    if values.dtype.kind == "f" and high <= 1:
+        values = values * 255
+    elif high > 255:
+        values = values / 256
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The image with at most so many pixels; its aspect is kept, but for MAX_ASPECT's sake."""
+    if image.width * image.height <= max_pixels:
+        return image
+    scale = math.sqrt(max_pixels / (image.width * image.height))
+    height = max(1, int(image.height * scale))
+    width = max(1, min(int(image.width * scale), max_pixels // height, MAX_ASPECT * height))
+    height = min(height, max_pixels // width, MAX_ASPECT * width)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 # ---- rows of a file -----------------------------------------------------------------------------
@@ -180,8 +221,11 @@ def read_rows(name: str, stream) -> Iterator[tuple[str, int, object]]:
     yield from ((f"[{number}]", number, row) for number, row in enumerate(rows))
 
 
-def parse_rows(name: str, rows: Iterable, parse: Callable) -> list:
-    """[parse(row, number)] of (where, number, row). One InputError lists every row refused."""
+def parse_rows(name: str, rows: Iterable, parse: Callable, skip_bad_rows: bool = False) -> list:
+    """[parse(row, number)] of (where, number, row). One InputError lists every row refused.
+
+    skip_bad_rows: these are left out and counted in a line instead.
+    """
     parsed, problems = [], []
     for where, number, row in rows:
         try:
@@ -193,20 +237,24 @@ def parse_rows(name: str, rows: Iterable, parse: Callable) -> list:
             parsed.append(parse(row, number))
         except InputError as error:
             problems.append(f"{where}: {error}")
-    if len(problems) == 1:
-        raise InputError(f"{name}: {problems[0]}")
-    if problems:
-        more = len(problems) - MAX_LISTED
-        listed = problems[:MAX_LISTED] + ([f"... and {more} more"] if more > 0 else [])
-        raise InputError("\n  ".join([f"{name}: {len(problems)} bad rows", *listed]))
+    if problems and skip_bad_rows:
+        total = len(problems) + len(parsed)
+        say(f"{name}: {len(problems)} of {total} rows are bad and left out; {problems[0]}")
+    elif len(problems) == 1:
+        raise InputError(f"{name}: {problems[0]} (--skip_bad_rows leaves it out)")
+    elif problems:
+        more = [f"... and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
+        found = f"{name}: {len(problems)} bad rows (--skip_bad_rows leaves them out)"
+        raise InputError(found, problems[:MAX_LISTED] + more)
     return parsed
 
 
-def parse_file(path, parse: Callable) -> list:
+def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
     """parse_rows of a pathlib.Path or zipfile.Path."""
     try:
         with path.open("rb") as stream:
-            return parse_rows(str(path), read_rows(str(path), stream), parse)
+            rows = read_rows(str(path), stream)
+            return parse_rows(str(path), rows, parse, skip_bad_rows)
     except BROKEN as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
