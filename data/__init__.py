@@ -6,8 +6,8 @@ from data.aokvqa import load_aokvqa
 from data.chartqa import load_chartqa
 from data.charts import load_charts
 from data.example import SPLITS, Example, InputError, NoSplit
+from data.files import attach_traces, load_own
 from data.gsm8k import load_gsm8k
-from data.own import attach_traces, load_own
 from data.reading import ZipImage, open_image
 
 __all__ = ["Example", "InputError", "NoSplit", "ZipImage", "load_data", "open_image"]
@@ -29,13 +29,15 @@ def load_data(
     traces: str | None = None,
     cache_dir: str | None = None,
     tasks: Sequence[str] = ("chart",),
+    skip_bad_rows: bool = False,
 ) -> Sequence[Example]:
     """The Examples of a split: "train", "val" or "test" (charts also "ood") of a data set.
 
     name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl or .json. data_dir: where its
     files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise, tasks
     (charts.TASKS): charts only. questions: "human", "augmented" or "all", where the data tells them
-    apart. traces: a .jsonl of reference traces. InputError lists every bad row.
+    apart. traces: a .jsonl of reference traces. InputError lists every bad row; skip_bad_rows
+    leaves them out and counts them in a line.
     """
     if questions not in ("human", "augmented", "all"):
         raise InputError(f"--questions {questions}: must be human, augmented or all")
@@ -46,9 +48,10 @@ def load_data(
     if name == "charts":
         examples = load_charts(split, size, data_seed, trace_noise, tasks)
     elif name in PUBLISHED:
-        examples = PUBLISHED[name](split, data_dir, questions, cache_dir)[:size]
+        load = PUBLISHED[name]
+        examples = load(split, data_dir, cache_dir, questions, skip_bad_rows)[:size]
     elif name.lower().endswith((".jsonl", ".json")):
-        examples = load_own(name, split, data_dir, questions)[:size]
+        examples = load_own(name, split, data_dir, questions, skip_bad_rows)[:size]
     else:
         raise InputError(
             f"--dataset {name}: not known; known are charts, {', '.join(PUBLISHED)} "

@@ -1,7 +1,8 @@
 """A-OKVQA (Schwenk et al. 2022, arXiv 2206.01718) from its files, or from the hub.
 
-The right choice is the answer (as DyME has it), else the commonest direct answer; the rationales,
-joined, are the trace; facts are there where a row has `visual_fact`. Test's labels are unpublished.
+The right choice is the answer (as DyME has it), else the commonest direct answer, and right is each
+direct answer; the rationales, joined, are the trace; facts are there where a row has `visual_fact`.
+Left out: test, its labels are unpublished.
 """
 
 import ast
@@ -13,7 +14,7 @@ import huggingface_hub
 
 from data.example import Example, InputError, NoSplit
 from data.own import clean_trace, object_facts, read_facts
-from data.reading import hub_rows, is_plain, parse_file, text, texts, write_whole
+from data.reading import check_image, hub_rows, is_plain, parse_file, text, texts, write_whole
 
 REPO, REVISION = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"
 PARTS = {
@@ -51,7 +52,9 @@ def unpack(split: str, cache_dir) -> Path:
     return folder
 
 
-def load_aokvqa(split: str, data_dir, questions=None, cache_dir=None) -> list[Example]:
+def load_aokvqa(
+    split: str, data_dir, cache_dir=None, questions=None, skip_bad_rows: bool = False
+) -> list[Example]:
     """A split, from `data_dir` (the annotations; images below it as COCO has them) or the hub."""
     if split not in PARTS:
         raise NoSplit(f"aokvqa: the labels of {split} are not published")
@@ -66,22 +69,24 @@ def load_aokvqa(split: str, data_dir, questions=None, cache_dir=None) -> list[Ex
         image = next((folder / file for folder in folders if (folder / file).is_file()), None)
         if image is None:
             raise InputError(f"the image {split}2017/{file} is missing")
+        check_image(image)
         options, right = texts(row, "choices"), row.get("correct_choice_idx")
-        answers = texts(row, "direct_answers")
+        answers = [
+            answer for answer, _ in Counter(texts(row, "direct_answers") or []).most_common()
+        ]
         if options and isinstance(right, int) and 0 <= right < len(options):
-            answer = options[right]
-        elif answers:
-            answer = Counter(answers).most_common(1)[0][0]
-        else:
+            answers = list(dict.fromkeys([options[right], *answers]))
+        if not answers:
             raise InputError("no correct_choice_idx and no direct_answers (test has none)")
         return Example(
             str(image),
             text(row, "question"),
-            answer,
+            answers[0],
             object_facts(row.get("visual_fact")) or read_facts(row.get("facts")),
             trace=clean_trace(" ".join(texts(row, "rationales") or [])),
             id=f"aokvqa/{split}/{number}",
             options=options,
+            answers=answers,
         )
 
-    return parse_file(data_dir / f"aokvqa_v1p0_{split}.json", parse)
+    return parse_file(data_dir / f"aokvqa_v1p0_{split}.json", parse, skip_bad_rows)

@@ -13,8 +13,18 @@ import zipfile
 from pathlib import Path
 
 from data.example import SPLITS, Example, InputError, NoSplit
-from data.reading import BROKEN, MAX_LINE, ZipImage, hub_file, is_plain, open_zip, parse_file
-from data.reading import say, text
+from data.reading import (
+    BROKEN,
+    MAX_LINE,
+    ZipImage,
+    check_image,
+    hub_file,
+    is_plain,
+    open_zip,
+    parse_file,
+    say,
+    text,
+)
 
 ZIP = "ChartQA Dataset.zip"
 WAY_OUT = "give --data_dir the ChartQA zip or folder, or take --dataset charts"
@@ -69,39 +79,41 @@ def read_table(table) -> list[tuple] | None:
         raise InputError(f"{table}: not a table ({error})") from error
 
 
-def read_questions(root, split: str, kind: str) -> list[Example]:
+def read_questions(root, split: str, kind: str, skip_bad_rows: bool = False) -> list[Example]:
     """Examples of <split>_<kind>.json, [] without it; facts are None where a table is missing."""
-    facts_of = functools.lru_cache(maxsize=64)(read_table)  # a chart's questions are neighbours
 
-    def parse(row, number):
-        name = text(row, "imgname")
+    @functools.lru_cache(maxsize=64)  # a chart's questions are neighbours
+    def read_chart(name):
         if not is_plain(name):
             raise InputError(f"imgname {name!r} is not a plain file name")
         image = root / split / "png" / name
         if not image.is_file():
             raise InputError(f"the image {split}/png/{name} is missing")
         in_zip = isinstance(image, zipfile.Path)
-        return Example(
-            ZipImage(image.root.filename, image.at) if in_zip else str(image),
-            text(row, "query"),
-            text(row, "label"),
-            facts_of(root / split / "tables" / f"{name.removesuffix('.png')}.csv"),
-            task=kind,
-            id=f"chartqa/{split}/{kind}/{number}",
-        )
+        image = ZipImage(image.root.filename, image.at) if in_zip else str(image)
+        check_image(image)
+        return image, read_table(root / split / "tables" / f"{name.removesuffix('.png')}.csv")
+
+    def parse(row, number):
+        image, facts = read_chart(text(row, "imgname"))
+        name = f"chartqa/{split}/{kind}/{number}"
+        return Example(image, text(row, "query"), text(row, "label"), facts, task=kind, id=name)
 
     file = root / split / f"{split}_{kind}.json"
-    return parse_file(file, parse) if file.is_file() else []
+    return parse_file(file, parse, skip_bad_rows) if file.is_file() else []
 
 
-def load_chartqa(split: str, data_dir, questions: str, cache_dir=None) -> list[Example]:
+def load_chartqa(
+    split: str, data_dir, cache_dir=None, questions: str = "human", skip_bad_rows: bool = False
+) -> list[Example]:
     """A split's human or augmented questions, or all. Charts without a table are counted."""
     root = find_chartqa(data_dir or hub_file("ahmed-masry/ChartQA", ZIP, cache_dir, WAY_OUT))
     kinds = ("human", "augmented") if questions == "all" else (questions,)
-    examples = [example for kind in kinds for example in read_questions(root, split, kind)]
+    parts = [read_questions(root, split, kind, skip_bad_rows) for kind in kinds]
+    examples = sum(parts, [])
     if not examples:
         pairs = itertools.product(SPLITS, ("human", "augmented"))
-        there = [" ".join(pair) for pair in pairs if read_questions(root, *pair)]
+        there = [" ".join(pair) for pair in pairs if read_questions(root, *pair, True)]
         raise NoSplit(
             f"{root}: the split {split} has no {questions} questions here; there are "
             f"{', '.join(there) or 'none at all'} (another split: --eval_split)"

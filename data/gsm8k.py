@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 from data.example import Example, InputError
-from data.own import clean_trace, hold_out
+from data.files import hold_out
+from data.own import clean_trace
 from data.reading import hub_rows, parse_file, parse_rows, text
 
 
@@ -29,17 +30,20 @@ def parse_row(split: str, row: dict, number: int) -> Example:
     )
 
 
-def load_gsm8k(split: str, data_dir, questions=None, cache_dir=None) -> list[Example]:
+def load_gsm8k(
+    split: str, data_dir, cache_dir=None, questions=None, skip_bad_rows: bool = False
+) -> list[Example]:
     """The published train and test; val is the last 500 of train, which train then lacks."""
     published = "test" if split == "test" else "train"
     parse = functools.partial(parse_row, published)
     if data_dir is not None:
         path = Path(data_dir) / f"{published}.jsonl"
-        examples = parse_file(path, parse)
+        examples = parse_file(path, parse, skip_bad_rows)
     else:
         path = "gsm8k"
         way_out = f"give --data_dir a folder with {published}.jsonl, or take --dataset charts"
         file = f"main/{published}-00000-of-00001.parquet"
         rows = enumerate(hub_rows("openai/gsm8k", [file], cache_dir, way_out), start=1)
-        examples = parse_rows(path, ((f"row {number}", number, row) for number, row in rows), parse)
+        rows = ((f"row {number}", number, row) for number, row in rows)
+        examples = parse_rows(path, rows, parse, skip_bad_rows)
     return examples if split == "test" else hold_out(examples, split, path, most=500)

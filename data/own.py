@@ -1,17 +1,16 @@
-"""One's own .jsonl or .json, DyME's published lists, and reference traces from a file of their own.
+"""A row of one's own .jsonl or .json, or of DyME's published lists, as an Example.
 
-Besides: what other data sets share with them, cutting a trace's answer off, facts in several forms,
-holding examples out. Left out: how files are read safely (reading.py).
+Besides what other data sets share with them: cutting a trace's answer off, facts in several forms.
+Left out: the files (files.py) and how they are read safely (reading.py).
 """
 
-import functools
+import ntpath
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
-from data.example import Example, InputError, NoSplit
-from data.reading import decode, leaves_folder, parse_file, read_image, say, text, texts
+from data.example import OPTION_LETTERS, Example, InputError
+from data.reading import check_image, decode, leaves_folder, say, text, texts
 
 # "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
 MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
@@ -33,8 +32,8 @@ def split_marked(response: str) -> tuple[str, str | None]:
     if markers[0].group().startswith("<"):
         closing = CLOSING.search(tail)
         tail = tail[: closing.start()] if closing else ""
-    lines = tail.strip(WRAPPING).splitlines()
-    return thinking, lines[0] if lines else ""
+    # not splitlines: U+2028 and its like are characters of a label
+    return thinking, re.split(r"[\r\n]", tail.strip(WRAPPING), maxsplit=1)[0]
 
 
 def clean_trace(trace: str | None) -> str | None:
@@ -76,122 +75,163 @@ def object_facts(value) -> list[tuple]:
     return facts
 
 
-def hold_out(examples: list, split: str, path, most: int | None = None) -> list:
-    """The last tenth (at most `most`) for val, the others for train."""
-    held = max(1, len(examples) // 10) if len(examples) > 1 else 0
-    cut = len(examples) - min(held, most or held)
-    kept = examples[:cut] if split == "train" else examples[cut:]
-    if not kept:
-        raise InputError(f"{path}: {len(examples)} examples are too few to hold some out for val")
-    return kept
+# ---- a row of one's own -------------------------------------------------------------------------
+
+KNOWN = (
+    "image images question question_wo_prompt problem answer answers solution trace hint facts "
+    "visual_fact options choices task human_or_machine"
+).split()
+# An unknown field is an error where it may hold what belongs to the prompt or to the target: by the
+# beginning of a word of its name, unless that ends on the id, kind or size of such a thing ...
+MATTERS = re.compile(
+    "img|imag|pict|photo|figure|video|audio|quest|query|problem|prompt|instruct|input|answer|label"
+    "|target|gold|truth|output|respon|solution|complet|convers|messag|dialog|option|choice|candidate"
+    "|fact|trace|ration|reason|explan|think|thought|cot$|context|passage|document|table|caption|text$"
+    "|b?box"
+)
+ABOUT = re.compile(
+    "ids?|idx|index|types?|kind|size|width|height|count|num|source|license|lang.*|hash|categor.*"
+    "|topic|subject|level|difficulty|length|format"
+)
+# ... and by what it holds.
+HOLDS = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|heic|svg|pdf)\b|data:image|base64", re.I)
 
 
-# ---- a file of one's own ------------------------------------------------------------------------
+def matters(name: str, value) -> bool:
+    """Whether an unknown field seems to hold what a question, its image or its answer needs."""
+    if value is None or isinstance(value, bool) or value in ("", [], {}):
+        return False
+    words = [word.casefold() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
+    named = any(map(MATTERS.match, words)) and not ABOUT.fullmatch(words[-1])
+    turns = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    return named or turns or bool(HOLDS.search(str(value)))
+
+
+def one_of(row: dict, *names: str) -> str:
+    """Which of the fields is filled in, the first where none is; InputError where two differ."""
+    filled = [name for name in names if row.get(name) not in (None, "", [], {})]
+    if any(row[name] != row[filled[0]] for name in filled):
+        raise InputError(f"{' and '.join(filled)} differ: keep one of them")
+    return filled[0] if filled else names[0]
+
+
+def read_answers(row: dict) -> tuple[list[str], str | None]:
+    """(all right answers, the thinking that is written before the first)."""
+    filled = [name for name in ("answer", "answers") if row.get(name) not in (None, "", [])]
+    answers = []
+    for name in filled or ["solution" if row.get("solution") else "answer"]:
+        values = row[name] if row.get(name) and isinstance(row[name], list) else [row.get(name)]
+        answers += [split_marked(text({name: value}, name).strip()) for value in values]
+    right = [bare or thinking for thinking, bare in answers]
+    return list(dict.fromkeys(right)), answers[0][0] if answers[0][1] else None
+
+
+def read_options(row: dict) -> list[str] | None:
+    """The texts that are to be chosen from, without letters of their own."""
+    name = one_of(row, "options", "choices")
+    value = row.get(name)
+    if isinstance(value, dict) and list(value) == list(OPTION_LETTERS[: len(value)]):
+        value = list(value.values())
+    options = texts({name: value}, name)
+    if options and len(options) > len(OPTION_LETTERS):
+        raise InputError(f"{name} has {len(options)} entries, over {len(OPTION_LETTERS)}")
+    pairs = list(zip(OPTION_LETTERS, options or []))
+    written = [re.match(rf"\(?{letter}[).:]\s*(?=\S)", option) for letter, option in pairs]
+    if options and all(written):
+        options = [option[match.end() :] for option, match in zip(options, written)]
+    return options
+
+
+def choose(answer: str, options: list[str]) -> str | None:
+    """The option that an answer names: by its text, its letter, or both ("B", "(B)", "B. cab")."""
+    places = {option.casefold(): place for place, option in reversed([*enumerate(options)])}
+    named = re.fullmatch(r"\(?([A-Z])[).:]*(?:\s+(.*))?", answer, re.IGNORECASE | re.DOTALL)
+    place = places.get(answer.casefold())
+    if place is None and named:
+        letter = OPTION_LETTERS.index(named[1].upper())
+        place = letter if not named[2] or places.get(named[2].casefold()) == letter else None
+    return options[place] if place is not None and place < len(options) else None
+
+
+def read_path(row: dict) -> str | None:
+    """The image of a row as it is written, also as a list of one; None without one."""
+    name = one_of(row, "image", "images")
+    images = row[name] if isinstance(row.get(name), list) else [row.get(name)]
+    if len(images) > 1:
+        raise InputError(f"{name} has {len(images)} entries: one image per question is supported")
+    return text({name: images[0]}, name, required=False) if images else None
+
+
+# The images that were found: the file's path to the paths that rows gave for it, in all files that
+# this process read, so that two splits can't show one picture for two either.
+FOUND: dict[str, set[str]] = {}
 
 
 def find_image(name: str, folder) -> str:
-    """The path of a row's image: below `folder`, or there by its bare name if it was moved."""
-    if not os.path.isabs(name) and leaves_folder(name):
+    """The path of a row's image; a gone absolute one is looked for in the folder by its bare name.
+
+    InputError for a URL, a relative path that leaves the folder, and what is no image.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:", name):
+        raise InputError(f"the image {name[:80]!r} is a URL: download it and give its path")
+    absolute = os.path.isabs(name) or ntpath.isabs(name)
+    if not absolute and leaves_folder(name):
         raise InputError(f"the image {name!r} leaves the folder of the data")
-    path = os.path.join(folder, name)  # an absolute path stays as it is
-    moved = os.path.join(folder, os.path.basename(name))
-    path = path if os.path.isfile(path) or not os.path.isfile(moved) else moved
-    try:
-        read_image(path, header_only=True)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    wanted = path = os.path.join(folder, name)  # an absolute path stays as it is
+    if absolute and not os.path.isfile(path):
+        moved = os.path.join(folder, ntpath.basename(name))
+        path = moved if os.path.isfile(moved) else path
+    check_image(path)
+    FOUND.setdefault(os.path.normpath(path), set()).add(os.path.normpath(wanted))
     return path
+
+
+def check_moved(file: Path, folder, examples: list[Example]):
+    """Says how many images were found by their names alone; InputError where it can't be right."""
+    paths = {os.path.normpath(example.image) for example in examples if example.image}
+    moved = [path for path in sorted(paths) if FOUND[path] != {path}]
+    for path in moved:
+        if len(FOUND[path]) > 1:
+            first, second = sorted(FOUND[path])[:2]
+            raise InputError(
+                f"{file}: for two images, {first} and {second}, there is one file, {path}; "
+                "put them where their paths say, or make the paths relative to --data_dir"
+            )
+    if moved:
+        say(f"{file}: {len(moved)} images are not where it says; found in {folder} by their names")
 
 
 def own_row(path: Path, folder, row: dict, number: int) -> Example:
     """An Example from image, question, answer and, where given, facts, trace, options, task.
 
-    DyME's published lists are read as they are: `question_wo_prompt` before `question`, `hint` is
-    the trace, `visual_fact` the facts, `choices` the options, `human_or_machine` the task; an
-    answer written as "thinking \n Answer: x" is taken apart.
+    Other names that are read, DyME's published lists among them: `images` (a list of one),
+    `question_wo_prompt` before `question`, `problem`; `solution` is the answer, or beside an
+    answer the trace, and so is `hint`; `visual_fact` the facts, `choices` the options,
+    `human_or_machine` the task. Several right answers are a list. An answer written as
+    "thinking \n Answer: x" is taken apart, an option's letter becomes its text.
     """
-    answer = text(row, "answer").strip()
-    thinking, bare = split_marked(answer)
-    trace = text(row, "trace", "hint", required=False) or (thinking if bare else None)
-    image = text(row, "image", required=False)
+    for name in row:
+        if name not in KNOWN and matters(name, row[name]):
+            raise InputError(f"the field {name!r} is not known; known are {', '.join(KNOWN)}")
+    question = text(row, "question_wo_prompt", one_of(row, "question", "problem")).strip()
+    answers, thinking = read_answers(row)
+    options = read_options(row)
+    if options:
+        answers = [choose(answer, options) or answer for answer in answers]
+        if answers[0] not in options:
+            raise InputError(f"the answer {answers[0]!r} is none of the options")
+    image = read_path(row)
+    worked = ["solution"] if any(row.get(name) for name in ("answer", "answers")) else []
+    trace = text(row, one_of(row, "trace", "hint", *worked), required=False) or thinking
     machine = {0: "human", 1: "augmented"}.get(row.get("human_or_machine"), "")
     return Example(
         image and find_image(image, folder),
-        text(row, "question_wo_prompt", "question").strip(),
-        bare or answer,
+        question,
+        answers[0],
         read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
         trace=clean_trace(trace),
         task=text(row, "task", required=False) or machine,
         id=f"{path.name}/{number}",
-        options=texts(row, "options", "choices"),
+        options=options,
+        answers=answers,
     )
-
-
-def beside(path: Path, split: str) -> Path | None:
-    """The file of another split: own.val.jsonl or own_val.jsonl, val.json beside train.json."""
-    stems = [f"{path.stem}.{split}", f"{path.stem}_{split}"]
-    stems += [path.stem.removesuffix("train") + split] if path.stem.endswith("train") else []
-    files = [path.with_name(stem + path.suffix) for stem in stems]
-    return next((file for file in files if file.is_file()), None)
-
-
-def load_own(path: str, split: str, data_dir, questions: str) -> list[Example]:
-    """A split of one's own file: the file is train; val and test are files beside it.
-
-    Without a val file the last tenth is held out. Relative images start from `data_dir`, else from
-    the file's folder; one that is gone is looked for there by its name.
-    """
-    path = Path(path)
-    file = path if split == "train" else beside(path, split)
-    if file is None and split != "val":
-        raise NoSplit(
-            f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
-            "beside it, or evaluate another with --eval_split"
-        )
-    file = file or path
-    examples = parse_file(file, functools.partial(own_row, file, data_dir or path.parent))
-    if file == path and not beside(path, "val"):
-        examples = hold_out(examples, split, path)
-    other = {"human": "augmented", "augmented": "human"}.get(questions)
-    kept = [example for example in examples if example.task != other]
-    if len(kept) < len(examples):
-        say(f"{file}: {len(examples) - len(kept)} {other} questions left out (--questions all)")
-    return kept
-
-
-# ---- traces from a file of their own ------------------------------------------------------------
-
-
-def attach_traces(examples, path: str) -> list[Example]:
-    """The examples with the traces of a .jsonl of {"id" or "question" and "image", "trace"}.
-
-    As `judge.py refine` writes it; an example's last line counts. What doesn't fit is counted.
-    """
-
-    def names(question, image):
-        image = getattr(image, "member", image)
-        return question, os.path.basename(image) if isinstance(image, str) else ""
-
-    def parse(row, number):
-        key = text(row, "id", required=False)
-        key = key or names(text(row, "question"), text(row, "image", required=False))
-        return key, clean_trace(text(row, "trace"))
-
-    traces = dict(parse_file(Path(path), parse))
-    attached, used = [], set()
-    for example in examples:
-        keys = example.id, names(example.question, example.image)
-        key = next((key for key in keys if key in traces), None)
-        attached.append(replace(example, trace=traces[key]) if key else example)
-        used.add(key)
-    used.discard(None)
-    if not used:
-        raise InputError(
-            f"{path}: not one of its {len(traces)} traces fits an example; write it "
-            "with judge.py refine from the same --dataset and split"
-        )
-    say(
-        f"{path}: traces for {len(used)} of {len(examples)} examples, "
-        f"{len(traces) - len(used)} fit none"
-    )
-    return attached
