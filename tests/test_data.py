@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -165,20 +166,58 @@ def test_real_charts_open_and_have_facts():
 # ---- images -------------------------------------------------------------------------------------
 
 
-def test_transparency_becomes_white_and_sixteen_bit_grey_is_scaled(tmp_path):
+def test_transparency_becomes_white(tmp_path):
     for image in (Image.new("RGBA", (2, 2), (0, 0, 255, 0)), Image.new("LA", (2, 2), (0, 0))):
         assert open_image(image).getpixel((0, 0)) == (255, 255, 255)
     Image.new("P", (2, 2), 0).save(tmp_path / "p.png", transparency=0)
     assert open_image(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
-    Image.new("I;16", (2, 2), 0x8000).save(tmp_path / "grey.png")
-    assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (128, 128, 128)
 
 
-@pytest.mark.parametrize("size", [(400, 100), (5000, 1), (1, 5000), (10, 10)])
-def test_max_pixels_caps_the_size_and_keeps_the_aspect(size):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_an_image_is_turned_as_its_exif_says(tmp_path, turn, suffix):
+    image = Image.new("RGB", (32, 16), "white")
+    image.paste("red", (0, 0, 16, 8))  # the corner that a viewer shows at the top left, turned
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image.save(tmp_path / f"x.{suffix}", exif=exif)
+    shown = open_image(tmp_path / f"x.{suffix}")
+    assert shown.size == ((32, 16) if turn < 5 else (16, 32))
+    right, low = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1)}.get(
+        turn, (0, 1)
+    )
+    corner = (3 + right * (shown.width - 7), 3 + low * (shown.height - 7))
+    red, green, _ = shown.getpixel(corner)
+    assert red > 200 and green < 60
+
+
+@pytest.mark.parametrize(
+    "kind, values, seen",
+    [
+        ("uint16", [0, 0x8000, 65535], [0, 128, 255]),
+        ("int32", [0, 100, 255], [0, 100, 255]),
+        ("int32", [0, 256, 65535], [0, 1, 255]),
+        ("float32", [0, 0.5, 1], [0, 127, 255]),
+        ("float32", [0, 100.5, 255], [0, 100, 255]),
+        ("int32", [0, -1, 255], None),
+        ("int32", [0, 1, 2**30], None),
+        ("float32", [0, 1, float("nan")], None),
+    ],
+)
+def test_grey_of_any_depth_is_shown_in_its_range_or_refused(tmp_path, kind, values, seen):
+    Image.fromarray(np.array([values], kind)).save(tmp_path / "grey.tif")
+    if seen is None:
+        assert "grey.tif: can't be shown" in error_of(open_image, tmp_path / "grey.tif")
+    else:
+        shown = open_image(tmp_path / "grey.tif")
+        assert [shown.getpixel((x, 0))[0] for x in range(3)] == seen
+
+
+@pytest.mark.parametrize("size", [(400, 100), (5000, 1), (1, 5000), (10, 10), (101, 20_000)])
+def test_max_pixels_caps_the_size_and_keeps_the_aspect_that_processors_take(size):
     width, height = open_image(Image.new("RGB", size), max_pixels=1000).size
-    assert 1 <= width * height <= 1000
-    if min(size) > 50:
+    assert 1 <= width * height <= 1000 and max(width, height) <= 200 * min(width, height)
+    if size == (400, 100):
         assert abs(width / height - size[0] / size[1]) < 0.3
     if size == (10, 10):
         assert (width, height) == size
@@ -194,6 +233,7 @@ def test_max_pixels_caps_the_size_and_keeps_the_aspect(size):
         (None, "no such image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
         ("half", "broken image"),
+        ("strip", "1 x 300 pixels: a side is over 200 times the other"),
     ],
 )
 @pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
@@ -204,6 +244,9 @@ def test_hostile_images_are_one_line_naming_file_and_example(
     if content == "half":
         Image.effect_noise((64, 64), 90).save(tmp_path / "full.png")
         content = (tmp_path / "full.png").read_bytes()[:2000]
+    if content == "strip":
+        Image.new("L", (1, 300)).save(tmp_path / "strip.png")
+        content = (tmp_path / "strip.png").read_bytes()
     file = tmp_path / "bad\x1b[31m.png"
     if content is not None:
         file.write_bytes(content)
@@ -221,101 +264,7 @@ def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == [tmp_path / "evil.zip"]
 
 
-# ---- one's own data -----------------------------------------------------------------------------
-
-
-def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
-    (tmp_path / "img").mkdir()
-    Image.new("RGB", (3, 3)).save(tmp_path / "img" / "a.png")
-    full = {
-        "image": "img/a.png",
-        "question": "q?",
-        "answer": 7,
-        "facts": [["red", 3], ["b", "c", "4"]],
-    }
-    full |= {"trace": "red is 3\nAnswer: 7", "options": ["7", "8"], "task": "t"}
-    short = {"question": "x", "answer": "y", "facts": {"k": 1.5}}
-    first, second = load_data(write_jsonl(tmp_path / "own.jsonl", [full, short, short]), "train")
-    facts, path = [("red", "3"), ("b", "c", "4")], str(tmp_path / "img/a.png")
-    options = ["7", "8"]
-    assert first == Example(path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options)
-    assert (second.image, second.facts, second.id) == (None, [("k", "1.5")], "own.jsonl/2")
-
-
-def test_own_json_and_jsonl_agree_and_val_is_a_file_beside_or_the_last_tenth(tmp_path):
-    rows = [{"question": f"q{i}", "answer": str(i)} for i in range(20)]
-    write_jsonl(tmp_path / "a.jsonl", rows)
-    (tmp_path / "b.json").write_text("\ufeff" + json.dumps(rows), encoding="utf-8")
-    for split, count in (("train", 18), ("val", 2)):
-        a, b = (load_data(str(tmp_path / name), split) for name in ("a.jsonl", "b.json"))
-        assert [e.question for e in a] == [e.question for e in b] and len(a) == count
-    assert "--eval_split" in error_of(load_data, str(tmp_path / "a.jsonl"), "test")
-    write_jsonl(tmp_path / "a_val.jsonl", rows[:3])
-    lengths = [len(load_data(str(tmp_path / "a.jsonl"), split)) for split in ("train", "val")]
-    assert lengths == [20, 3]
-
-
-def test_every_bad_line_is_reported_at_once_with_its_number(tmp_path):
-    (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "bomb.png").write_bytes(bomb_png(100_000))
-    good = {"question": "q", "answer": "a"}
-    bad = [
-        ("{broken", "not valid JSON"),
-        ({"question": "q"}, "answer is missing"),
-        (dict(good, question=["q"]), "question must be a text"),
-        (dict(good, answer=True), "answer must be"),
-        ("[1]", "not an object"),
-        (dict(good, image="gone.png"), "gone.png: no such"),
-        (dict(good, image="../text.png"), "leaves the folder"),
-        (dict(good, facts="x"), "facts must be"),
-        (dict(good, image="text.png"), "text.png: not an image"),
-        (dict(good, image="bomb.png"), "too large"),
-        (dict(good, facts=[["a"]]), "list of [name, value]"),
-        (dict(good, options=[]), "options must be"),
-        (dict(good, answer="\ud800"), "surrogate"),
-        ('{"question": "q", "answer": 1e999}', "answer must be"),
-        ('{"question": "q", "answer": NaN}', "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ('{"question": "q", "answer": "' + "x" * (10 * 2**20) + '"}', "longer than 10 MB"),
-    ]
-    path = write_jsonl(tmp_path / "own.jsonl", [good, *[row for row, _ in bad], good])
-    lines = error_of(load_data, path, "train").splitlines()
-    assert lines[0] == f"{path}: {len(bad)} bad rows" and len(lines) == 1 + len(bad)
-    for number, (line, (_, reason)) in enumerate(zip(lines[1:], bad), start=2):
-        assert line.startswith(f"  line {number}: ") and reason in line
-    message = error_of(load_data, write_jsonl(tmp_path / "x.jsonl", ["{"] * 50), "train")
-    assert "50 bad rows" in message and "30 more" in message and message.count("\n") == 21
-
-
-def test_an_empty_or_missing_file_or_an_unknown_name_is_an_error(tmp_path):
-    (tmp_path / "x.jsonl").write_text("\n")
-    assert "x.jsonl" in error_of(load_data, str(tmp_path / "x.jsonl"), "train")
-    assert "y.json" in error_of(load_data, str(tmp_path / "y.json"), "train")
-    message = error_of(load_data, "chartsqa", "train")
-    assert all(name in message for name in ("charts", "chartqa", "gsm8k", "aokvqa", ".jsonl"))
-
-
-def test_the_published_list_format_is_read_as_it_is(tmp_path, capsys):
-    Image.new("RGB", (3, 3)).save(tmp_path / "train_0.png")
-    seen = {"objects": [{"name": "bag", "attributes": ["red", "small"], "position": "left"}]}
-    row = {"question": "Think step by step. Who?", "question_wo_prompt": "Who?", "answer": "2017"}
-    row |= {"image": "/elsewhere/images/train_0.png", "hint": "Goal: x\n#### 2017"}
-    row |= {"visual_fact": json.dumps(seen), "choices": ["2017", "2018"]}
-    sft = {"question": "Who?", "answer": "because\nAnswer: 5", "human_or_machine": 0}
-    sft |= {"visual_fact": '{"objects": [cut off'}
-    (tmp_path / "d").mkdir()
-    path = tmp_path / "d" / "train.json"
-    path.write_text(json.dumps([row, sft, dict(sft, human_or_machine=1), sft]))
-    first, second = load_data(str(path), "train", str(tmp_path))
-    assert (first.question, first.answer, first.trace) == ("Who?", "2017", "Goal: x")
-    assert first.image == str(tmp_path / "train_0.png") and first.options == ["2017", "2018"]
-    assert first.facts == [("bag", "red"), ("bag", "small"), ("bag", "left")]
-    assert (second.answer, second.trace, second.facts) == ("5", "because", [])
-    assert "1 augmented questions left out" in capsys.readouterr().err
-    assert len(load_data(str(path), "train", str(tmp_path), questions="all")) == 3
-
-
-# ---- GSM8K, A-OKVQA, traces ---------------------------------------------------------------------
+# ---- GSM8K, A-OKVQA -----------------------------------------------------------------------------
 
 
 def fake_hub(monkeypatch, rows):
@@ -353,16 +302,17 @@ def test_gsm8k_val_is_cut_off_train(tmp_path):
     assert "####" in error_of(load_data, "gsm8k", "train", str(tmp_path))
 
 
-def test_aokvqa_takes_choice_rationales_and_facts(tmp_path):
+def test_aokvqa_takes_choice_direct_answers_rationales_and_facts(tmp_path):
     (tmp_path / "val2017").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "val2017" / "000000000042.jpg")
     row = {"image_id": 42, "question": "?", "choices": ["skater", "cab"], "correct_choice_idx": 1}
-    row |= {"direct_answers": ["bus", "bus"], "rationales": ["One.", "Two."]}
+    row |= {"direct_answers": ["car", "bus", "bus"], "rationales": ["One.", "Two."]}
     row |= {"visual_fact": {"objects": [{"name": "man", "attributes": ["tall"]}]}}
     rows = [row, dict(row, choices=None, correct_choice_idx=None)]
     (tmp_path / "aokvqa_v1p0_val.json").write_text(json.dumps(rows))
     first, second = load_data("aokvqa", "val", str(tmp_path))
     assert (first.answer, first.options, first.trace) == ("cab", ["skater", "cab"], "One. Two.")
+    assert first.answers == ["cab", "bus", "car"] and second.answers == ["bus", "car"]
     assert first.facts == [("man", "tall")] and second.answer == "bus"
     assert open_image(first).size == (3, 3)
 
@@ -388,16 +338,3 @@ def test_without_pyarrow_one_line_says_so(tmp_path, monkeypatch):
     for name in ("aokvqa", "gsm8k"):
         message = error_of(load_data, name, "val", cache_dir=tmp_path)
         assert "pip install pyarrow" in message and "--data_dir" in message
-
-
-def test_traces_are_attached_by_id_or_question_and_strangers_are_counted(tmp_path, capsys):
-    write_chartqa(tmp_path)
-    first = {"id": "chartqa/train/human/0", "trace": "b is 1\nAnswer: 1"}
-    second = {"question": "Who?", "image": "png/b.png", "trace": "Men"}
-    rows = [dict(first, trace="old"), first, second, {"id": "x", "trace": "y"}]
-    traces = write_jsonl(tmp_path / "traces.jsonl", rows)
-    examples = load_data("chartqa", "train", str(tmp_path), traces=traces)
-    assert [e.trace for e in examples] == ["b is 1", "Men", None]
-    assert "2 of 3 examples, 1 fit none" in capsys.readouterr().err
-    wrong = write_jsonl(tmp_path / "wrong.jsonl", [{"id": "x", "trace": "y"}])
-    assert "not one" in error_of(load_data, "chartqa", "train", str(tmp_path), traces=wrong)

@@ -1,0 +1,298 @@
+"""One's own data: what is read, what is refused, what is said; and what a resumed run can tell."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from data import Example, InputError, load_data, open_image
+from data.example import MAX_MESSAGE, question_text
+from data.files import attach_traces
+from data.fingerprint import changes, fingerprint
+from data.own import split_marked
+from tests.test_data import bomb_png, error_of, write_chartqa, write_jsonl
+
+
+def load_rows(folder, *rows, **settings):
+    """The Examples of these rows, all of them: val is a file of its own."""
+    write_jsonl(folder / "own.val.jsonl", [{"question": "v", "answer": "v"}])
+    return load_data(write_jsonl(folder / "own.jsonl", rows), "train", **settings)
+
+
+# ---- what is read -------------------------------------------------------------------------------
+
+
+def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
+    (tmp_path / "img").mkdir()
+    Image.new("RGB", (3, 3)).save(tmp_path / "img" / "a.png")
+    full = {
+        "image": "img/a.png",
+        "question": "q?",
+        "answer": 7,
+        "facts": [["red", 3], ["b", "c", "4"]],
+    }
+    full |= {"trace": "red is 3\nAnswer: 7", "options": ["7", "8"], "task": "t"}
+    short = {"question": "x", "answer": "y", "facts": {"k": 1.5}}
+    first, second = load_data(write_jsonl(tmp_path / "own.jsonl", [full, short, short]), "train")
+    facts, path = [("red", "3"), ("b", "c", "4")], str(tmp_path / "img/a.png")
+    options = ["7", "8"]
+    assert first == Example(path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options)
+    assert (second.image, second.facts, second.id) == (None, [("k", "1.5")], "own.jsonl/2")
+
+
+def test_own_json_and_jsonl_agree_and_val_is_a_file_beside_or_the_last_tenth(tmp_path):
+    rows = [{"question": f"q{i}", "answer": str(i)} for i in range(20)]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    (tmp_path / "b.json").write_text("\ufeff" + json.dumps(rows), encoding="utf-8")
+    for split, count in (("train", 18), ("val", 2)):
+        a, b = (load_data(str(tmp_path / name), split) for name in ("a.jsonl", "b.json"))
+        assert [e.question for e in a] == [e.question for e in b] and len(a) == count
+    assert "--eval_split" in error_of(load_data, str(tmp_path / "a.jsonl"), "test")
+    write_jsonl(tmp_path / "a_val.jsonl", rows[:3])
+    lengths = [len(load_data(str(tmp_path / "a.jsonl"), split)) for split in ("train", "val")]
+    assert lengths == [20, 3]
+
+
+def test_every_bad_line_is_reported_at_once_with_its_number(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "bomb.png").write_bytes(bomb_png(100_000))
+    good = {"question": "q", "answer": "a"}
+    bad = [
+        ("{broken", "not valid JSON"),
+        ({"question": "q"}, "answer is missing"),
+        (dict(good, question=["q"]), "question must be a text"),
+        (dict(good, answer=True), "answer must be"),
+        ("[1]", "not an object"),
+        (dict(good, image="gone.png"), "gone.png: no such"),
+        (dict(good, image="../text.png"), "leaves the folder"),
+        (dict(good, facts="x"), "facts must be"),
+        (dict(good, image="text.png"), "text.png: not an image"),
+        (dict(good, image="bomb.png"), "too large"),
+        (dict(good, facts=[["a"]]), "list of [name, value]"),
+        (dict(good, options=[]), "options must be"),
+        (dict(good, answer="\ud800"), "surrogate"),
+        ('{"question": "q", "answer": 1e999}', "answer must be"),
+        ('{"question": "q", "answer": NaN}', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"question": "q", "answer": "' + "x" * (10 * 2**20) + '"}', "longer than 10 MB"),
+    ]
+    path = write_jsonl(tmp_path / "own.jsonl", [good, *[row for row, _ in bad], good])
+    lines = error_of(load_data, path, "train").splitlines()
+    assert f"own.jsonl: {len(bad)} bad rows" in lines[0] and len(lines) == 1 + len(bad)
+    for number, (line, (_, reason)) in enumerate(zip(lines[1:], bad), start=2):
+        assert line.startswith(f"  line {number}: ") and reason in line
+    message = error_of(load_data, write_jsonl(tmp_path / "x.jsonl", ["{"] * 50), "train")
+    assert "50 bad rows" in message and "30 more" in message and message.count("\n") == 21
+
+
+def test_an_empty_or_missing_file_or_an_unknown_name_is_an_error(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n")
+    assert "x.jsonl" in error_of(load_data, str(tmp_path / "x.jsonl"), "train")
+    assert "y.json" in error_of(load_data, str(tmp_path / "y.json"), "train")
+    message = error_of(load_data, "chartsqa", "train")
+    assert all(name in message for name in ("charts", "chartqa", "gsm8k", "aokvqa", ".jsonl"))
+
+
+def test_the_published_list_format_is_read_as_it_is(tmp_path, capsys):
+    Image.new("RGB", (3, 3)).save(tmp_path / "train_0.png")
+    seen = {"objects": [{"name": "bag", "attributes": ["red", "small"], "position": "left"}]}
+    row = {"question": "Think step by step. Who?", "question_wo_prompt": "Who?", "answer": "2017"}
+    row |= {"image": "/elsewhere/images/train_0.png", "hint": "Goal: x\n#### 2017"}
+    row |= {"visual_fact": json.dumps(seen), "choices": ["2017", "2018"]}
+    sft = {"question": "Who?", "answer": "because\nAnswer: 5", "human_or_machine": 0}
+    sft |= {"visual_fact": '{"objects": [cut off'}
+    (tmp_path / "d").mkdir()
+    path = tmp_path / "d" / "train.json"
+    path.write_text(json.dumps([row, sft, dict(sft, human_or_machine=1), sft]))
+    first, second = load_data(str(path), "train", str(tmp_path))
+    assert (first.question, first.answer, first.trace) == ("Who?", "2017", "Goal: x")
+    assert first.image == str(tmp_path / "train_0.png") and first.options == ["2017", "2018"]
+    assert first.facts == [("bag", "red"), ("bag", "small"), ("bag", "left")]
+    assert (second.answer, second.trace, second.facts) == ("5", "because", [])
+    assert "1 augmented questions left out" in capsys.readouterr().err
+    assert len(load_data(str(path), "train", str(tmp_path), questions="all")) == 3
+
+
+# ---- several right answers, options ------------------------------------------------------------
+
+
+def test_each_of_a_list_of_answers_is_right_and_the_first_is_memorized(tmp_path):
+    racket = ["racket", "tennis racket", "racket", 7]
+    first, second, third = load_rows(
+        tmp_path,
+        {"question": "q", "answer": racket},
+        {"question": "q", "answer": "a", "answers": ["b", "a"]},
+        {"question": "q", "answers": ["because\nAnswer: 3", "three"]},
+    )
+    assert (first.answer, first.answers) == ("racket", ["racket", "tennis racket", "7"])
+    assert (second.answer, second.answers) == ("a", ["a", "b"])
+    assert (third.answer, third.answers, third.trace) == ("3", ["3", "three"], "because")
+    assert Example(answer="x").answers == ["x"]
+    for bad in ([], ["a", None], ["a", ["b"]], [{"answer": "a"}]):
+        assert "answer" in error_of(load_rows, tmp_path, {"question": "q", "answer": bad})
+
+
+@pytest.mark.parametrize("answer", ["cab", "Cab", "B", "b", "(B)", "B.", "B) cab", "B: CAB"])
+@pytest.mark.parametrize(
+    "options", [["bus", "cab"], {"A": "bus", "B": "cab"}, ["A. bus", "B. cab"]]
+)
+def test_an_answer_names_an_option_by_its_text_or_its_letter(tmp_path, options, answer):
+    row = {"question": "Which?", "options": options, "answer": answer}
+    (example,) = load_rows(tmp_path, row)
+    assert (example.answer, example.options) == ("cab", ["bus", "cab"])
+    assert question_text(example) == "Which?\nA: bus\nB: cab"
+    assert "none of the options" in error_of(load_rows, tmp_path, dict(row, answer="C"))
+
+
+# ---- nothing of a row is lost without a word ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"image_path": "a.png"},
+        {"img": "a"},
+        {"file": "x/a.JPG"},
+        {"prompt": "p"},
+        {"conversations": [{"from": "human", "value": "x"}]},
+        {"turns": [{"role": "user"}]},
+        {"Question": "Q"},
+        {"correctAnswer": "x"},
+        {"payload": "data:image/png;base64,AAAA"},
+        {"rationales": ["r"]},
+        {"images": ["a.png", "b.png"]},
+        {"problem": "another question"},
+        {"image": "http://host/a.png"},
+    ],
+)
+def test_a_field_that_matters_is_an_error_that_names_it(tmp_path, field):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    message = error_of(load_rows, tmp_path, {"question": "q", "answer": "a", **field})
+    assert next(iter(field)) in message and "\n" not in message
+
+
+def test_images_problem_and_solution_are_read_and_what_is_not_used_is_said(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {"images": ["a.png"], "problem": "p", "solution": "so <answer>4</answer>", "level": 3}
+    worked = {"question": "p", "answer": 4, "solution": "2 + 2 = 4", "image_id": 7}
+    first, second = load_rows(tmp_path, row, worked)
+    assert (first.question, first.answer, first.trace) == ("p", "4", "so")
+    assert open_image(first).size == (8, 8)
+    assert (second.answer, second.trace, second.image) == ("4", "2 + 2 = 4", None)
+    assert "not used are the fields image_id, level" in capsys.readouterr().err
+
+
+def test_only_an_absolute_path_that_is_gone_is_looked_for_by_its_name(tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    row = {"question": "q", "answer": "a"}
+    for path in ("/gone/img/a.png", "C:\\img\\b.png"):
+        (example,) = load_rows(tmp_path, dict(row, image=path))
+        assert open_image(example).size == (8, 8)
+        assert "1 images are not where it says" in capsys.readouterr().err
+    for path in ("img/b.png", "https://host/b.png", "file:///gone/b.png"):
+        assert path in error_of(load_rows, tmp_path, dict(row, image=path))
+
+
+def test_two_paths_that_end_at_one_file_are_an_error_also_across_splits(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [{"question": "q", "answer": "a", "image": f"/gone/{i}/a.png"} for i in range(2)]
+    message = error_of(load_rows, tmp_path, *rows, skip_bad_rows=True)
+    assert "/gone/0/a.png and /gone/1/a.png" in message
+    (tmp_path / "new").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "new" / "a.png")
+    path = write_jsonl(tmp_path / "new" / "own.jsonl", rows[:1])
+    write_jsonl(tmp_path / "new" / "own.val.jsonl", rows[1:])
+    assert len(load_data(path, "train")) == 1
+    assert "there is one file" in error_of(load_data, path, "val")
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked(tmp_path, capsys):
+    Image.new("RGB", (1, 300)).save(tmp_path / "strip.png")
+    good = {"question": "q", "answer": "a"}
+    rows = [good, "{broken", good, dict(good, image="strip.png")]
+    assert "300 pixels: a side is over 200 times" in error_of(load_rows, tmp_path, *rows)
+    kept = load_rows(tmp_path, *rows, skip_bad_rows=True)
+    assert [example.id for example in kept] == ["own.jsonl/1", "own.jsonl/3"]
+    assert "2 of 4 rows are bad and left out; line 2: not valid JSON" in capsys.readouterr().err
+    train = write_chartqa(tmp_path)
+    (train / "png" / "b.png").write_bytes(b"GIF")
+    assert "2 bad rows" in error_of(load_data, "chartqa", "train", str(tmp_path))
+    assert len(load_data("chartqa", "train", str(tmp_path), skip_bad_rows=True)) == 1
+
+
+def test_a_message_is_short_whatever_the_data_holds(tmp_path):
+    long = "x\ny" * 30_000
+    good = {"question": "q", "answer": "a"}
+    for bad in (
+        dict(good, image="/9j/" + "A" * 92_000),
+        dict(good, image=long),
+        {**good, long + "_image": "b"},
+        dict(good, options=["b"], answer=long),
+        {**good, "image": "data:image/png;base64," + "A" * 92_000},
+    ):
+        lines = error_of(load_rows, tmp_path, bad, bad).split("\n")
+        assert len(lines) == 3 and max(len(line.strip()) for line in lines) <= MAX_MESSAGE
+    assert str(InputError("a" * 900 + " give --flag")).endswith("a give --flag")
+
+
+def test_a_line_separator_that_unicode_knows_is_a_character_of_a_label(tmp_path):
+    labels = [f"red{separator}blue" for separator in "\u2028\u2029\x85\x0b\x0c\x1e"]
+    rows = [json.dumps({"question": "q", "answer": x}, ensure_ascii=False) for x in labels]
+    assert [example.answer for example in load_rows(tmp_path, *rows)] == labels
+    for label in labels:
+        assert split_marked(f"t\nAnswer: {label}\nmore")[1] == label
+
+
+# ---- what changed under --resume ----------------------------------------------------------------
+
+
+def test_a_resumed_run_can_say_what_changed_and_in_how_many_rows(tmp_path):
+    def examples(count=40, folder=tmp_path, **changed):
+        rows = []
+        for i in range(count):
+            Image.new("L", (8, 8), changed.get("grey", 0) if i < 2 else i).save(folder / f"{i}.png")
+            facts, trace = [["a", i]], changed.get("trace", "t") if i < 3 else "u"
+            row = {"question": f"q{i}", "answer": i, "trace": trace, "image": f"{i}.png"}
+            rows.append(row | {"facts": facts} | (changed.get("row", {}) if i == 0 else {}))
+        return load_rows(folder, *rows)
+
+    then = json.loads(json.dumps(fingerprint(examples())))
+    (tmp_path / "moved").mkdir()
+    assert changes(then, fingerprint(examples(folder=tmp_path / "moved"))) == ""
+    for changed, told in (
+        ({"row": {"question": "?"}}, "question of 1 rows"),
+        ({"row": {"answer": ["0", "zero"]}}, "answer of 1 rows"),
+        ({"row": {"facts": [["a", "b", 1]]}}, "facts of 1 rows"),
+        ({"trace": "other"}, "trace of 3 rows"),
+        ({"grey": 99}, "image of 2 rows"),
+    ):
+        assert changes(then, fingerprint(examples(**changed))) == told
+    fewer = examples()[1:]
+    assert changes(then, fingerprint(fewer)) == "40 rows then, 39 now"
+    other = [Example(question=f"other {i}", id=f"own.jsonl/{i}") for i in range(40)]
+    assert "another data set" in error_of(changes, then, fingerprint(other))
+
+
+# ---- traces from a file of their own ------------------------------------------------------------
+
+
+def test_traces_are_attached_by_id_or_question_and_strangers_are_counted(tmp_path, capsys):
+    write_chartqa(tmp_path)
+    first = {"id": "chartqa/train/human/0", "trace": "b is 1\nAnswer: 1"}
+    second = {"question": "Who?", "image": "png/b.png", "trace": "Men"}
+    rows = [dict(first, trace="old"), first, second, {"id": "x", "trace": "y"}]
+    traces = write_jsonl(tmp_path / "traces.jsonl", rows)
+    examples = load_data("chartqa", "train", str(tmp_path), traces=traces)
+    assert [e.trace for e in examples] == ["b is 1", "Men", None]
+    assert "2 of 3 examples, 1 fit none" in capsys.readouterr().err
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [{"id": "x", "trace": "y"}])
+    assert "not one" in error_of(load_data, "chartqa", "train", str(tmp_path), traces=wrong)
+    two = [
+        Example("a/1.png", "Who?", "x"),
+        Example("b/1.png", "Who?", "y"),
+        Example("2.png", "Who?"),
+    ]
+    rows = [{"question": "Who?", "image": f"{i}.png", "trace": f"t{i}"} for i in (1, 2)]
+    attached = attach_traces(two, write_jsonl(tmp_path / "names.jsonl", rows))
+    assert [e.trace for e in attached] == [None, None, "t2"]  # which 1.png is meant isn't known
