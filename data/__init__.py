@@ -8,7 +8,7 @@ from data.charts import load_charts
 from data.example import SPLITS, Example, InputError, NoSplit
 from data.files import attach_traces, load_own
 from data.gsm8k import load_gsm8k
-from data.reading import ZipImage, open_image
+from data.images import ZipImage, open_image
 
 __all__ = ["Example", "InputError", "NoSplit", "ZipImage", "load_data", "open_image"]
 

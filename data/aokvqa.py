@@ -13,8 +13,9 @@ from pathlib import Path
 import huggingface_hub
 
 from data.example import Example, InputError, NoSplit
+from data.images import check_image
 from data.own import clean_trace, object_facts, read_facts
-from data.reading import check_image, hub_rows, is_plain, parse_file, text, texts, write_whole
+from data.reading import hub_rows, is_plain, parse_file, text, texts, write_whole
 
 REPO, REVISION = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"
 PARTS = {

@@ -13,18 +13,8 @@ import zipfile
 from pathlib import Path
 
 from data.example import SPLITS, Example, InputError, NoSplit
-from data.reading import (
-    BROKEN,
-    MAX_LINE,
-    ZipImage,
-    check_image,
-    hub_file,
-    is_plain,
-    open_zip,
-    parse_file,
-    say,
-    text,
-)
+from data.images import ZipImage, check_image, open_zip
+from data.reading import BROKEN, MAX_LINE, hub_file, is_plain, parse_file, say, text
 
 ZIP = "ChartQA Dataset.zip"
 WAY_OUT = "give --data_dir the ChartQA zip or folder, or take --dataset charts"

@@ -41,16 +41,6 @@ def fact_value(fact: tuple) -> str:
     return str(fact[-1])
 
 
-def question_text(example: Example) -> str:
-    """The question as a prompt shows it, its options on lettered lines below it.
-
-    A question of kind "letters" has them already.
-    """
-    options = [] if example.kind == "letters" else example.options or []
-    lines = [f"{letter}: {option}" for letter, option in zip(OPTION_LETTERS, options)]
-    return "\n".join([example.question, *lines])
-
-
 class InputError(ValueError):
     """Bad input from outside (a file, a flag): what is wrong and what to do, in one line.
 

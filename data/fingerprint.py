@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from data.example import Example, InputError
-from data.reading import ZipImage, open_zip
+from data.images import ZipImage, open_zip
 
 DIGEST = 3  # bytes per row and field: one change of 16 million goes unseen
 PEEK = 4096  # bytes read of an image's file at either end

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from data.example import OPTION_LETTERS, Example, InputError
-from data.reading import check_image, decode, leaves_folder, say, text, texts
+from data.images import check_image
+from data.reading import decode, leaves_folder, say, text, texts
 
 # "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
 MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
@@ -81,6 +82,7 @@ KNOWN = (
     "image images question question_wo_prompt problem answer answers solution trace hint facts "
     "visual_fact options choices task human_or_machine"
 ).split()
+EMPTY = (None, "", [], {})  # nothing
 # An unknown field is an error where it may hold what belongs to the prompt or to the target: by the
 # beginning of a word of its name, unless that ends on the id, kind or size of such a thing ...
 MATTERS = re.compile(
@@ -99,31 +101,37 @@ HOLDS = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|heic|svg|pdf)\b|data:image|
 
 def matters(name: str, value) -> bool:
     """Whether an unknown field seems to hold what a question, its image or its answer needs."""
-    if value is None or isinstance(value, bool) or value in ("", [], {}):
+    if isinstance(value, bool) or value in EMPTY:
         return False
     words = [word.casefold() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
     named = any(map(MATTERS.match, words)) and not ABOUT.fullmatch(words[-1])
     turns = isinstance(value, list) and any(isinstance(item, dict) for item in value)
-    return named or turns or bool(HOLDS.search(str(value)))
+    return named or turns or len(name) == 1 or bool(HOLDS.search(str(value)))  # A, B, C, D
+
+
+def filled_in(row: dict, *names: str) -> list[str]:
+    """Which of the fields hold something."""
+    return [name for name in names if row.get(name) not in EMPTY]
 
 
 def one_of(row: dict, *names: str) -> str:
     """Which of the fields is filled in, the first where none is; InputError where two differ."""
-    filled = [name for name in names if row.get(name) not in (None, "", [], {})]
+    filled = filled_in(row, *names)
     if any(row[name] != row[filled[0]] for name in filled):
         raise InputError(f"{' and '.join(filled)} differ: keep one of them")
-    return filled[0] if filled else names[0]
+    return (filled or names)[0]
 
 
 def read_answers(row: dict) -> tuple[list[str], str | None]:
     """(all right answers, the thinking that is written before the first)."""
-    filled = [name for name in ("answer", "answers") if row.get(name) not in (None, "", [])]
-    answers = []
-    for name in filled or ["solution" if row.get("solution") else "answer"]:
+    written = []
+    for name in filled_in(row, "answer", "answers") or [one_of(row, "answer", "solution")]:
         values = row[name] if row.get(name) and isinstance(row[name], list) else [row.get(name)]
-        answers += [split_marked(text({name: value}, name).strip()) for value in values]
-    right = [bare or thinking for thinking, bare in answers]
-    return list(dict.fromkeys(right)), answers[0][0] if answers[0][1] else None
+        written += [split_marked(text({name: value}, name).strip()) for value in values]
+    right = [thinking if bare is None else bare for thinking, bare in written]
+    if "" in right:
+        raise InputError("there is nothing behind the answer's marker")
+    return list(dict.fromkeys(right)), None if written[0][1] is None else written[0][0]
 
 
 def read_options(row: dict) -> list[str] | None:
@@ -212,7 +220,10 @@ def own_row(path: Path, folder, row: dict, number: int) -> Example:
     """
     for name in row:
         if name not in KNOWN and matters(name, row[name]):
-            raise InputError(f"the field {name!r} is not known; known are {', '.join(KNOWN)}")
+            known = ", ".join(KNOWN)
+            raise InputError(
+                f"the field {name!r} is not known: rename or remove it; known: {known}"
+            )
     question = text(row, "question_wo_prompt", one_of(row, "question", "problem")).strip()
     answers, thinking = read_answers(row)
     options = read_options(row)
@@ -221,7 +232,7 @@ def own_row(path: Path, folder, row: dict, number: int) -> Example:
         if answers[0] not in options:
             raise InputError(f"the answer {answers[0]!r} is none of the options")
     image = read_path(row)
-    worked = ["solution"] if any(row.get(name) for name in ("answer", "answers")) else []
+    worked = ["solution"] if filled_in(row, "answer", "answers") else []
     trace = text(row, one_of(row, "trace", "hint", *worked), required=False) or thinking
     machine = {0: "human", 1: "augmented"}.get(row.get("human_or_machine"), "")
     return Example(
