@@ -1,63 +1,23 @@
-"""The embedded charts, drawn on the fly, questions about them, the tiny model's base texts.
+"""The embedded data set: charts drawn on the fly (bars.py), and the tiny model's base texts.
 
-A chart is 32 x 32 pixels, four bars without labels: a bar's name is its colour, its value (1 to 9)
-its height. An item is a pure function of (data_seed, split, index): nothing is stored, nothing is
-downloaded, and the visual facts, those the question needs and the reference thinking are known
-exactly. `trace_noise` makes the training traces pseudo thinking traces in the sense of DyME
-(arXiv 2506.23061): stated facts are wrong, the conclusion is right all the same. Questions end on
-the name they ask about, without a question mark, because a tiny model learns best from that.
-
-Left out: axes with numbers, legends, any text inside the picture (no room in 32 x 32 pixels).
+An item is a pure function of (data_seed, split, index): nothing is stored, nothing is downloaded,
+and the visual facts, those the question needs and the reference thinking are known exactly.
+`trace_noise` makes the training traces pseudo thinking traces in the sense of DyME (arXiv
+2506.23061): stated facts are wrong, the conclusion is right all the same.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 
+from data.bars import COLOURS, GOALS, KINDS, conclude, corrupt, draw, sample_item, write_trace
 from data.example import DIRECT, THINK, Example, InputError
 
-SIDE = 32  # pixels
-UNIT = 3  # pixels of height for a value of 1
-COLOURS = {
-    "black": (0, 0, 0),
-    "red": (220, 20, 30),
-    "green": (20, 150, 40),
-    "blue": (30, 60, 230),
-    "yellow": (245, 225, 30),
-    "orange": (255, 140, 0),
-    "purple": (150, 30, 200),
-    "cyan": (0, 205, 220),
-}
-FLOOR_COLOUR = (205, 205, 205)
-
-KINDS = ("value", "max", "min", "difference", "sum", "comparison")
-GOALS = {
-    "value": "find value",
-    "max": "find highest",
-    "min": "find lowest",
-    "difference": "find difference",
-    "sum": "find sum",
-    "comparison": "compare",
-    "detection": "find box",
-    "classification": "find colours",
-}
 TASKS = ("chart", "detection", "classification")  # Curr-ReFT's three, "chart" being all of KINDS
 
-# Only `ood` asks this kind of question about this colour (max, min: with this colour as answer).
-HELD_OUT = {
-    "value": "purple",
-    "max": "orange",
-    "min": "cyan",
-    "difference": "green",
-    "sum": "red",
-    "comparison": "blue",
-    "detection": "yellow",
-}
 SIZES = {"train": 1000, "val": 300, "test": 600, "ood": 600}
 SPLIT_IDS = {"train": 0, "val": 1, "test": 2, "ood": 3, "base": 4}
 # The bars of a chart decide which splits may show it (its checksum modulo 10), so that no chart of
@@ -76,120 +36,6 @@ OPENERS = ("I see", "there is", "look,", "we have", "first", "Observation:")
 JOINERS = (", ", " and ", "; ", ", then ", ", also ")
 LINKS = (", so ", ". hence ", "; then ", ", which means ", " and thus ", ".\nReasoning: ")
 THEREFORE = ("so", "hence", "thus", "then")
-
-
-@dataclass
-class Chart:
-    """bars: [(colour, value)] from left to right; dx, dy: the jitter in pixels, -1, 0 or 1."""
-
-    bars: list[tuple[str, int]]
-    dx: int
-    dy: int
-
-
-def bar_boxes(chart: Chart) -> dict[str, tuple]:
-    """{colour: (left, top, right, bottom)} in pixels, right and bottom exclusive."""
-    # with four bars each stays inside one column of 8 pixel patches, jitter included
-    slot = SIDE // len(chart.bars)
-    floor = SIDE - 3 + chart.dy
-    boxes = {}
-    for i, (colour, value) in enumerate(chart.bars):
-        left = slot * i + 1 + chart.dx
-        boxes[colour] = (left, floor - UNIT * value, left + slot - 2, floor)
-    return boxes
-
-
-def draw(chart: Chart) -> Image.Image:
-    """The chart as a 32 x 32 RGB image: bars on a grey line, on white."""
-    image = Image.new("RGB", (SIDE, SIDE), "white")
-    floor = SIDE - 3 + chart.dy
-    image.paste(FLOOR_COLOUR, (0, floor, SIDE, floor + 1))
-    for colour, box in bar_boxes(chart).items():
-        image.paste(COLOURS[colour], box)
-    return image
-
-
-def sample_chart(rng, homes, count=4) -> Chart:
-    """A random chart of `count` bars at home in `homes`; all colours and values differ."""
-    names = list(COLOURS)
-    while True:
-        colours = rng.permutation(len(names))[:count].tolist()
-        values = rng.permutation(9)[:count].tolist()
-        bars = [(names[c], v + 1) for c, v in zip(colours, values)]
-        if zlib.crc32(repr(bars).encode()) % 10 in homes:
-            dx, dy = rng.integers(-1, 2, 2).tolist()
-            return Chart(bars, dx, dy)
-
-
-def pose(rng, kind: str, chart: Chart) -> tuple[str, list[str], str]:
-    """A question of `kind`: (question, names of the bars it needs in the order stated, answer)."""
-    value = dict(chart.bars)
-    names = list(value)
-    i, j = rng.permutation(len(names))[:2].tolist()
-    a, b = names[i], names[j]
-    if kind == "value":
-        return f"What is the value of {a}", [a], str(value[a])
-    if kind == "max":
-        return "Which bar is highest", names, max(names, key=value.get)
-    if kind == "min":
-        return "Which bar is lowest", names, min(names, key=value.get)
-    if kind == "difference":
-        a, b = sorted((a, b), key=value.get, reverse=True)
-        return f"How much higher is {a} than {b}", [a, b], str(value[a] - value[b])
-    if kind == "sum":
-        return f"What is the sum of {a} and {b}", [a, b], str(value[a] + value[b])
-    if kind == "comparison":
-        return f"Is {a} higher than {b}", [a, b], "yes" if value[a] > value[b] else "no"
-    if kind == "detection":
-        return f"What is the box of {a}", [a], ",".join(map(str, bar_boxes(chart)[a]))
-    return "Which colours are there", names, ", ".join(names)
-
-
-def sample_item(rng, kind, homes, count=4, unseen=False):
-    """(chart, question, names, answer) as pose has them, of HELD_OUT if `unseen`, else never."""
-    while True:
-        chart = sample_chart(rng, homes, count)
-        question, names, answer = pose(rng, kind, chart)
-        asked = [answer] if kind in ("max", "min") else names
-        # classification names every colour: nothing can be held out of it
-        if kind == "classification" or (HELD_OUT[kind] in asked) == unseen:
-            return chart, question, names, answer
-
-
-def conclude(kind: str, stated: list, answer: str, so: str = "so") -> str:
-    """One clause: what is done with the stated facts, [(name, value)], to reach the answer."""
-    values = [value for _, value in stated]
-    goal = GOALS[kind].split()[-1]
-    if kind in ("max", "min"):
-        return f"{goal} is {dict(stated)[answer]} {so} {answer}"
-    if kind == "difference":
-        return f"{values[0]} - {values[1]} = {answer}"
-    if kind == "sum":
-        return f"{values[0]} + {values[1]} = {answer}"
-    if kind == "comparison":
-        relation = "more" if answer == "yes" else "less"
-        return f"{values[0]} is {relation} than {values[1]} {so} {answer}"
-    return f"{goal} {'are' if kind == 'classification' else 'is'} {answer}"
-
-
-def write_trace(kind: str, stated: list, answer: str) -> str:
-    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning."""
-    observed = ", ".join(f"{name} {value}" for name, value in stated)
-    reasoning = conclude(kind, stated, answer)
-    return f"Goal: {GOALS[kind]}.\nObservation: {observed}.\nReasoning: {reasoning}."
-
-
-def corrupt(rng, stated: list, noise: float) -> list:
-    """Each stated value replaced by another one of 1 to 9 with probability `noise`.
-
-    What is wrong at noise 0.25 is wrong at 0.5 too, and in the same way: levels can be compared.
-    """
-    noisy = []
-    for name, value in stated:
-        chance, step = rng.random(), int(rng.integers(1, 9))
-        wrong = (int(value) - 1 + step) % 9 + 1
-        noisy.append((name, str(wrong) if chance < noise else value))
-    return noisy
 
 
 def explain(rng, kind: str, stated: list, answer: str) -> str:

@@ -8,7 +8,8 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
 from data import charts
-from data.charts import COLOURS, HELD_OUT, SIZES, TASKS, base_batch, load_charts
+from data.bars import COLOURS, HELD_OUT
+from data.charts import SIZES, TASKS, base_batch, load_charts
 from data.example import DIRECT, THINK, InputError
 
 NAME_OF = {rgb: name for name, rgb in COLOURS.items()}
