@@ -28,6 +28,21 @@ def beside(path: Path, split: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
+    """The Examples of a file of one's own; says which fields aren't used, which images moved."""
+    unused = set()
+
+    def parse(row, number):
+        unused.update(name for name in row if name not in KNOWN)
+        return own_row(file, folder, row, number)
+
+    examples = parse_file(file, parse, skip_bad_rows)
+    check_moved(file, folder, examples)
+    if unused:
+        say(f"{file}: not used are the fields {', '.join(sorted(unused))}")
+    return examples
+
+
 def load_own(
     path: str, split: str, data_dir, questions: str, skip_bad_rows: bool = False
 ) -> list[Example]:
@@ -44,16 +59,7 @@ def load_own(
             "beside it, or evaluate another with --eval_split"
         )
     file = file or path
-    folder, unused = data_dir or path.parent, set()
-
-    def parse(row, number):
-        unused.update(name for name in row if name not in KNOWN)
-        return own_row(file, folder, row, number)
-
-    examples = parse_file(file, parse, skip_bad_rows)
-    check_moved(file, folder, examples)
-    if unused:
-        say(f"{file}: not used are the fields {', '.join(sorted(unused))}")
+    examples = read_own(file, data_dir or path.parent, skip_bad_rows)
     if file == path and not beside(path, "val"):
         examples = hold_out(examples, split, path)
     other = {"human": "augmented", "augmented": "human"}.get(questions)
@@ -69,7 +75,8 @@ def load_own(
 def attach_traces(examples, path: str) -> list[Example]:
     """The examples with the traces of a .jsonl of {"id" or "question" and "image", "trace"}.
 
-    As `judge.py refine` writes it; an example's last line counts. What doesn't fit is counted.
+    As `judge.py refine` writes it; an example's last line counts. What doesn't fit is counted: an
+    id whose question is another one (the data changed), an image's name that several have.
     """
 
     def names(question, image):
@@ -78,20 +85,23 @@ def attach_traces(examples, path: str) -> list[Example]:
 
     def parse(row, number):
         key = text(row, "id", required=False)
-        key = key or names(text(row, "question"), text(row, "image", required=False))
-        return key, clean_trace(text(row, "trace"))
+        question = text(row, "question", required=key is None)
+        key = key or names(question, text(row, "image", required=False))
+        return key, (question, clean_trace(text(row, "trace")))
 
     traces = dict(parse_file(Path(path), parse))
     images = {(names(example.question, example.image), str(example.image)) for example in examples}
-    counts = Counter(key for key, _ in images)  # several images of one name: which is meant?
+    counts = Counter(key for key, _ in images)
     attached, used = [], set()
     for example in examples:
         by_name = names(example.question, example.image)
-        keys = [example.id] + [by_name] * (counts[by_name] == 1)
-        key = next((key for key in keys if key in traces), None)
-        attached.append(replace(example, trace=traces[key]) if key else example)
-        used.add(key)
-    used.discard(None)
+        for key in [example.id] + [by_name] * (counts[by_name] == 1):
+            question, trace = traces.get(key, ("", None))
+            if trace and question in (None, example.question):
+                example = replace(example, trace=trace)
+                used.add(key)
+                break
+        attached.append(example)
     if not used:
         raise InputError(
             f"{path}: not one of its {len(traces)} traces fits an example; write it "

@@ -87,16 +87,17 @@ EMPTY = (None, "", [], {})  # nothing
 # beginning of a word of its name, unless that ends on the id, kind or size of such a thing ...
 MATTERS = re.compile(
     "img|imag|pict|photo|figure|video|audio|quest|query|problem|prompt|instruct|input|answer|label"
-    "|target|gold|truth|output|respon|solution|complet|convers|messag|dialog|option|choice|candidate"
-    "|fact|trace|ration|reason|explan|think|thought|cot$|context|passage|document|table|caption|text$"
-    "|b?box"
+    "|ans$|target|gold|gt$|truth|expect|result|refer|output|respon|assist|solution|complet|convers"
+    "|messag|dialog|option|choice|candidate|fact|trace|ration|reason|explan|think|thought|cot$|conte"
+    "|passage|document|table|caption|descri|text$|b?box"
 )
 ABOUT = re.compile(
     "ids?|idx|index|types?|kind|size|width|height|count|num|source|license|lang.*|hash|categor.*"
     "|topic|subject|level|difficulty|length|format"
 )
 # ... and by what it holds.
-HOLDS = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|heic|svg|pdf)\b|data:image|base64", re.I)
+MEDIA = r"\.(png|jpe?g|webp|gif|bmp|tiff?|heic|svg|pdf|mp4|webm|avi|mov|wav|mp3)\b"
+HOLDS = re.compile(MEDIA + r"|data:image|base64|[\w+/]{200}", re.IGNORECASE)
 
 
 def matters(name: str, value) -> bool:
@@ -105,8 +106,11 @@ def matters(name: str, value) -> bool:
         return False
     words = [word.casefold() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
     named = any(map(MATTERS.match, words)) and not ABOUT.fullmatch(words[-1])
-    turns = isinstance(value, list) and any(isinstance(item, dict) for item in value)
-    return named or turns or len(name) == 1 or bool(HOLDS.search(str(value)))  # A, B, C, D
+    if named or len(name) == 1 or HOLDS.search(str(value)):  # A, B, C, D: options
+        return True
+    if isinstance(value, dict):
+        return any(matters(*item) for item in value.items())
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)  # turns
 
 
 def filled_in(row: dict, *names: str) -> list[str]:
@@ -234,7 +238,8 @@ def own_row(path: Path, folder, row: dict, number: int) -> Example:
     image = read_path(row)
     worked = ["solution"] if filled_in(row, "answer", "answers") else []
     trace = text(row, one_of(row, "trace", "hint", *worked), required=False) or thinking
-    machine = {0: "human", 1: "augmented"}.get(row.get("human_or_machine"), "")
+    machine = text(row, "human_or_machine", required=False)
+    machine = {"0": "human", "1": "augmented"}.get(machine, "")
     return Example(
         image and find_image(image, folder),
         question,

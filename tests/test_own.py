@@ -159,6 +159,10 @@ def test_an_answer_names_an_option_by_its_text_or_its_letter(tmp_path, options, 
         {"correctAnswer": "x"},
         {"payload": "data:image/png;base64,AAAA"},
         {"rationales": ["r"]},
+        {"A": "bus"},
+        {"extra_info": {"ground_truth": "a"}},
+        {"media": ["x.mp4"]},
+        {"bytes": "iVBORw0KGgo" + "A" * 400},
         {"images": ["a.png", "b.png"]},
         {"problem": "another question"},
         {"image": "http://host/a.png"},
@@ -295,3 +299,7 @@ def test_traces_are_attached_by_id_or_question_and_strangers_are_counted(tmp_pat
     rows = [{"question": "Who?", "image": f"{i}.png", "trace": f"t{i}"} for i in (1, 2)]
     attached = attach_traces(two, write_jsonl(tmp_path / "names.jsonl", rows))
     assert [e.trace for e in attached] == [None, None, "t2"]  # which 1.png is meant isn't known
+    moved = [dict(first, question="How high was b?"), dict(first, id="chartqa/train/human/1")]
+    traces = write_jsonl(tmp_path / "moved.jsonl", moved)
+    examples = load_data("chartqa", "train", str(tmp_path), traces=traces)
+    assert [e.trace for e in examples] == [None, "b is 1", None]  # an id of another question
