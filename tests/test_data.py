@@ -174,21 +174,22 @@ def test_transparency_becomes_white(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_an_image_is_turned_as_its_exif_says(tmp_path, turn, suffix):
-    image = Image.new("RGB", (32, 16), "white")
-    image.paste("red", (0, 0, 16, 8))  # the corner that a viewer shows at the top left, turned
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    image.save(tmp_path / f"x.{suffix}", exif=exif)
-    shown = open_image(tmp_path / f"x.{suffix}")
-    assert shown.size == ((32, 16) if turn < 5 else (16, 32))
-    right, low = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1)}.get(
-        turn, (0, 1)
-    )
-    corner = (3 + right * (shown.width - 7), 3 + low * (shown.height - 7))
-    red, green, _ = shown.getpixel(corner)
-    assert red > 200 and green < 60
+def test_an_image_is_turned_as_its_exif_says(tmp_path, suffix):
+    upright = Image.new("RGB", (32, 16), "white")
+    upright.paste("red", (0, 0, 16, 8))
+    for turn, name in (
+        (2, "FLIP_LEFT_RIGHT"),
+        (3, "ROTATE_180"),
+        (6, "ROTATE_90"),
+        (7, "TRANSVERSE"),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        stored = upright.transpose(Image.Transpose[name])
+        stored.save(tmp_path / f"x.{suffix}", exif=exif)
+        shown = open_image(tmp_path / f"x.{suffix}")
+        corners = [shown.getpixel(place)[1] < 60 for place in ((3, 3), (28, 3), (3, 12), (28, 12))]
+        assert shown.size == (32, 16) and corners == [True, False, False, False]
 
 
 @pytest.mark.parametrize(
