@@ -370,7 +370,7 @@ def test_scores_of_random_text_are_finite_and_in_range():
             trace=rng.choice((None, random_text(rng, 9))),
         )
         responses = [random_text(rng, rng.randrange(40)) for _ in range(4)]
-        rewards = score(responses + [refine(example) + "\nAnswer: 3"], example)
+        rewards = score(responses + [(refine(example) or "") + "\nAnswer: 3"], example)
         for name in ("format", "accuracy", "thinking"):
             assert ((rewards[name] >= 0) & (rewards[name] <= 1)).all(), (name, responses)
         names = {tuple(name) for *name, _ in facts}
