@@ -45,7 +45,8 @@ from lib.families import save_model
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object, cleanup, setup_distributed
 from reject import account, account_lines, keep_best, mix_examples, sample_rows
-from run import FREE_TO_CHANGE, Task, first_load, load_finals, load_model, load_split, summary
+from load import Task, first_load, load_finals, load_model, load_split
+from run import FREE_TO_CHANGE, summary
 from train import train
 
 STAGES = (*FORMS, "reject")

@@ -1,8 +1,8 @@
 """
 What train.py's loop is built on: start, resume, the prompts of a step, evaluate, save, log.
 
-Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: how a
-checkpoint is written so that it is whole or not there (lib/checkpoint.py).
+Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: what is
+loaded (load.py), how a checkpoint is written so that it is whole or not there (lib/checkpoint.py).
 """
 
 import time
@@ -14,36 +14,29 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checker import Rules, thinking_lines, unmatchable
+from checker import Rules
 from config import Config, tolerances
-from data import Example, InputError, NoSplit, load_data
+from data import Example, InputError
 from data.fingerprint import changes, fingerprint
 from dyme import HEAD_CHUNK
 from evaluate import evaluate, evaluate_all, interval
 from judge import Judge
 from lib import checkpoint
-from lib.families import checkpoint_activations, load_vlm, parameter_counts, save_model
+from lib.families import checkpoint_activations, parameter_counts, save_model
 from lib.log import Log, group_sums, means, thumbnail
 from lib.memory import FLAGS, memory_estimate, report_memory, shape_of
 from lib.optim import allocate_states, build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object, reduce_sums, shard
-from lib.tiny import base_model
-from model import encode_prompt, image_features, special_token
+from load import Task, check_task, first_load, load_model, load_task
+from model import encode_prompt, image_features
 from rollout import MODE_NAMES, Group, make_groups
 
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 # flags that may change when a run is resumed
 FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "data_dir", "num_threads"}
 FREE_TO_CHANGE |= {"save_steps", "save_total_limit"}
-
-
-@dataclass
-class Task:
-    """What a run learns from, is watched on and is measured by: lists of Examples."""
-
-    train: Sequence[Example]
-    val: Sequence[Example]
-    finals: dict[str, Sequence[Example]]
+# and flags that may not: it would be another run under this one's name
+FIXED = {"dataset", "method", "model", "seed", "data_seed", "trace_noise", "base_seed"}
 
 
 @dataclass
@@ -289,17 +282,12 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     written over.
     """
     log = Log(config.output_dir, ranks.rank == 0)
+    log.lock()
     found = broadcast_object(find_run(config) if log.active else None, ranks)
-    log.open(fresh=found is None)
     scorer = Judge(config) if config.judge_url else Rules(config)
-    task = task or Task(
-        load_split(config, "train", config.train_size),
-        load_split(config, config.eval_split, config.eval_size),
-        load_finals(config, log),
-    )
+    task = task or load_task(config, log)  # before the model: a typo must not cost a download
     model, processor = first_load(config, ranks)
-    if config.dataset != "charts":  # which this project draws itself
-        task = check_task(config, task, processor, log)
+    task = check_task(config, task, processor, log)
     finish_config(config, model, ranks, len(task.train))
     ref_model = None
     if config.beta > 0:
@@ -320,6 +308,7 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
         f"{len(task.train)} training examples, {config.max_steps} steps of "
         f"{config.prompts_per_step} prompts"
     )
+    log.open(fresh=found is None)
     state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}, "data": {}}
     if config.dataset != "charts":
         state["data"] = fingerprint(task.train)
@@ -336,105 +325,6 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     if config.eval_base and not state["base"]:
         state["base"] = run.read_finals("base")
     return run
-
-
-def check_task(config: Config, task: Task, processor, log: Log) -> Task:
-    """The task without the rows that can be known to be bad before the first step; says what there is
-    to know about the others.
-
-    A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
-    no response could match would be memorized for ever, so its row is left out of training.
-    """
-
-    def shown(bad: list[Example]) -> str:
-        return f"{len(bad)} examples, " + ", ".join(e.id or "?" for e in bad[:3])
-
-    def askable(examples: Sequence[Example]) -> list[Example]:
-        examples = [examples[i] for i in range(len(examples))]
-        bad = [example for example in examples if special_token(processor, example)]
-        told = f"{shown(bad)}: the question or an option has a special token of the model"
-        if bad and not config.skip_bad_rows:
-            raise InputError(f"{told}; take it out, or give --skip_bad_rows")
-        if bad:
-            log.say(f"warning: left out: {told}")
-        return [example for example in examples if not special_token(processor, example)]
-
-    train = askable(task.train)
-    if bad := unmatchable(train, tolerances(config)[0]):
-        labels = ", ".join(repr(example.answer[:40]) for example in bad[:3])
-        log.say(f"warning: left out: {shown(bad)}: no response could match the label ({labels})")
-        ids = {id(example) for example in bad}
-        train = [example for example in train if id(example) not in ids]
-    if not train:
-        raise InputError(f"{config.dataset}: no row is left to train on; see the warnings above")
-    for line in thinking_lines(train):
-        log.say(line)
-    if hasattr(processor, "image_processor") and not any(e.image is not None for e in train):
-        log.say("warning: the model sees images, and not one example has any")
-    finals = {split: askable(examples) for split, examples in task.finals.items()}
-    return Task(train, askable(task.val), finals)
-
-
-def first_load(config: Config, ranks: Ranks):
-    """load_model; of several processes the first makes the tiny base, and the others find it."""
-    if config.model == "tiny" and ranks.world_size > 1:
-        if ranks.rank == 0:
-            load_model(config, ranks.device)
-        broadcast_object(None, ranks)
-    return load_model(config, ranks.device)
-
-
-def load_model(config: Config, device: torch.device):
-    """The model to train and its processor: from the hub, from a folder, or the tiny one after its
-    base stage.
-    """
-    if config.model == "tiny":
-        taught = (config.base_format_rate, config.freeze_vision)
-        if hasattr(config, "base_tasks"):  # curr_reft.py's
-            taught += (config.base_tasks, config.base_task_steps)
-        model, processor = base_model(config.base_steps, config.base_seed, *taught)
-        return model.to(device), processor
-    dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    return load_vlm(config.model, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
-
-
-def load_split(
-    config: Config, split: str, size: int | None, tasks: Sequence[str] = ("chart",)
-) -> Sequence[Example]:
-    """One split of the configured data set; of the training split alone the noise, the choice and
-    the traces.
-    """
-    training = split == "train"
-    return load_data(
-        config.dataset,
-        split,
-        config.data_dir,
-        size=size,
-        data_seed=config.data_seed,
-        trace_noise=config.trace_noise,
-        questions=config.questions if training else "all",
-        traces=config.traces if training else None,
-        tasks=tasks,
-        skip_bad_rows=config.skip_bad_rows,
-    )
-
-
-def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
-    """The splits of the last evaluation: those asked for; else test, and charts' ood, as far as the
-    data has them, or eval_split.
-    """
-    usual = ["test", "ood"] if config.dataset == "charts" else ["test"]
-    finals = {}
-    for split in config.final_splits or usual:
-        try:
-            finals[split] = load_split(config, split, config.eval_size)
-        except NoSplit as error:
-            if config.final_splits:
-                raise
-            log.say(f"{error}; evaluating {config.eval_split} in its place")
-            finals[config.eval_split] = load_split(config, config.eval_split, config.eval_size)
-    return finals
 
 
 def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
@@ -478,20 +368,25 @@ def find_run(config: Config) -> Path | None:
     """The checkpoint to go on from, or None for a new run; InputError rather than writing over
     another run.
     """
-    if config.resume:
-        last = config.resume == "last"
-        found = checkpoint.find_checkpoint(config.output_dir if last else config.resume)
-        if found is None:
+    folder = Path(config.output_dir)
+    holds_run = (folder / "metrics.jsonl").exists()
+    if config.resume and config.overwrite:
+        raise InputError("--resume and --overwrite: give one of the two")
+    if not config.resume:
+        if holds_run and not config.overwrite:
             raise InputError(
-                f"--resume: no complete checkpoint in {config.output_dir}; start without --resume"
+                f"{folder}: holds a run; --resume it, --overwrite it, or give another --output_dir"
             )
-        return found
-    if (Path(config.output_dir) / "metrics.jsonl").exists() and not config.overwrite:
+        return None
+    found = checkpoint.find_checkpoint(folder if config.resume == "last" else config.resume)
+    if found is None:
+        way_out = "start over with --overwrite" if holds_run else "leave --resume away"
+        raise InputError(f"--resume: no complete checkpoint in {folder}; {way_out}")
+    if holds_run and folder.resolve() not in found.resolve().parents:
         raise InputError(
-            f"{config.output_dir}: holds a run; --resume it, --overwrite it, "
-            "or give another --output_dir"
+            f"{folder}: holds another run than {found}; give a new --output_dir, or that run's"
         )
-    return None
+    return found
 
 
 def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) -> dict:
@@ -501,7 +396,10 @@ def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) 
     state = checkpoint.load_checkpoint(found, model, optimizer)
     if data and state["data"] and (changed := changes(state["data"], data)):
         log.say(f"warning: the data has changed since: {changed}")
-    for change in checkpoint.changed_flags(state.pop("config"), asdict(config), FREE_TO_CHANGE):
+    flags = (state.pop("config"), asdict(config))
+    if fixed := checkpoint.changed_flags(*flags, ignore=asdict(config).keys() - FIXED):
+        raise InputError(f"--resume: another run's checkpoint, {found}: {'; '.join(fixed)}")
+    for change in checkpoint.changed_flags(*flags, FREE_TO_CHANGE):
         log.say(f"warning: resumed with another {change}")
     log.cut(state["positions"])
     log.say(f"resumed from {found} at step {state['step']}")

@@ -24,7 +24,8 @@ from dyme import choose, memorizes, normalizer, rows, update
 from lib.optim import lr_at
 from lib.ranks import Ranks, cleanup, setup_distributed, sum_gradients
 from rollout import rollout
-from run import Run, Task, start
+from load import Task
+from run import Run, start
 
 
 def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:

@@ -12,11 +12,17 @@ import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 from tqdm import tqdm
 
 from data import Example, InputError, open_image
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
 
 # of a step's responses: summed up, and divided by their number
 PER_RESPONSE = {
@@ -84,11 +90,24 @@ class Log:
 
     output_dir: str
     active: bool
+    held: IO | None = None  # the open lock file
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
         if self.active:
             tqdm.write(text)
+
+    def lock(self) -> None:
+        """Make the folder and keep it until this process ends: InputError where another one does."""
+        if not self.active or fcntl is None:
+            return
+        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+        self.held = open(Path(self.output_dir) / ".lock", "w")
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            told = "another process is at work in it; wait for its end or give another --output_dir"
+            raise InputError(f"{self.output_dir}: {told}") from None
 
     def open(self, fresh: bool) -> None:
         """Make the folder; for a fresh run without what an earlier one logged."""

@@ -1,0 +1,139 @@
+"""
+What a run is made of: its data, checked before the first step, and its model.
+
+Left out: how a data set is read (data/), and what differs between model families (lib/families.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from checker import thinking_lines, unmatchable
+from config import Config, tolerances
+from data import Example, InputError, NoSplit, load_data
+from lib.families import load_vlm
+from lib.log import Log
+from lib.ranks import Ranks, broadcast_object
+from lib.tiny import base_model
+from model import special_token
+
+
+@dataclass
+class Task:
+    """What a run learns from, is watched on and is measured by: lists of Examples."""
+
+    train: Sequence[Example]
+    val: Sequence[Example]
+    finals: dict[str, Sequence[Example]]
+
+
+def load_task(config: Config, log: Log) -> Task:
+    """The splits that the flags name."""
+    return Task(
+        load_split(config, "train", config.train_size),
+        load_split(config, config.eval_split, config.eval_size),
+        load_finals(config, log),
+    )
+
+
+def check_task(config: Config, task: Task, processor, log: Log) -> Task:
+    """The task without the rows that are known to be bad before the first step; says what there is to
+    know about the others. Nothing to check on the charts, which this project draws itself.
+
+    A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
+    no response could match would be memorized for ever, so its row is left out of training.
+    """
+
+    if config.dataset == "charts":
+        return task
+
+    def shown(bad: list[Example]) -> str:
+        return f"{len(bad)} examples, " + ", ".join(e.id or "?" for e in bad[:3])
+
+    def askable(examples: Sequence[Example]) -> list[Example]:
+        examples = [examples[i] for i in range(len(examples))]
+        bad = [example for example in examples if special_token(processor, example)]
+        told = f"{shown(bad)}: the question or an option has a special token of the model"
+        if bad and not config.skip_bad_rows:
+            raise InputError(f"{told}; take it out, or give --skip_bad_rows")
+        if bad:
+            log.say(f"warning: left out: {told}")
+        return [example for example in examples if not special_token(processor, example)]
+
+    train = askable(task.train)
+    if bad := unmatchable(train, tolerances(config)[0]):
+        labels = ", ".join(repr(example.answer[:40]) for example in bad[:3])
+        log.say(f"warning: left out: {shown(bad)}: no response could match the label ({labels})")
+        ids = {id(example) for example in bad}
+        train = [example for example in train if id(example) not in ids]
+    if not train:
+        raise InputError(f"{config.dataset}: no row is left to train on; see the warnings above")
+    for line in thinking_lines(train):
+        log.say(line)
+    if hasattr(processor, "image_processor") and not any(e.image is not None for e in train):
+        log.say("warning: the model sees images, and not one example has any")
+    finals = {split: askable(examples) for split, examples in task.finals.items()}
+    return Task(train, askable(task.val), finals)
+
+
+def first_load(config: Config, ranks: Ranks):
+    """load_model; of several processes the first makes the tiny base, and the others find it."""
+    if config.model == "tiny" and ranks.world_size > 1:
+        if ranks.rank == 0:
+            load_model(config, ranks.device)
+        broadcast_object(None, ranks)
+    return load_model(config, ranks.device)
+
+
+def load_model(config: Config, device: torch.device):
+    """The model to train and its processor: from the hub, from a folder, or the tiny one after its
+    base stage.
+    """
+    if config.model == "tiny":
+        taught = (config.base_format_rate, config.freeze_vision)
+        if hasattr(config, "base_tasks"):  # curr_reft.py's
+            taught += (config.base_tasks, config.base_task_steps)
+        model, processor = base_model(config.base_steps, config.base_seed, *taught)
+        return model.to(device), processor
+    dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    return load_vlm(config.model, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
+
+
+def load_split(
+    config: Config, split: str, size: int | None, tasks: Sequence[str] = ("chart",)
+) -> Sequence[Example]:
+    """One split of the configured data set; of the training split alone the noise, the choice and
+    the traces.
+    """
+    training = split == "train"
+    return load_data(
+        config.dataset,
+        split,
+        config.data_dir,
+        size=size,
+        data_seed=config.data_seed,
+        trace_noise=config.trace_noise,
+        questions=config.questions if training else "all",
+        traces=config.traces if training else None,
+        tasks=tasks,
+        skip_bad_rows=config.skip_bad_rows,
+    )
+
+
+def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
+    """The splits of the last evaluation: those asked for; else test, and charts' ood, as far as the
+    data has them, or eval_split.
+    """
+    usual = ["test", "ood"] if config.dataset == "charts" else ["test"]
+    finals = {}
+    for split in config.final_splits or usual:
+        try:
+            finals[split] = load_split(config, split, config.eval_size)
+        except NoSplit as error:
+            if config.final_splits:
+                raise
+            log.say(f"{error}; evaluating {config.eval_split} in its place")
+            finals[config.eval_split] = load_split(config, config.eval_split, config.eval_size)
+    return finals
