@@ -230,6 +230,60 @@ def test_a_run_is_not_written_over_and_not_resumed_from_nothing(folder):
     assert code == 2 and "error: --resume: no complete checkpoint in none" in said
 
 
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (("--resume", "--method", "grpo"), "--method: was 'dyme', is now 'grpo'"),
+        (("--resume", "--seed", "1"), "--seed: was 0, is now 1"),
+        (("--resume", "--overwrite"), "--resume and --overwrite: give one"),
+        (("--resume", "other/checkpoints/step-000004"), "whole: holds another run than"),
+    ],
+)
+def test_nothing_of_another_run_is_cut_or_relabelled(folder, flags, told):
+    if not (folder / "other").exists():
+        shutil.copytree(folder / "whole", folder / "other")
+    before = outcome(folder / "whole")
+    code, said = run(folder, "whole", *flags)
+    assert code == 2 and told in said
+    assert outcome(folder / "whole") == before
+
+
+def test_two_processes_never_share_a_folder(folder):
+    log = Log(str(folder / "held"), True)
+    log.lock()
+    code, said = run(folder, "held")
+    assert code == 2 and "held: another process is at work in it" in said
+
+
+def an_error_in_the_loop():
+    """At step 3, before its update."""
+
+    def broken(config, step, group):
+        if step == 3:
+            raise RuntimeError("broken")
+        return train_choose(config, step, group)
+
+    train_choose, train.choose = train.choose, broken
+
+
+def an_error_in_the_update():
+    def step(optimizer):
+        raise RuntimeError("broken")
+
+    torch.optim.AdamW.step = step
+
+
+def test_an_error_saves_the_last_whole_step_where_the_weights_are_its(folder):
+    flags = ("--save_steps", "5")
+    code, said = run(folder, "error", *flags, faults=(lively, an_error_in_the_loop))
+    assert code == 1 and "ended by an error; step 3 is saved" in said
+    code, said = run(folder, "error", "--resume", faults=(lively,))
+    assert code == 0 and outcome(folder / "error") == outcome(folder / "whole")
+    code, said = run(folder, "torn", *flags, faults=(lively, an_error_in_the_update))
+    assert code == 1 and "is not saved, an update was under way" in said
+    assert not steps(folder / "torn")
+
+
 def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
     flags = ("--save_steps", "1", "--save_total_limit", "9")
     code, said = run(folder, "bad", *flags, faults=(bad_gradients,))
