@@ -517,6 +517,16 @@ def test_every_end_token_of_the_model_is_kept_the_templates_first(tmp_path):
         assert written["eos_token_id"] == ends
 
 
+def test_a_config_class_s_own_default_is_no_end_token(tmp_path):
+    folder = write_checkpoint(tmp_path, "llama")
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["eos_token_id"]  # which the class then says is 2
+    (folder / "config.json").write_text(json.dumps(config))
+    model, processor = load_vlm(str(folder))
+    assert model.end_ids == [processor.eos_token_id]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_prompt_prefix_words_and_end_are_a_turn_of_the_template(folders, name):
     _, processor = load_vlm(str(folders(name)))
