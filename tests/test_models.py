@@ -331,6 +331,7 @@ def assert_close(gradients, expected):
 # ---- every family --------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("name", ALL)
 def test_greedy_rollout_equals_generate(folders, name):
     model, processor, groups = loaded(folders, name)
@@ -539,6 +540,8 @@ def test_prompt_prefix_words_and_end_are_a_turn_of_the_template(folders, name):
     turns.append({"role": "assistant", "content": content("It is 3.")})
     whole = processor.apply_chat_template(turns, tokenize=False)
     assert whole == f"{prompt}{before}It is 3.{after}"
+    learned = get_tokenizer(processor).decode(target_ids(processor, "It is 3."))
+    assert whole.startswith(prompt + learned)
 
 
 def message_of(folder):
