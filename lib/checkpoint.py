@@ -20,25 +20,13 @@ import torch
 from safetensors import safe_open
 
 from data.example import InputError
+from data.reading import write_whole
 from lib.families import one_line, save_model
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
 
 # ---- writing -------------------------------------------------------------------------------------
-
-
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a small file aside and renames it: a kill leaves the old one or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        flush(temporary)
-        os.rename(temporary, path)
-        flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -104,6 +92,7 @@ def write_files(folder: Path, model, processor, optimizer, state: dict) -> None:
         if path.is_file():
             sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     write_whole(folder / "state.json", json.dumps({**state, "sizes": sizes}, indent=1))
+    flush(folder)
 
 
 def name_best(output_dir, step: int) -> None:

@@ -96,6 +96,11 @@ def load_vlm(
     except Exception as error:
         raise InputError(f"{told} {one_line(error)}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
+    try:
+        ends = GenerationConfig.from_pretrained(name_or_path).eos_token_id
+    except OSError:  # no such file, and a config class's own default is no end token
+        ends = None
+    model.generation_config.eos_token_id = ends
     model = prepare(model.to(device), freeze_vision, tokenizer)
     if head_differs(model):
         raise InputError(

@@ -331,6 +331,7 @@ def assert_close(gradients, expected):
 # ---- every family --------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("name", ALL)
 def test_greedy_rollout_equals_generate(folders, name):
     model, processor, groups = loaded(folders, name)
@@ -517,6 +518,16 @@ def test_every_end_token_of_the_model_is_kept_the_templates_first(tmp_path):
         assert written["eos_token_id"] == ends
 
 
+def test_a_config_class_s_own_default_is_no_end_token(tmp_path):
+    folder = write_checkpoint(tmp_path, "llama")
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["eos_token_id"]  # which the class then says is 2
+    (folder / "config.json").write_text(json.dumps(config))
+    model, processor = load_vlm(str(folder))
+    assert model.end_ids == [processor.eos_token_id]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_prompt_prefix_words_and_end_are_a_turn_of_the_template(folders, name):
     _, processor = load_vlm(str(folders(name)))
@@ -529,6 +540,8 @@ def test_prompt_prefix_words_and_end_are_a_turn_of_the_template(folders, name):
     turns.append({"role": "assistant", "content": content("It is 3.")})
     whole = processor.apply_chat_template(turns, tokenize=False)
     assert whole == f"{prompt}{before}It is 3.{after}"
+    learned = get_tokenizer(processor).decode(target_ids(processor, "It is 3."))
+    assert whole.startswith(prompt + learned)
 
 
 def message_of(folder):
