@@ -168,6 +168,7 @@ class Config:
     save_steps: int | None = knob(
         None, "output", "a checkpoint every so many; default: at the end", low=1
     )
+    save_minutes: float = knob(15.0, "output", "and whenever so many have passed", above=0)
     save_total_limit: int = knob(2, "output", "checkpoints kept besides the best one", low=1)
     eval_steps: int | None = knob(
         None, "output", "evaluate on eval_split every so many; default: ten times a run", low=1

@@ -34,7 +34,7 @@ from rollout import MODE_NAMES, Group, make_groups
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 # flags that may change when a run is resumed
 FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "data_dir", "num_threads"}
-FREE_TO_CHANGE |= {"save_steps", "save_total_limit"}
+FREE_TO_CHANGE |= {"save_steps", "save_minutes", "save_total_limit"}
 # and flags that may not: it would be another run under this one's name
 FIXED = {"dataset", "method", "model", "seed", "data_seed", "trace_noise", "base_seed"}
 
@@ -56,6 +56,7 @@ class Run:
     weights_step: int | None = None  # the step whose weights these are; None inside an update
     interrupt: Interrupt | None = None
     bar: tqdm | None = None
+    saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was
     skipped: int = 0  # prompts of this step that were left out
     clock: dict[str, float] = field(default_factory=dict)
 
@@ -126,6 +127,7 @@ class Run:
         best = state["step"] % config.eval_steps == 0 and self.validate()
         stuck = state["bad_steps"] >= MAX_BAD_STEPS
         due = state["step"] % config.save_steps == 0 or state["step"] == config.max_steps
+        due = due or time.monotonic() - self.saved_at > 60 * config.save_minutes
         saved = self.save(best) if best or stuck or due else ""
         if stuck:
             raise InputError(
@@ -173,6 +175,7 @@ class Run:
         step, written = self.state["step"], True
         if self.weights_step != step:
             return f"step {step} is not saved, an update was under way"
+        self.saved_at = time.monotonic()
         if self.log.active:
             state = {**self.state, "positions": self.log.positions(), "config": asdict(self.config)}
             written = checkpoint.save_checkpoint(

@@ -230,6 +230,11 @@ def test_a_run_is_not_written_over_and_not_resumed_from_nothing(folder):
     assert code == 2 and "error: --resume: no complete checkpoint in none" in said
 
 
+def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
+    code, said = run(folder, "often", "--save_steps", "6", "--save_minutes", "1e-9", faults=(killed,))
+    assert code == -9 and steps(folder / "often") == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "flags, told",
     [
