@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from data.example import InputError
 from data.reading import write_whole
-from lib.families import one_line, save_model
+from lib.families import NO_CODE, one_line, save_model
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
@@ -224,7 +224,9 @@ def load_weights(path: Path, model) -> None:
     # The files have the hub's names, which differ from the module's in many families, so the
     # class itself reads them. fp32 holds bf16 and fp16 exactly, so a mix of types is safe in it.
     dtype = functools.reduce(torch.promote_types, {param.dtype for param in model.parameters()})
-    saved, info = type(model).from_pretrained(path, dtype=dtype, output_loading_info=True)
+    saved, info = type(model).from_pretrained(
+        path, dtype=dtype, output_loading_info=True, **NO_CODE
+    )
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{path}: has no {missing[0]} ({len(missing)} tensors are missing)")
     try:

@@ -8,7 +8,7 @@ would be silently wrong here, so `load_vlm` refuses them, with the reason: a hea
 caps its logits, attention in windows, and attention that is not causal inside an image.
 
 Torchvision is not needed: the processor is put together from the Pillow image processor and the
-tokenizer, without the video half. Left out: video, several images, quantised weights, models
+tokenizer, without the video half. Left out: video, several images, quantized weights, models
 larger than one device.
 """
 
