@@ -21,19 +21,12 @@ from safetensors import safe_open
 
 from data.example import InputError
 from data.reading import write_whole
-from lib.families import one_line, save_model
+from lib.families import NO_CODE, one_line, save_model
 
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
 
 # ---- writing -------------------------------------------------------------------------------------
-
-
-def flush(path: Path) -> None:
-    """Until a file, and the folder that names it, are flushed, a power cut can lose either."""
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
 
 
 def save_checkpoint(
@@ -124,6 +117,13 @@ def clean_checkpoints(output_dir, step: int) -> None:
             remove(folder)
 
 
+def flush(path: Path) -> None:
+    """Until a file, and the folder that names it, are flushed, a power cut can lose either."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
 def disk_full(error: BaseException | None) -> bool:
     """safetensors has no error number to look at, and torch hides the OSError in the context."""
     while error is not None:
@@ -176,7 +176,7 @@ def damage(folder: Path) -> str | None:
         for name in sorted(path.name for path in folder.glob("*.safetensors")):
             safe_open(folder / name, "pt")
         name = "optimizer.pt"
-        torch.load(folder / name, map_location="cpu", weights_only=True)
+        torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         return f"{name} is missing"
     except Exception as error:  # a reader of a broken file raises what it likes
@@ -224,7 +224,9 @@ def load_weights(path: Path, model) -> None:
     # The files have the hub's names, which differ from the module's in many families, so the
     # class itself reads them. fp32 holds bf16 and fp16 exactly, so a mix of types is safe in it.
     dtype = functools.reduce(torch.promote_types, {param.dtype for param in model.parameters()})
-    saved, info = type(model).from_pretrained(path, dtype=dtype, output_loading_info=True)
+    saved, info = type(model).from_pretrained(
+        path, dtype=dtype, output_loading_info=True, **NO_CODE
+    )
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{path}: has no {missing[0]} ({len(missing)} tensors are missing)")
     try:
@@ -236,7 +238,7 @@ def load_weights(path: Path, model) -> None:
 def read_state(folder: Path) -> dict:
     """What save_checkpoint was given as `state`, and the step."""
     state = read_json(folder / "state.json")
-    del state["sizes"]
+    state.pop("sizes", None)
     return state
 
 

@@ -8,7 +8,7 @@ would be silently wrong here, so `load_vlm` refuses them, with the reason: a hea
 caps its logits, attention in windows, and attention that is not causal inside an image.
 
 Torchvision is not needed: the processor is put together from the Pillow image processor and the
-tokenizer, without the video half. Left out: video, several images, quantised weights, models
+tokenizer, without the video half. Left out: video, several images, quantized weights, models
 larger than one device.
 """
 
@@ -77,24 +77,18 @@ def load_vlm(
     Raises InputError for a name that can't be had, a family that isn't supported, or a missing chat
     template.
     """
-    told = f"--model {name_or_path}:"
-    # transformers raises OSError, ValueError, hub errors, ImportError: all mean "can't read it"
     try:
         config = AutoConfig.from_pretrained(name_or_path, **NO_CODE)
-    except Exception as error:
-        wanted = "give a hub name or a folder with config.json"
-        raise InputError(f"{told} {one_line(error)}; {wanted}") from None
-    if fault := unsupported(config):
-        raise InputError(f"{told} {fault}")
-    family = FAMILIES.get(config.model_type)
-    auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
-    try:
+        if fault := unsupported(config):
+            raise InputError(fault)
+        family = FAMILIES.get(config.model_type)
+        auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
         processor = load_processor(name_or_path, family)
         model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
-    except InputError as error:
-        raise InputError(f"{told} {error}") from None
-    except Exception as error:
-        raise InputError(f"{told} {one_line(error)}") from None
+    except Exception as error:  # OSError, ValueError, ImportError, hub errors: "can't read it"
+        wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
+        reason = error if isinstance(error, InputError) else f"{one_line(error)}; {wanted}"
+        raise InputError(f"--model {name_or_path}: {reason}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
     try:
         ends = GenerationConfig.from_pretrained(name_or_path).eos_token_id
@@ -103,9 +97,8 @@ def load_vlm(
     model.generation_config.eos_token_id = ends
     model = prepare(model.to(device), freeze_vision, tokenizer)
     if head_differs(model):
-        raise InputError(
-            f"{told} its head scales or caps the logits; a plain linear head is wanted"
-        )
+        reason = "its head scales or caps the logits; a plain linear head alone is supported"
+        raise InputError(f"--model {name_or_path}: {reason}")
     # the published sampling defaults belong to the model as it was; invalid ones would even forbid
     # saving it
     model.generation_config = GenerationConfig(

@@ -119,7 +119,7 @@ def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
 def sum_gradients(model, ranks: Ranks) -> None:
     """Adds up the gradients of all processes, in fp32; once, after the last micro-batch.
 
-    A sum, since each process divides its loss by the normaliser of the whole step. A parameter
+    A sum, since each process divides its loss by the normalizer of the whole step. A parameter
     without a gradient here counts as zeros; without one anywhere it stays without.
     """
     if ranks.world_size == 1:
