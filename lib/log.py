@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import Example, InputError, open_image
+from data.reading import write_whole
 
 try:
     import fcntl
@@ -133,7 +134,7 @@ class Log:
         """A whole JSON file of the run."""
         if self.active:
             text = json.dumps(content, indent=1, ensure_ascii=False)
-            (Path(self.output_dir) / name).write_text(text, encoding="utf-8")
+            write_whole(Path(self.output_dir) / name, text)
 
     def positions(self) -> dict[str, int]:
         """How far the line files are written, in bytes: what a checkpoint remembers of them."""
