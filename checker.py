@@ -12,6 +12,7 @@ from a text (lib/claims.py), which operation leads from facts to answer (lib/der
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,6 @@ from lib.answers import (  # noqa: F401 (some are here for others to import)
     clean_answer,
     extract_answer,
     grade,
-    marked_answer,
     readable,
     relaxed_accuracy,
     split_response,
@@ -150,13 +150,12 @@ def unmatchable(examples, tolerance: float = 0.0) -> list:
     """The examples whose answer, memorized as it is, would not be scored right at `tolerance`."""
 
     def scored(example):
+        bare = replace(example, facts=[], trace=None)  # their thinking isn't looked at
         target = f"It can be read off.\nAnswer: {example.answer}"
-        answer = marked_answer(target)
-        right = readable(example, answer) and grade(example, answer, tolerance) > 0.5
-        return right and format_reward(target) == 1
+        return score([target], bare, tolerance=tolerance)["correct"].item()
 
-    examples = [examples[index] for index in range(len(examples))]
-    return [e for e in examples if e.instruction is None and not scored(e)]
+    drawn = (examples[index] for index in range(len(examples)))
+    return [e for e in drawn if e.instruction is None and not scored(e)]
 
 
 # ---- the visual refiner -------------------------------------------------------------------------
@@ -270,10 +269,6 @@ class Rules:
 
     def resume(self, step: int) -> None:
         """Restore what was learned up to `step`: nothing here."""
-
-    def summary(self) -> str | None:
-        """A line for the end of the run, where there is something to say."""
-        return None
 
     def close(self) -> None:
         """Let go of what is under way: nothing here."""

@@ -267,9 +267,11 @@ def read_number(tokens, i, numbers, units):
     value, end = tokens[i].value, i + 1
     if value is None:
         value, end = read_numeral(tokens, i)
-    elif tokens[i].text.isdigit() and len(tokens[i].text) < 4:
+    elif tokens[i].text.isdecimal() and len(tokens[i].text) < 4:
         j, digits = end, tokens[i].text
-        while j < min(len(tokens), i + 4) and tokens[j].text.isdigit() and len(tokens[j].text) == 3:
+        while (
+            j < min(len(tokens), i + 4) and tokens[j].text.isdecimal() and len(tokens[j].text) == 3
+        ):
             digits += tokens[j].text
             j += 1
         if float(digits) in numbers:
@@ -334,7 +336,9 @@ def read_clauses(tokens, chart):
         text, word = tokens[i].text, tokens[i].word
         before = tokens[i - 1].text if i else ""
         end, name = find_name(tokens, i, chart.spellings) if word in chart.spellings else (i, ())
-        value, behind = (None, i) if name else read_number(tokens, i, chart.numbers, units)
+        value, behind = None, i
+        if not name and (tokens[i].value is not None or text in NUMERALS):
+            value, behind = read_number(tokens, i, chart.numbers, units)
         if name:
             clause.mentions += [Mention(kind, part, i, end) for kind, part in name]
             named.update(range(i, end))
