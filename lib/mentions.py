@@ -347,7 +347,9 @@ def read_clauses(tokens, chart):
             clause.asked = clause.asked or text == "?"
             yield clause
             clause, names, computed = Clause(), 0, False
-        elif text in RESULTS or text in TRENDS and names != 1 or is_operator(tokens, i, chart):
+        elif (
+            text in RESULTS or text in TRENDS and names != 1 or is_operator(tokens, i, chart, named)
+        ):
             computed = True
         elif value is not None:
             if computed and before in COPULAS:
@@ -520,7 +522,7 @@ def is_break(tokens, i):
     return text != "." or not (len(before) == 1 and before.isalpha() or before in ABBREVIATIONS)
 
 
-def is_operator(tokens, i, chart):
+def is_operator(tokens, i, chart, named):
     """Whether token i computes: a word does, a mark only between operands ("-" may be a dash)."""
     text, word = tokens[i].text, tokens[i].word
     if text not in OPERATORS or word:
@@ -529,7 +531,8 @@ def is_operator(tokens, i, chart):
     if behind.value is None and behind.text not in BRACKETS and behind.word not in chart.spellings:
         return False
     before = tokens[i - 1] if i else NOTHING
-    return text not in "-–*/" or before.value is not None or before.text in BRACKETS
+    between = i - 1 in named and behind.value is None  # "A - B", not "A - 5"
+    return text not in "-–*/" or before.value is not None or before.text in BRACKETS or between
 
 
 def is_stated(tokens, value, i, chart, adjacent):
