@@ -64,7 +64,7 @@ def format_reward(response: str, truncated: bool = False) -> float:
 
 
 def visual_checker(
-    thinking: str, facts, needed=None, question="", trace: str | None = "", vocabulary=()
+    thinking: str, facts, needed=None, question: str = "", trace: str | None = ""
 ) -> float:
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
@@ -78,7 +78,7 @@ def visual_checker(
         facts = [tuple(map(str, fact)) for fact in facts]
         needed = [tuple(map(str, fact)) for fact in needed or ()]
         reference = set(needed or mentioned_facts(f"{question}\n{trace or ''}", facts) or facts)
-        claimed = set(claimed_facts(thinking, facts, vocabulary))
+        claimed = set(claimed_facts(thinking, facts))
     else:
         reference, claimed = (
             {word for word in WORD.findall(text.casefold()) if word not in STOP}
@@ -86,18 +86,6 @@ def visual_checker(
         )
     right = len(claimed & reference)
     return 2 * right / (len(claimed) + len(reference)) if right else 0.0
-
-
-def vocabulary(example) -> tuple[str, ...] | None:
-    """What else pictures like this may show; None: the facts are no picture's (claimed_facts)."""
-    if example.id.startswith("gsm8k"):
-        return None
-    return tuple(charts.COLOURS) if example.id.startswith("charts-") else ()
-
-
-def stated_facts(thinking: str, example) -> list[tuple[str, ...]]:
-    """What a response's thinking claims about its example's picture; true is what is in facts."""
-    return claimed_facts(thinking, example.facts, vocabulary(example))
 
 
 def score(
@@ -119,7 +107,7 @@ def score(
     the answer. Raises InputError, naming the example, for an accuracy that isn't finite.
     """
     truncated = truncated if truncated is not None else [False] * len(responses)
-    about = (example.facts, example.needed, example.question, example.trace, vocabulary(example))
+    about = (example.facts, example.needed, example.question, example.trace)
     rewards = {"format": [], "accuracy": [], "thinking": []}
     for g, response in enumerate(responses):
         thinking, answer = split_marked(response)

@@ -29,23 +29,21 @@ SHARING = words("both each all same tied equal equally")
 # ---- whose value it is --------------------------------------------------------------------------
 
 
-def claimed_facts(thinking: str, facts, vocabulary=()) -> list[tuple[str, ...]]:
+def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
     """The facts that a text claims, each once, in the order of the text: tuples like the facts.
 
     facts: (name, value) or (row, column, value) strings. A claim has a name and the value stated
     for it: as the fact writes it where both are equal (3.0 = 3, 1,200 = 1200, 12 % = 12), so that
     `claim in facts` says whether it is right, else as the text has it. A value of a name that the
-    picture hasn't is a claim too: of one of `vocabulary`, what pictures of this kind may show, or
-    of another in the form of a fact (mentions.unknown_name). vocabulary None: of the facts' alone.
+    picture hasn't is a claim too, a wrong one: (name, value) or (name, "", value). It is found in
+    the form of a fact (mentions.unknown_name), and wherever a colour is said of embedded charts.
     """
-    claims = locate_claims(thinking, facts, vocabulary)
-    return list(dict.fromkeys(claim for claim, _, _ in claims))
+    return list(dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts)))
 
 
-def locate_claims(thinking: str, facts, vocabulary=()):
+def locate_claims(thinking: str, facts):
     """Yields each claim of a text with where its value is: (claim, first character, end)."""
-    facts = tuple(tuple(map(str, fact)) for fact in facts)
-    chart = read_chart(facts, None if vocabulary is None else tuple(vocabulary))
+    chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
     tokens = tokenize(thinking)
     kinds = range(len(next(iter(chart.table), ())))
     last, heads = [[] for _ in kinds], [[] for _ in kinds]  # the last name, the last list of names
@@ -241,9 +239,11 @@ def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
     Of a table: the facts of the rows and columns mentioned; of rows alone, all their columns, and
     the other way round.
     """
-    chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts), None)
+    chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
     mentions = [m for clause in read_clauses(tokenize(text), chart) for m in clause.mentions]
-    named = [{mention.part for mention in mentions if mention.kind == kind} for kind in (0, 1)]
+    named = [
+        {m.part for m in mentions if m.kind == kind and m.part[0] != UNKNOWN} for kind in (0, 1)
+    ]
     if not any(named):
         return []
     return [

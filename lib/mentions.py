@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from typing import NamedTuple
 
+from data.charts import COLOURS
 from data.example import fact_name, fact_value
 from lib.answers import read_value
 
@@ -25,6 +26,7 @@ TOKEN = re.compile(
     r"(?P<tail>[^\W\d_]*(?:\+(?![\w(]))?)"
     r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+|\.\d+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
 )
+EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no picture's: "48/2"
 # "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
 SHORTENING = re.compile("[,(/;]")
 
@@ -175,13 +177,14 @@ class Chart:
     spellings: dict
     table: dict
     numbers: set
-    open: bool  # whether names of other things can be told
+    open: bool  # whether names of other things are wrong: not where the facts are equations
     years: bool  # whether some names are years
 
 
 @lru_cache(maxsize=1024)
-def read_chart(facts, vocabulary=()):
-    """The Chart of a tuple of facts; vocabulary: what else pictures of this kind may show."""
+def read_chart(facts):
+    """The Chart of a tuple of facts; where all names are the embedded charts' colours, others are
+    known to be none of its names."""
     in_table = all(len(fact) == 3 for fact in facts)
     spellings, table, shorts = {}, {}, {}
     for fact in facts:
@@ -201,10 +204,12 @@ def read_chart(facts, vocabulary=()):
         if value is None:
             name = name_words(fact_value(fact))
             add_spelling(spellings, name, ((None, name),))
-    for name in vocabulary or ():
-        add_spelling(spellings, name_words(name), ((0, (UNKNOWN, name)),))
+    if all(fact_name(fact) in COLOURS for fact in facts):
+        for colour in COLOURS:
+            add_spelling(spellings, (colour,), ((0, (UNKNOWN, colour)),))
     years = any(is_year(name[0]) for names in table for name in names if name)
-    return Chart(spellings, table, set(values), vocabulary is not None and bool(facts), years)
+    equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
+    return Chart(spellings, table, set(values), bool(facts) and not equations, years)
 
 
 def is_year(text):

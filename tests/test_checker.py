@@ -11,16 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from checker import (
-    Rules,
-    format_reward,
-    refine,
-    score,
-    stated_facts,
-    thinking_lines,
-    unmatchable,
-    visual_checker,
-)
+from checker import Rules, format_reward, refine, score, thinking_lines, unmatchable, visual_checker
 from data.charts import KINDS, explain, load_charts
 from data.example import Example, InputError
 from lib.answers import (
@@ -196,8 +187,7 @@ def test_lists_are_matched_one_to_one():
 
 
 def test_any_of_several_answers_is_right():
-    example = Example(answer="racket")
-    example.answers = ["racket", "tennis racket"]
+    example = Example(answer="racket", answers=["racket", "tennis racket"])
     answers = {"Tennis racket.": 1, "racket": 1, "ball": 0}
     assert {answer: grade(example, answer) for answer in answers} == answers
 
@@ -211,8 +201,8 @@ def test_an_options_letter_or_its_text_is_right(label):
 
 
 def test_labels_that_no_response_can_match_are_found():
-    bad = ["red\nblue", "a\u2028b", "nan", "Infinity", "$", "...", "[]", "Answer: 5"]
-    good = ["5", "12 %", "[3, 4]", "€5", "Don't know", "No.", "因为", "+"]
+    bad = ["red\nblue", "nan", "Infinity", "$", "...", "[]", "Answer: 5"]
+    good = ["5", "12 %", "[3, 4]", "€5", "Don't know", "No.", "因为", "+", "a\u2028b"]
     examples = [Example(answer=answer) for answer in bad + good]
     assert [example.answer for example in unmatchable(examples)] == bad
     assert unmatchable([Example(answer="1,2", kind="box"), Example(answer="yes", kind="decision")])
@@ -329,7 +319,8 @@ def test_invented_colours_cost_the_charts_thinking():
     honest, invented = "cyan 2, orange 5", "cyan 2, orange 5, black 3, green 9, yellow 1"
     scored = score([f"{honest}\nAnswer: 5", f"{invented}\nAnswer: 5"], example)["thinking"]
     assert scored.tolist() == pytest.approx([1, 4 / 7])
-    assert claimed_facts("green 9", bars) == [] != stated_facts("green 9", example)
+    assert claimed_facts("at last a green 9", bars) == [("green", "9")]
+    assert mentioned_facts("How much is green?", bars) == []
 
 
 @pytest.mark.parametrize(
@@ -520,9 +511,10 @@ def test_scores_of_random_text_are_finite_and_in_range():
         rewards = score(responses + [f"{refine(example)}\nAnswer: 3"], example)
         for name in ("format", "accuracy", "thinking"):
             assert ((rewards[name] >= 0) & (rewards[name] <= 1)).all(), (name, responses)
-        names = {tuple(name) for *name, _ in facts}
-        claims = claimed_facts(responses[0], facts, vocabulary=None)
-        assert all(tuple(name) in names for *name, _ in claims)
+        assert all(
+            len(claim) == len(facts[0]) or len(claim) == 2
+            for claim in claimed_facts(responses[0], facts)
+        )
 
 
 # A regular expression that backtracks, or a scan per token, would take hours here.
