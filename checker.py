@@ -31,7 +31,7 @@ from lib.answers import (  # noqa: F401 (some are here for others to import)
     to_number,
 )
 from lib.claims import claimed_facts, mentioned_facts
-from lib.mentions import words
+from lib.names import words
 from lib.derive import derive, shows
 
 # ---- the visual checker and the rewards ---------------------------------------------------------

@@ -14,7 +14,8 @@ in one sentence and its value in the next, except under a heading or the head of
 from itertools import product
 
 from lib.answers import read_value
-from lib.mentions import UNKNOWN, name_words, read_chart, read_clauses, tokenize, words
+from lib.mentions import read_clauses
+from lib.names import UNKNOWN, name_words, read_chart, tokenize, words
 
 # "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3": both have it.
 TYING = words("""of in for among from at with said say says saying who were are was is by belongs

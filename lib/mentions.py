@@ -1,51 +1,26 @@
 """Which of a picture's names and which values a text mentions, clause by clause.
 
-The first half of reading what a text states about a picture; claims.py, the second, says which
-value is claimed for which name. Numbers that state nothing are left out here: results of
-arithmetic, counts, years, what is asked or denied. Names that the picture doesn't have are found
-where they have a value of their own. Rules, no model: each looks at a bounded stretch of text, so
-that the time is linear in the text's length.
-
-Left out: paraphrased names, decimal commas, fractions in words.
+Numbers that state nothing are left out here: results of arithmetic, counts, years, what is asked or
+denied. Names that the picture hasn't are found where they have a value of their own. Rules, no
+model: each looks at a bounded stretch of text, so that the time is linear in the text's length.
+claims.py says which value is claimed for which name.
 """
 
-import re
-from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, reduce
-from typing import NamedTuple
 
-from data.charts import COLOURS
-from data.example import fact_name, fact_value
-from lib.answers import read_value
-
-# Nothing that can fail follows a repetition: no backtracking, whatever the text.
-TOKEN = re.compile(
-    r"(?P<number>(?:(?<![\w)%.])[-−–])?\d+(?:[,\u00a0\u2009\u202f]\d\d\d(?!\d))*(?:\.\d+)?"
-    r"(?:[eE][-+]?\d+)?)"
-    r"(?P<tail>[^\W\d_]*(?:\+(?![\w(]))?)"
-    r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+|\.\d+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
+from lib.names import (
+    COPULAS,
+    NOTHING,
+    NUMERALS,
+    UNKNOWN,
+    find_name,
+    find_units,
+    is_year,
+    read_number,
+    words,
 )
-EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no picture's: "48/2"
-# "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
-SHORTENING = re.compile("[,(/;]")
-
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text, to be looked up."""
-    return frozenset(text.split())
-
 
 # ---- what words tell ----------------------------------------------------------------------------
-
-ARTICLES = words("the a an its their his her our")
-SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
-# These are names only where a quote or an answer shows it, or where nothing goes on behind "more".
-WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
-NEVER_PLAIN = words("the as all not or and")
-ANSWERED = words("said say says saying answered chose | \" ' “ ‘ *")
-SHOWING = words(": = ( | * \" ' ” ’")
-ENDING = words("and or but is are was were has had at in for while by with") | {"\n"}
 
 BREAKS = words(". ! ? ; so therefore thus hence then → ⇒") | {"\n"}
 NAME_ENDS = words("\" ' ” ’ = : | ( *")  # behind the full stop or question mark of a name
@@ -58,12 +33,7 @@ OPERATORS = words("""+ * × ÷ / - – − plus minus times divided add adds add
 RESULTS = words("sum total totals difference gap combined together altogether margin product")
 TRENDS = words("average mean median ratio range increase decrease rise drop decline change")
 BRACKETS = words("( ) % $")
-COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about approximately roughly
-    of to""")
-
-# "1st", "1990s", "3x" and "65+" are no values, and neither are "above 50", "step 2", "5 points",
-# "4 countries", "3 more than" and "fell by 9".
-NO_UNITS = words("st nd rd th s x +")
+# "above 50", "step 2", "5 points", "4 countries", "3 more than" and "fell by 9" are no values.
 BOUNDS = dict.fromkeys(words("above over past exceed exceeds exceeding > ≥"), 1)
 BOUNDS |= dict.fromkeys(words("below under < ≤"), -1)
 NOT_BEFORE = words("per than step top first last least most question figure") | BOUNDS.keys()
@@ -83,19 +53,6 @@ DENYING = words("not never neither nor cannot hardly without nobody doubt deny d
 FALSE = words("false wrong untrue incorrect mistaken impossible myth")
 STANDING = words(", : ; = but and only than") | BREAKS  # behind these a "not" denies no more
 
-# Numbers in words count where nothing is counted: "A is ninety." but not "A is one of three".
-NUMERALS = {
-    word: number
-    for number, word in enumerate(
-        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-        fifteen sixteen seventeen eighteen nineteen""".split()
-    )
-}
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-NUMERALS |= {word: 10 * number for number, word in enumerate(TENS, 2)}
-SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9}
-SCALES |= {"bn": 1e9, "trillion": 1e12, "tn": 1e12}
-
 # Words that are no names: what a chart, a step or a result is called.
 LINKS = words("= : | is are was were has had at ( shows reaches")
 WRITTEN = words("* _ ` \" ' ” ’")  # around a name
@@ -103,6 +60,7 @@ MEASURES = words("value share figure percentage rate score number count level ba
 FOLLOWING = words("and or but while whereas with so % ) , ; . : | !") | {"\n", ""}
 LISTING = words(", and")
 BETWEEN = COPULAS | LINKS | words("well clearly far even still a value lies")  # A .. above 5
+# Around a pair in a list.
 PARTED = words(", ; | * - – • ( . :") | {"\n", "and", "then", "also", "while", "but", ""}
 NAMELESS = words(
     """a about according adding after again all also among an and answer answers approximately
@@ -121,194 +79,7 @@ NAMELESS = words(
     with year years yes you your"""
 )
 
-# ---- words and names ----------------------------------------------------------------------------
-
-
-def normal(word):
-    """A word as names are compared: possessive and plural dropped."""
-    word = word.replace("’", "'").removesuffix("'s")
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-
-
-class Token(NamedTuple):
-    """A word, number or mark of a text."""
-
-    text: str  # in lower case
-    word: str  # as names are compared, "" for a mark
-    value: float | None
-    start: int  # in characters
-    end: int  # exclusive
-    raw: str = ""  # as it is
-
-
-NOTHING = Token("", "", None, 0, 0)
-
-
-def tokenize(text):
-    """The Tokens of a text."""
-    tokens = []
-    for match in TOKEN.finditer(text):
-        raw, word, value = match.group().casefold(), "", None
-        if match["word"]:
-            word = normal(raw.rstrip("+"))
-        elif match["number"]:
-            number, tail = match["number"], match["tail"].casefold()
-            value = None if tail in NO_UNITS else read_value(number)
-            word = number.lstrip("-−").replace(",", "") + tail.rstrip("+")
-        tokens.append(Token(raw, word, value, *match.span(), match.group()))
-    return tokens
-
-
-def name_words(text):
-    """A name as it is looked for: its words without articles."""
-    found = tuple(token.word for token in tokenize(text) if token.word)
-    return tuple(word for word in found if word not in ARTICLES) or found
-
-
-@dataclass
-class Chart:
-    """The names of a picture's facts.
-
-    spellings: names as `spell` spells them to ((kind, name), ...), a row's with its column's where
-    they follow each other, None where a name only begins so. table: (row,), or (row, column) where
-    all facts have both, to the facts of that name. numbers: the values.
-    """
-
-    spellings: dict
-    table: dict
-    numbers: set
-    open: bool  # whether names of other things are wrong: not where the facts are equations
-    years: bool  # whether some names are years
-
-
-@lru_cache(maxsize=1024)
-def read_chart(facts):
-    """The Chart of a tuple of facts; where all names are the embedded charts' colours, others are
-    known to be none of its names."""
-    in_table = all(len(fact) == 3 for fact in facts)
-    spellings, table, shorts = {}, {}, {}
-    for fact in facts:
-        texts = fact[:-1] if in_table else (fact_name(fact),)
-        names = tuple(name_words(text) for text in texts)
-        table.setdefault(names, []).append(fact)
-        for kind, (text, name) in enumerate(zip(texts, names)):
-            add_spelling(spellings, name, ((kind, name),))
-            short = name_words(SHORTENING.split(text)[0])
-            shorts.setdefault((kind, short), set()).add(name)
-        add_spelling(spellings, sum(names, ()), tuple(enumerate(names)))
-    for (kind, short), called in shorts.items():
-        if len(called) == 1:
-            add_spelling(spellings, short, ((kind, called.pop()),))
-    values = [read_value(fact_value(fact)) for fact in facts]
-    for fact, value in zip(facts, values):
-        if value is None:
-            name = name_words(fact_value(fact))
-            add_spelling(spellings, name, ((None, name),))
-    if all(fact_name(fact) in COLOURS for fact in facts):
-        for colour in COLOURS:
-            add_spelling(spellings, (colour,), ((0, (UNKNOWN, colour)),))
-    years = any(is_year(name[0]) for names in table for name in names if name)
-    equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
-    return Chart(spellings, table, set(values), bool(facts) and not equations, years)
-
-
-def is_year(text):
-    """Whether a token is a year of our time."""
-    return len(text) == 4 and text.isdecimal() and 1800 <= int(text) <= 2100
-
-
-def spell(spelt, word):
-    """Words run together: tables that were read off images have their spaces wrong ("Spa in")."""
-    return f"{spelt} {word}" if spelt[-1:].isdigit() and word[0].isdigit() else spelt + word
-
-
-def add_spelling(spellings, name, entry):
-    """Enters a name and what it begins with; what is there already stays."""
-    spelt = reduce(spell, name, "")
-    for end in range(1, len(spelt)):
-        spellings.setdefault(spelt[:end], None)
-    if spelt and spellings.get(spelt) is None:
-        spellings[spelt] = entry
-
-
-def find_name(tokens, start, spellings):
-    """(end, ((kind, name), ...)) of the longest name from token `start` on, or (start, ())."""
-    found, spelt, parted = (start, ()), "", False
-    for i in range(start, len(tokens)):
-        text, word = tokens[i].text, tokens[i].word
-        longer = spell(spelt, word) if word else spelt
-        if word and (longer in spellings or word not in ARTICLES):
-            spelt = longer
-            if spelt not in spellings:
-                break
-            # A row and its column are one name only where no mark parts them.
-            if spellings[spelt] and not (parted and len(spellings[spelt]) > 1):
-                found = (i + 1, spellings[spelt])
-        elif not word and text not in SKIPPED_IN_NAMES:
-            break
-        parted = parted or text in ".,:!?"
-    if found[0] == start + 1 and tokens[start].word in WEAK_NAMES and not is_marked(tokens, start):
-        return start, ()
-    return found
-
-
-def is_marked(tokens, i):
-    """Whether a word like "more" or "all" is shown to be a name."""
-    behind = tokens[i + 1] if i + 1 < len(tokens) else NOTHING
-    if i and tokens[i - 1].text in ANSWERED or behind.value is not None or behind.text in SHOWING:
-        return True
-    return tokens[i].word not in NEVER_PLAIN and (behind.text in ENDING or not behind.word)
-
-
-# ---- numbers ------------------------------------------------------------------------------------
-
-
-def read_number(tokens, i, numbers, units):
-    """(value, end) of the number that begins at token i, or (None, i).
-
-    With its sign and scale: "negative 4", "3.0 billion"; `units`: scales that are just the
-    chart's unit. "1 250" is one number where it is among `numbers`, the chart's.
-    """
-    value, end = tokens[i].value, i + 1
-    if value is None:
-        value, end = read_numeral(tokens, i)
-    elif tokens[i].text.isdecimal() and len(tokens[i].text) < 4:
-        j, digits = end, tokens[i].text
-        while (
-            j < min(len(tokens), i + 4) and tokens[j].text.isdecimal() and len(tokens[j].text) == 3
-        ):
-            digits += tokens[j].text
-            j += 1
-        if float(digits) in numbers:
-            value, end = float(digits), j
-    if value is None:
-        return None, i
-    before = [token.text for token in tokens[max(0, i - 2) : i]]
-    if before[-1:] == ["negative"] or before[-1:] == ["minus"] and before[0] in COPULAS | {"at"}:
-        value = -value
-    if end < len(tokens) and tokens[end].text in SCALES and tokens[end].text not in units:
-        value, end = value * SCALES[tokens[end].text], end + 1
-    return value, end
-
-
-def read_numeral(tokens, i):
-    """(value, end) of a number in words from token i on ("twenty-five"), or (None, i)."""
-    value, j = None, i
-    while j < len(tokens):
-        number = NUMERALS.get(tokens[j].text)
-        if number is not None and (value is None or value % 10 == 0 < value and number < 10):
-            value = (value or 0) + number
-        elif value is None or tokens[j].text != "-" or j + 1 == len(tokens):
-            break
-        elif tokens[j + 1].text not in NUMERALS:
-            break
-        j += 1
-    return value, j
-
-
 # ---- the names and values of a clause -----------------------------------------------------------
-
-UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
 
 
 @dataclass
@@ -392,13 +163,6 @@ def add_unknown(tokens, start, end, clause, named):
         text = " ".join(token.raw for token in tokens[start:end])
         clause.mentions.append(Mention(0, (UNKNOWN, text), start, end))
         named.update(range(start, end))
-
-
-def find_units(tokens):
-    """The scales that several numbers of a text have: its unit, which a chart's table leaves out."""
-    pairs = zip(tokens, tokens[1:])
-    scales = Counter(two.text for one, two in pairs if one.value is not None and two.text in SCALES)
-    return {scale for scale, count in scales.items() if count > 1}
 
 
 def is_denied(tokens, i, named):
@@ -504,11 +268,8 @@ def is_listed(tokens, start, end, named, chart):
             if name and stop < len(tokens):
                 stop += tokens[stop].text in LINKS and stop + 1 < len(tokens)
                 return tokens[stop].value is not None
-        if (
-            tokens[j].text not in PARTED | LINKS
-            and not is_nameable(tokens[j], chart)
-            and tokens[j].value is None
-        ):
+        listed = tokens[j].text in PARTED or tokens[j].text in LINKS or tokens[j].value is not None
+        if not listed and not is_nameable(tokens[j], chart):
             return False
     return False
 
