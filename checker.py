@@ -12,6 +12,7 @@ from a text (lib/claims.py), which operation leads from facts to answer (lib/der
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,13 +25,13 @@ from lib.answers import (  # noqa: F401 (some are here for others to import)
     clean_answer,
     extract_answer,
     grade,
-    marked_answer,
     readable,
     relaxed_accuracy,
     split_response,
     to_number,
 )
-from lib.claims import claimed_facts, mentioned_facts, words
+from lib.claims import claimed_facts, mentioned_facts
+from lib.names import words
 from lib.derive import derive, shows
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
@@ -106,7 +107,7 @@ def score(
     the answer. Raises InputError, naming the example, for an accuracy that isn't finite.
     """
     truncated = truncated if truncated is not None else [False] * len(responses)
-    about = (example.facts, example.needed, example.question, example.trace or "")
+    about = (example.facts, example.needed, example.question, example.trace)
     rewards = {"format": [], "accuracy": [], "thinking": []}
     for g, response in enumerate(responses):
         thinking, answer = split_marked(response)
@@ -137,13 +138,12 @@ def unmatchable(examples, tolerance: float = 0.0) -> list:
     """The examples whose answer, memorized as it is, would not be scored right at `tolerance`."""
 
     def scored(example):
+        bare = replace(example, facts=[], trace=None)  # their thinking isn't looked at
         target = f"It can be read off.\nAnswer: {example.answer}"
-        answer = marked_answer(target)
-        right = readable(example, answer) and grade(example, answer, tolerance) > 0.5
-        return right and format_reward(target) == 1
+        return score([target], bare, tolerance=tolerance)["correct"].item()
 
-    examples = [examples[index] for index in range(len(examples))]
-    return [e for e in examples if e.instruction is None and not scored(e)]
+    drawn = (examples[index] for index in range(len(examples)))
+    return [e for e in drawn if e.instruction is None and not scored(e)]
 
 
 # ---- the visual refiner -------------------------------------------------------------------------
@@ -257,10 +257,6 @@ class Rules:
 
     def resume(self, step: int) -> None:
         """Restore what was learned up to `step`: nothing here."""
-
-    def summary(self) -> str | None:
-        """A line for the end of the run, where there is something to say."""
-        return None
 
     def close(self) -> None:
         """Let go of what is under way: nothing here."""

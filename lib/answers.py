@@ -7,8 +7,8 @@ commas, numbers in words, several boxes.
 
 import math
 import re
-from string import ascii_uppercase
 
+from data.example import OPTION_LETTERS
 from data.own import WRAPPING, split_marked
 
 # Numbers as people write them: full-width forms, other minus signs, "US$5", "5 €", "1’234", "1 234".
@@ -80,7 +80,9 @@ def to_number(text: str) -> float | None:
 
 def read_value(text: str) -> float | None:
     """The finite number that a text writes ("1,200", "12 %", "$3.0"), or None; 12 % is 12."""
-    return to_number(clean_answer(text).removesuffix("%")) if len(text) < 400 else None
+    if len(text) > 400:  # no picture has such a number
+        return None
+    return float(text) if text.isdecimal() else to_number(clean_answer(text).removesuffix("%"))
 
 
 def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -> bool:
@@ -195,13 +197,13 @@ def readable(example, text: str | None) -> bool:
 
 def right_answers(example) -> list[str]:
     """Every right answer to a free question, cleaned; of an item with options, their texts."""
-    answers = map(clean_answer, [example.answer, *(getattr(example, "answers", None) or ())])
+    answers = map(clean_answer, [example.answer, *example.answers])
     return [option_text(answer, example.options or []) for answer in answers]
 
 
 def option_text(answer: str, options: list[str]) -> str:
     """The text of the option that a cleaned answer names: "B", "(b)", "B. cat"; else the answer."""
-    texts = dict(zip(ascii_uppercase, map(clean_answer, options)))
+    texts = dict(zip(OPTION_LETTERS, map(clean_answer, options)))
     named = OPTION.fullmatch(answer)
     letter, rest = (named[1].upper(), named[2]) if named else ("", "")
     alone = answer.casefold() not in (text.casefold() for text in texts.values())

@@ -14,7 +14,8 @@ from statistics import median
 
 from data.example import fact_name, fact_value
 from lib.answers import read_value
-from lib.claims import mentioned_facts, name_words, words
+from lib.claims import mentioned_facts
+from lib.names import name_words, words
 
 HIGHEST = words("""highest most largest maximum max biggest greatest top peak tallest longest
     leading popular""")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from checker import Rules, format_reward, refine, score, visual_checker
+from checker import Rules, format_reward, refine, score, thinking_lines, unmatchable, visual_checker
 from data.charts import KINDS, explain, load_charts
 from data.example import Example, InputError
 from lib.answers import (
@@ -163,6 +163,51 @@ def test_answers_are_graded_by_the_kind_that_is_asked_for(kind, target, answers)
     assert grade(example, None) == 0.0 and not readable(example, None)
 
 
+@pytest.mark.parametrize(
+    "written, plain",
+    {
+        **{"−5": "-5", "– 5": "-5", "-$5": "-5", "US$5": "5", "€5": "5", "5 €": "5", "EUR 5": "5"},
+        **{"1\u202f250": "1250", "1\u00a0250.5": "1250.5", "1 250": "1250", "1’234": "1234"},
+        **{
+            "１２": "12",
+            "12 percent": "12%",
+            "12 ％": "12%",
+            "12 34": "12 34",
+            "[€5, 6]": "[5, 6]",
+        },
+    }.items(),
+)
+def test_answers_are_numbers_as_people_write_them(written, plain):
+    assert clean_answer(written) == clean_answer(plain) == plain
+
+
+def test_lists_are_matched_one_to_one():
+    assert relaxed_accuracy(target="[100, 106]", prediction="[104, 100]")
+    assert not relaxed_accuracy(target="[100, 106]", prediction="[100, 100]")
+
+
+def test_any_of_several_answers_is_right():
+    example = Example(answer="racket", answers=["racket", "tennis racket"])
+    answers = {"Tennis racket.": 1, "racket": 1, "ball": 0}
+    assert {answer: grade(example, answer) for answer in answers} == answers
+
+
+@pytest.mark.parametrize("label", ["cat", "B"])
+def test_an_options_letter_or_its_text_is_right(label):
+    example = Example(answer=label, options=["dog", "cat"])
+    answers = {"cat": 1, "B": 1, "(b)": 1, "B. cat": 1, "option B": 1, "A": 0, "B. dog": 0, "C": 0}
+    assert {answer: grade(example, answer) for answer in answers} == answers
+    assert grade(Example(answer="A", options=["B", "A"]), "B") == 0
+
+
+def test_labels_that_no_response_can_match_are_found():
+    bad = ["red\nblue", "nan", "Infinity", "$", "...", "[]", "Answer: 5"]
+    good = ["5", "12 %", "[3, 4]", "€5", "Don't know", "No.", "因为", "+", "a\u2028b"]
+    examples = [Example(answer=answer) for answer in bad + good]
+    assert [example.answer for example in unmatchable(examples)] == bad
+    assert unmatchable([Example(answer="1,2", kind="box"), Example(answer="yes", kind="decision")])
+
+
 def test_the_format_asks_for_an_answer_of_the_kind():
     box = Example(answer="10,10,20,20", kind="box")
     scored = score([f"So it is.\nAnswer: {text}" for text in ("10,10,20,20", "1,1,2,2", "B")], box)
@@ -194,7 +239,7 @@ def test_the_project_pages_two_traces_score_0_and_1():
         ("Reasoning: min is 4 so orange", []),
         ("black 6 plus red 3 is 9 .", ["black 6", "red 3"]),
         ("black 6, black = 6.0, and black (6)", ["black 6"]),
-        ("black is 6 or 7", ["black 6", "black 7"]),
+        ("black is 6 or 7", ["black 6 or 7"]),  # one wrong claim
         ("9 belongs to cyan", ["cyan 9"]),
         ("both red and orange are 4", ["red 4", "orange 4"]),
         ("black is above 5, orange fell by 2, red isn't 7", []),
@@ -206,6 +251,76 @@ def test_the_project_pages_two_traces_score_0_and_1():
 )
 def test_claims_of_a_sentence(thinking, claims):
     assert [f"{name} {value}" for name, value in claimed_facts(thinking, BARS)] == claims
+
+
+DENIALS = {
+    "Is Latvia 3.0? No.": [],
+    "It is false that Latvia is 3.0": [],
+    "Latvia never has 3.0, nor does it reach 13.0": [],
+    "Latvia isn't 3.0, Portugal is not at 8.9": [],
+    "Latvia is 3.0. No, that is wrong.": [],
+    "Nobody says that Latvia is 3.0": [],
+    "Latvia != 3.0": [],
+    "Latvia is 3.0, not 4.0, and not the highest": ["Latvia 3.0"],
+    "Latvia is not 3.0 but 4.0": ["Latvia 4.0"],
+    "Latvia 3.0 9 8 7 6": ["Latvia 3.0 9 8 7 6"],
+    "Latvia is 3.0, 9 or 8": ["Latvia 3.0 , 9 or 8"],
+    "Latvia is maybe 3.0, maybe 9": ["Latvia 3.0 , maybe 9"],
+    "Latvia is 3.0 billion": ["Latvia 3.0 billion"],
+    "Latvia is negative 3.0": ["Latvia negative 3.0"],
+    "Latvia is above 99, Portugal has less than 5": ["Latvia above 99", "Portugal than 5"],
+    "Latvia is below 99, Portugal has more than 5": [],
+    "Latvia is ninety and Portugal is one of three": ["Latvia ninety"],
+    "Latvia is three.": ["Latvia 3.0"],
+    "Latvia 3.0 million, Portugal 8.9 million": ["Latvia 3.0", "Portugal 8.9"],  # the unit
+}
+
+
+@pytest.mark.parametrize("thinking, claims", DENIALS.items())
+def test_what_is_denied_asked_or_guessed_is_no_true_claim(thinking, claims):
+    assert [f"{name} {value}" for name, value in claimed_facts(thinking, COUNTRIES)] == claims
+
+
+def test_numbers_are_read_as_people_write_them():
+    facts = [("P", "-4"), ("Q", "1250"), ("R", "90"), ("S", "25")]
+    text = "P is negative 4, Q is 1 250, R is ninety, S has twenty-five."
+    assert claimed_facts(text, facts) == facts
+
+
+def test_bars_may_be_called_a_i_or_may():
+    facts = [("A", "1"), ("I", "2"), ("May", "3")]
+    assert claimed_facts("A is 1, I is 2 and May is 3", facts) == facts
+    assert claimed_facts("A, I and May: 1, 2, 3", facts) == facts
+    assert claimed_facts("I see a bar of 5 and a gap of 2, it may be 4", facts) == []
+
+
+INVENTED = {
+    "Estonia is 5.0": ["Estonia 5.0"],
+    "Latvia 3.0, estonia 5, Romania 13.0": ["Latvia 3.0", "estonia 5", "Romania 13.0"],
+    "Observation: Estonia = 5; Latvia = 3.0.": ["Estonia 5", "Latvia 3.0"],
+    "- **Estonia**: 5\n- Latvia: 3.0": ["Estonia 5", "Latvia 3.0"],
+    "| Latvia | 3.0 |\n| Estonia | 5 |": ["Latvia 3.0", "Estonia 5"],
+    "Latvia, Estonia and Romania: 3.0, 5 and 13.0": ["Latvia 3.0", "Estonia 5", "Romania 13.0"],
+    "Estonia's value is 5": ["Estonia's 5"],
+    "The median is 8.9. Max is 13.0. Step 2: Sum = 11.9": [],
+    "Latvia's share is 3.0, the average is 8": ["Latvia 3.0"],
+    "Therefore, the difference is 5.9. Answer A is 5 more than B": [],
+}
+
+
+@pytest.mark.parametrize("thinking, claims", INVENTED.items())
+def test_a_value_of_a_name_that_the_picture_hasnt_is_a_wrong_claim(thinking, claims):
+    assert [" ".join(claim) for claim in claimed_facts(thinking, COUNTRIES)] == claims
+
+
+def test_invented_colours_cost_the_charts_thinking():
+    bars = [("cyan", "2"), ("orange", "5"), ("red", "3"), ("blue", "9")]
+    example = Example(answer="5", facts=bars, needed=bars[:2], id="charts-0-val-1")
+    honest, invented = "cyan 2, orange 5", "cyan 2, orange 5, black 3, green 9, yellow 1"
+    scored = score([f"{honest}\nAnswer: 5", f"{invented}\nAnswer: 5"], example)["thinking"]
+    assert scored.tolist() == pytest.approx([1, 4 / 7])
+    assert claimed_facts("at last a green 9", bars) == [("green", "9")]
+    assert mentioned_facts("How much is green?", bars) == []
 
 
 @pytest.mark.parametrize(
@@ -283,6 +398,29 @@ def test_informal_workings_claim_what_they_state():
 
 
 # ---- rewards ------------------------------------------------------------------------------------
+
+
+def test_without_facts_the_words_of_the_trace_are_the_measure():
+    trace = "The dog chases a red ball in the park."
+    assert visual_checker("A dog and the red ball, in this park: it chases", [], trace=trace) == 1
+    assert visual_checker("A dog", [], trace=trace) == pytest.approx(2 / 6)
+    assert visual_checker("What is in the one or the other", [], trace=trace) == 0
+
+
+def test_without_facts_and_trace_the_thinking_has_no_weight():
+    text = "It is a dog.\nAnswer: dog"
+    totals = {
+        trace: score([text], Example(answer="dog", trace=trace), reward_weights=(1, 1, 2))["total"]
+        for trace in (None, "It is a dog", "Something else")
+    }
+    assert totals == {None: 4, "It is a dog": 4, "Something else": 2}
+
+
+def test_it_is_said_whose_thinking_earns_nothing_and_what_is_explained():
+    examples = [Example(facts=BARS, answer="99"), Example(trace="x"), Example(), bars_example()]
+    bare, explained = thinking_lines(examples)
+    assert bare.startswith("2 of 4 examples have no facts") and explained.startswith("1 of 2 local")
+    assert thinking_lines([bars_example()]) == []
 
 
 def test_a_right_number_on_a_wrong_name_is_wrong():
@@ -370,11 +508,13 @@ def test_scores_of_random_text_are_finite_and_in_range():
             trace=rng.choice((None, random_text(rng, 9))),
         )
         responses = [random_text(rng, rng.randrange(40)) for _ in range(4)]
-        rewards = score(responses + [(refine(example) or "") + "\nAnswer: 3"], example)
+        rewards = score(responses + [f"{refine(example)}\nAnswer: 3"], example)
         for name in ("format", "accuracy", "thinking"):
             assert ((rewards[name] >= 0) & (rewards[name] <= 1)).all(), (name, responses)
-        names = {tuple(name) for *name, _ in facts}
-        assert all(tuple(name) in names for *name, _ in claimed_facts(responses[0], facts))
+        assert all(
+            len(claim) == len(facts[0]) or len(claim) == 2
+            for claim in claimed_facts(responses[0], facts)
+        )
 
 
 # A regular expression that backtracks, or a scan per token, would take hours here.

@@ -486,7 +486,7 @@ def test_a_reward_of_ones_own_runs_once_per_response_and_decides_with_a_judge_to
 
 def test_without_the_switch_every_formatted_response_is_scored(server, judging):
     judge = judging("--method", "grpo")
-    group = heard(judge, 0, "a\nAnswer: 9", "b\nAnswer: 9", BARE)
+    group = heard(judge, 0, "It is a\nAnswer: 9", "It is b\nAnswer: 9", BARE)
     assert list(judge.ready([group])) == [[group]] and len(server.requests) == 2
     assert group.rewards["thinking"].tolist() == [1.0, 1.0, 0.0]
 

@@ -1,0 +1,253 @@
+"""Words, numbers and names: the tokens of a text, and which of a picture's names begins at one.
+
+The first of three steps in reading what a text states about a picture: names.py, mentions.py,
+claims.py. Left out: paraphrased names, decimal commas, fractions in words.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import NamedTuple
+
+from data.charts import COLOURS
+from data.example import fact_name, fact_value
+from lib.answers import read_value
+
+# Nothing that can fail follows a repetition: no backtracking, whatever the text.
+TOKEN = re.compile(
+    r"(?P<number>(?:(?<![\w)%.])[-−–])?\d+(?:[,\u00a0\u2009\u202f]\d\d\d(?!\d))*(?:\.\d+)?"
+    r"(?:[eE][-+]?\d+)?)"
+    r"(?P<tail>[^\W\d_]*(?:\+(?![\w(]))?)"
+    r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+|\.\d+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
+)
+EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no picture's: "48/2"
+# "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
+SHORTENING = re.compile("[,(/;]")
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, to be looked up."""
+    return frozenset(text.split())
+
+
+# ---- what words tell ----------------------------------------------------------------------------
+
+ARTICLES = words("the a an its their his her our")
+SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
+# These are names only where a quote or an answer shows it, or where nothing goes on behind "more".
+WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
+NEVER_PLAIN = words("the as all not or and")
+ANSWERED = words("said say says saying answered chose | \" ' “ ‘ *")
+SHOWING = words(": = ( | * \" ' ” ’")
+ENDING = words("and or but is are was were has had at in for while by with") | {"\n"}
+
+COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about approximately roughly
+    of to""")
+NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
+
+# Numbers in words count where nothing is counted: "A is ninety." but not "A is one of three".
+NUMERALS = {
+    word: number
+    for number, word in enumerate(
+        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+        fifteen sixteen seventeen eighteen nineteen""".split()
+    )
+}
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+NUMERALS |= {word: 10 * number for number, word in enumerate(TENS, 2)}
+SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9}
+SCALES |= {"bn": 1e9, "trillion": 1e12, "tn": 1e12}
+
+UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
+
+# ---- words and names ----------------------------------------------------------------------------
+
+
+def normal(word):
+    """A word as names are compared: possessive and plural dropped."""
+    word = word.replace("’", "'").removesuffix("'s")
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+class Token(NamedTuple):
+    """A word, number or mark of a text."""
+
+    text: str  # in lower case
+    word: str  # as names are compared, "" for a mark
+    value: float | None
+    start: int  # in characters
+    end: int  # exclusive
+    raw: str = ""  # as it is
+
+
+NOTHING = Token("", "", None, 0, 0)
+
+
+def tokenize(text):
+    """The Tokens of a text."""
+    tokens = []
+    for match in TOKEN.finditer(text):
+        raw, word, value = match.group().casefold(), "", None
+        if match["word"]:
+            word = normal(raw.rstrip("+"))
+        elif match["number"]:
+            number, tail = match["number"], match["tail"].casefold()
+            value = None if tail in NO_UNITS else read_value(number)
+            word = number.lstrip("-−").replace(",", "") + tail.rstrip("+")
+        tokens.append(Token(raw, word, value, *match.span(), match.group()))
+    return tokens
+
+
+def name_words(text):
+    """A name as it is looked for: its words without articles."""
+    found = tuple(token.word for token in tokenize(text) if token.word)
+    return tuple(word for word in found if word not in ARTICLES) or found
+
+
+@dataclass
+class Chart:
+    """The names of a picture's facts.
+
+    spellings: names as `spell` spells them to ((kind, name), ...), a row's with its column's where
+    they follow each other, None where a name only begins so. table: (row,), or (row, column) where
+    all facts have both, to the facts of that name. numbers: the values.
+    """
+
+    spellings: dict
+    table: dict
+    numbers: set
+    open: bool  # whether names of other things are wrong: not where the facts are equations
+    years: bool  # whether some names are years
+
+
+@lru_cache(maxsize=1024)
+def read_chart(facts):
+    """The Chart of a tuple of facts; where all names are the embedded charts' colours, others are
+    known to be none of its names."""
+    in_table = all(len(fact) == 3 for fact in facts)
+    spellings, table, shorts = {}, {}, {}
+    for fact in facts:
+        texts = fact[:-1] if in_table else (fact_name(fact),)
+        names = tuple(name_words(text) for text in texts)
+        table.setdefault(names, []).append(fact)
+        for kind, (text, name) in enumerate(zip(texts, names)):
+            add_spelling(spellings, name, ((kind, name),))
+            short = name_words(SHORTENING.split(text)[0])
+            shorts.setdefault((kind, short), set()).add(name)
+        add_spelling(spellings, sum(names, ()), tuple(enumerate(names)))
+    for (kind, short), called in shorts.items():
+        if len(called) == 1:
+            add_spelling(spellings, short, ((kind, called.pop()),))
+    values = [read_value(fact_value(fact)) for fact in facts]
+    for fact, value in zip(facts, values):
+        if value is None:
+            name = name_words(fact_value(fact))
+            add_spelling(spellings, name, ((None, name),))
+    if all(fact_name(fact) in COLOURS for fact in facts):
+        for colour in COLOURS:
+            add_spelling(spellings, (colour,), ((0, (UNKNOWN, colour)),))
+    years = any(is_year(name[0]) for names in table for name in names if name)
+    equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
+    return Chart(spellings, table, set(values), bool(facts) and not equations, years)
+
+
+def is_year(text):
+    """Whether a token is a year of our time."""
+    return len(text) == 4 and text.isdecimal() and 1800 <= int(text) <= 2100
+
+
+def spell(spelt, word):
+    """Words run together: tables that were read off images have their spaces wrong ("Spa in")."""
+    return f"{spelt} {word}" if spelt[-1:].isdigit() and word[0].isdigit() else spelt + word
+
+
+def add_spelling(spellings, name, entry):
+    """Enters a name and what it begins with; what is there already stays."""
+    spelt = reduce(spell, name, "")
+    for end in range(1, len(spelt)):
+        spellings.setdefault(spelt[:end], None)
+    if spelt and spellings.get(spelt) is None:
+        spellings[spelt] = entry
+
+
+def find_name(tokens, start, spellings):
+    """(end, ((kind, name), ...)) of the longest name from token `start` on, or (start, ())."""
+    found, spelt, parted = (start, ()), "", False
+    for i in range(start, len(tokens)):
+        text, word = tokens[i].text, tokens[i].word
+        longer = spell(spelt, word) if word else spelt
+        if word and (longer in spellings or word not in ARTICLES):
+            spelt = longer
+            if spelt not in spellings:
+                break
+            # A row and its column are one name only where no mark parts them.
+            if spellings[spelt] and not (parted and len(spellings[spelt]) > 1):
+                found = (i + 1, spellings[spelt])
+        elif not word and text not in SKIPPED_IN_NAMES:
+            break
+        parted = parted or text in ".,:!?"
+    if found[0] == start + 1 and tokens[start].word in WEAK_NAMES and not is_marked(tokens, start):
+        return start, ()
+    return found
+
+
+def is_marked(tokens, i):
+    """Whether a word like "more" or "all" is shown to be a name."""
+    behind = tokens[i + 1] if i + 1 < len(tokens) else NOTHING
+    if i and tokens[i - 1].text in ANSWERED or behind.value is not None or behind.text in SHOWING:
+        return True
+    return tokens[i].word not in NEVER_PLAIN and (behind.text in ENDING or not behind.word)
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def read_number(tokens, i, numbers, units):
+    """(value, end) of the number that begins at token i, or (None, i).
+
+    With its sign and scale: "negative 4", "3.0 billion"; `units`: scales that are just the
+    chart's unit. "1 250" is one number where it is among `numbers`, the chart's.
+    """
+    value, end = tokens[i].value, i + 1
+    if value is None:
+        value, end = read_numeral(tokens, i)
+    elif tokens[i].text.isdecimal() and len(tokens[i].text) < 4:
+        j, digits = end, tokens[i].text
+        while (
+            j < min(len(tokens), i + 4) and tokens[j].text.isdecimal() and len(tokens[j].text) == 3
+        ):
+            digits += tokens[j].text
+            j += 1
+        if float(digits) in numbers:
+            value, end = float(digits), j
+    if value is None:
+        return None, i
+    before = [token.text for token in tokens[max(0, i - 2) : i]]
+    if before[-1:] == ["negative"] or before[-1:] == ["minus"] and before[0] in COPULAS | {"at"}:
+        value = -value
+    if end < len(tokens) and tokens[end].text in SCALES and tokens[end].text not in units:
+        value, end = value * SCALES[tokens[end].text], end + 1
+    return value, end
+
+
+def read_numeral(tokens, i):
+    """(value, end) of a number in words from token i on ("twenty-five"), or (None, i)."""
+    value, j = None, i
+    while j < len(tokens):
+        number = NUMERALS.get(tokens[j].text)
+        if number is not None and (value is None or value % 10 == 0 < value and number < 10):
+            value = (value or 0) + number
+        elif value is None or tokens[j].text != "-" or j + 1 == len(tokens):
+            break
+        elif tokens[j + 1].text not in NUMERALS:
+            break
+        j += 1
+    return value, j
+
+
+def find_units(tokens):
+    """The scales that several numbers of a text have: its unit, which a chart's table leaves out."""
+    pairs = zip(tokens, tokens[1:])
+    scales = Counter(two.text for one, two in pairs if one.value is not None and two.text in SCALES)
+    return {scale for scale, count in scales.items() if count > 1}
