@@ -6,6 +6,7 @@ as they were measured. matplotlib is optional. Left out: time as the horizontal 
 """
 
 import io
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from statistics import mean
 import numpy as np
 
 from data.example import InputError
-from lib.log import read_state, visible
+from lib.log import visible
 from tools.gallery import MODES, read_lines
 
 try:
@@ -49,18 +50,10 @@ CURVES = {  # title: metric, what it is, whether it is a share
     "Seconds per step": ("step_time", "rollout, rewards, update", False),
 }
 if matplotlib:
-    matplotlib.rcParams.update(
-        {
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "legend.frameon": False,
-            "text.parse_math": False,  # a label is a file's word: no $ of it is a formula
-        }
-    )
+    STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+    STYLE |= {"grid.alpha": 0.25, "axes.titlelocation": "left", "axes.titleweight": "bold"}
+    STYLE |= {"text.parse_math": False}  # a label is a file's word: no $ of it is a formula
+    matplotlib.rcParams.update(STYLE)
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -94,39 +87,57 @@ class Variant:
 
 
 def read_run(folder: str | Path) -> Run:
-    """What a run has written so far; InputError, one line, for a folder that isn't a run's."""
+    """What a run has written so far: its state from result.json, or while there is none from its
+    last checkpoint. InputError, one line, for a folder that isn't a run's.
+    """
     folder = Path(folder)
     path = folder / "metrics.jsonl"
     steps = read_lines(path) if path.is_file() else []
     if not steps:
         raise InputError(f"{path}: no step is logged; give folders that train.py wrote")
-    return Run(folder, steps=steps, **read_state(folder))
+    saved = sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True)
+    for path in [folder / "result.json", *saved]:
+        if path.is_file():
+            try:
+                state = json.loads(path.read_text(encoding="utf-8"))
+                final = dict(state.get("final", {}))
+                read = (
+                    dict(state["config"]),
+                    steps,
+                    list(state["val"]),
+                    dict(state["base"]),
+                    final,
+                )
+            except (ValueError, TypeError, LookupError, AttributeError):
+                raise InputError(f"{path}: isn't what train.py writes; remove the file") from None
+            return Run(folder, *read)
+    return Run(folder, {}, steps, [], {}, {})
 
 
 def group_seeds(runs: list[Run]) -> list[Variant]:
     """Runs that differ only by seed together, each variant named by its method and what tells it
     from the others. InputError for two runs of equal flags and seeds.
     """
-    values = {}
+    values, together = {}, {}
     for run in runs:
         for name, value in run.config.items():
             values.setdefault(name, set()).add(json.dumps(value))
-    differing = [name for name in values if len(values[name]) > 1 and name not in ASIDE]
-    together = {}
+    differing = [n for n in values if len(values[n]) > 1 and n not in ASIDE | {"method"}]
     for run in runs:
         method = str(run.config.get("method", run.folder))
-        own = [name for name in differing if name in run.config and name != "method"]
-        name = ", ".join([method, *(f"{name} {run.config[name]}" for name in own)])
-        same = together.setdefault((method, name), {})
-        if other := same.setdefault(run.seeds(), run) is not run:
-            raise InputError(f"{run.folder}: the flags and seed of {other.folder}; leave one out")
-    variants, left = [], list(SPARE)
-    for (method, name), group in together.items():
-        runs, used = list(group.values()), {variant.colour for variant in variants}
-        if (colour := COLOURS.get(method)) in used | {None}:
-            colour = left.pop(0) if len(left) > 1 else left[0]
-        name = name if len(name) <= LABEL else str(runs[0].folder)[-LABEL:]
-        variants.append(Variant(visible(name), colour, runs))
+        label = [method, *(f"{n} {run.config[n]}" for n in differing if n in run.config)]
+        same = together.setdefault((method, ", ".join(label)), {})
+        if same.setdefault(run.seeds(), run) is not run:
+            other = same[run.seeds()].folder
+            raise InputError(f"{run.folder}: has the flags and seed of {other}; leave one out")
+    variants, spare = [], itertools.cycle(SPARE)
+    for (method, label), same in together.items():
+        group, colour = list(same.values()), COLOURS.get(method)
+        if colour is None or colour in [variant.colour for variant in variants]:
+            colour = next(spare)
+        if len(label) > LABEL:
+            label = str(group[0].folder)[-LABEL:]
+        variants.append(Variant(visible(label), colour, group))
     return variants
 
 
