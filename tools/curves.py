@@ -185,11 +185,12 @@ def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
             look = ".-" if metric.startswith("val/") else "-"
             ax.plot(steps, smooth.mean(0), look, color=variant.colour, label=variant.label)
             top = max(top, 1.08 * smooth.max())
+    if not ax.lines:
+        return None
     ax.set(title=title, xlabel="step", ylabel=about)
     ax.set_ylim(min(0, ax.get_ylim()[0]), 1.02 if share else top or 1)
-    if len(variants) > 1:
-        ax.legend(fontsize=8)
-    return figure if ax.lines else None
+    ax.legend(fontsize=8)
+    return figure
 
 
 def plot_modes(variants: list[Variant]) -> "Figure | None":
