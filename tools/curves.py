@@ -118,25 +118,25 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
     """Runs that differ only by seed together, each variant named by its method and what tells it
     from the others. InputError for two runs of equal flags and seeds.
     """
-    values, together = {}, {}
+    together, values = {}, {}
     for run in runs:
-        for name, value in run.config.items():
-            values.setdefault(name, set()).add(json.dumps(value))
-    differing = [n for n in values if len(values[n]) > 1 and n not in ASIDE | {"method"}]
-    for run in runs:
-        method = str(run.config.get("method", run.folder))
-        label = [method, *(f"{n} {run.config[n]}" for n in differing if n in run.config)]
-        same = together.setdefault((method, ", ".join(label)), {})
+        settings = {name: json.dumps(v) for name, v in run.config.items() if name not in ASIDE}
+        for name, value in settings.items():
+            values.setdefault(name, set()).add(value)
+        same = together.setdefault(str(settings or run.folder), {})
         if same.setdefault(run.seeds(), run) is not run:
             other = same[run.seeds()].folder
             raise InputError(f"{run.folder}: has the flags and seed of {other}; leave one out")
     variants, spare = [], itertools.cycle(SPARE)
-    for (method, label), same in together.items():
-        group, colour = list(same.values()), COLOURS.get(method)
+    for group in (list(same.values()) for same in together.values()):
+        config, folder = group[0].config, str(group[0].folder)
+        method = str(config.get("method", folder))
+        own = [n for n in config if len(values.get(n, ())) > 1 and n != "method"]
+        label = ", ".join([method, *(f"{name} {config[name]}" for name in own)])
+        label = label if len(label) <= LABEL else folder[-LABEL:]
+        colour = COLOURS.get(method)
         if colour is None or colour in [variant.colour for variant in variants]:
             colour = next(spare)
-        if len(label) > LABEL:
-            label = str(group[0].folder)[-LABEL:]
         variants.append(Variant(visible(label), colour, group))
     return variants
 

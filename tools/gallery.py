@@ -118,7 +118,8 @@ def group_card(line: dict, opened: str) -> str:
 {esc(line["question"])}</summary>
 <div class="both"><div class="ask">{f'<img src="{image}" alt="the chart">' if safe else ""}
 <p class="question">{esc(line["question"])}</p>
-<p><small>reference answer</small> <b>{esc(line["answer"])}</b></p><ul class="facts">{told}</ul></div>
+<p><small>reference answer</small> <b>{esc(line["answer"])}</b></p>
+<ul class="facts">{told}</ul></div>
 <div><p>{verdict}</p><ol class="responses">{"".join(cards)}</ol>{target}</div></div>
 </details>"""
 
@@ -134,7 +135,8 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
         for name, title in REWARDS.items()
     )
     return f"""
-<li><header><b class="{css}">{right}</b><small>{f"{count} times" if count > 1 else ""}</small></header>
+<li><header><b class="{css}">{right}</b>
+<small>{f"{count} times" if count > 1 else ""}</small></header>
 <div class="said">{marked(response["text"], facts)}</div>
 <p class="{up if used else "unused"}">{arrow} {advantage:+.2f}
 <small>advantage{"" if used else ", not used"}</small></p>
