@@ -1,17 +1,11 @@
 """The report says what the runs logged, and trusts nobody."""
 
-import base64
-import io
 import json
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from data import InputError
 from lib.log import visible
 from tools import curves, gallery, report
 from tools.curves import COLOURS, group_seeds, line_of, read_run
@@ -19,49 +13,33 @@ from tools.curves import COLOURS, group_seeds, line_of, read_run
 FACTS = [["black", "3"], ["yellow", "5"], ["red", "6"]]
 HOSTILE = "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)>"
 HOSTILE += "\x1b[2J\u202e{{footer}} \" ' & $x^"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
 TEXTS = ("black 3, red 5\nAnswer: red", "yellow 5")
 
 
-def picture() -> str:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def response(text, total=0.0, advantage=0.0, correct=0.0):
-    rewards = {"format": 1.0, "accuracy": correct, "thinking": 0.5}
-    rewards |= {"total": total, "correct": correct}
-    return {"text": text, "advantage": advantage, **rewards}
+    rewards = {"format": 1.0, "accuracy": correct, "thinking": 0.5, "total": total}
+    return {"text": text, "advantage": advantage, "correct": correct, **rewards}
 
 
-def write_run(folder, method="dyme", seed=0, reward=1.0, texts=TEXTS, asked=None, **config) -> str:
+def write_run(folder, method="dyme", seed=0, reward=1.0, texts=TEXTS, asked={}, **config) -> str:
     """A run's folder as train.py writes it: reward rising to `reward`, a memorized and an explored
     group.
     """
-    folder.mkdir(parents=True)
     config = {"method": method, "seed": seed, "dataset": "charts", "model": "tiny", **config}
     reading = {"accuracy": 0.5, "format": 1.0, "fact_precision": 0.9, "grounded": 0.4, "count": 100}
     readings = {"val": {name: reading for name in ("greedy", "sampled", "direct")}}
+    result = {"config": config, "val": [{"step": 40, **reading}], "base": readings}
     shares = {"share_memorize": 0.5, "share_explore": 0.25, "share_skip": 0.25}
     steps = [{"step": s, **shares, "reward": reward * s / 39} for s in range(40)]
-    asked = {
-        "question": "Which?",
-        "answer": "red",
-        "facts": FACTS,
-        "image": picture(),
-        **(asked or {}),
-    }
-    memorized = {"mode": "memorize", "target": "black 4\nAnswer: red"}
-    groups = [{"step": 0, **asked, **memorized, "responses": [*map(response, texts)]}]
-    explored = [response(texts[0], 2, 1, 1.0), response("no")]
-    groups.append({"step": 25, **asked, "mode": "explore", "responses": explored})
-    result = {"config": config, "val": [{"step": 40, **reading}]}
-    result |= {"base": readings, "final": readings}
+    asked = {"question": "Which?", "answer": "red", "facts": FACTS, "image": PICTURE, **asked}
+    memorized = {"mode": "memorize", "target": "black 4", "responses": [*map(response, texts)]}
+    explored = {"mode": "explore", "responses": [response(texts[0], 2, 1, 1.0), response("no")]}
+    groups = [{"step": 0, **asked, **memorized}, {"step": 25, **asked, **explored}]
+    folder.mkdir(parents=True)
     for name, lines in (("metrics.jsonl", steps), ("groups.jsonl", groups)):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps({**result, "final": readings}))
     return str(folder)
 
 
@@ -70,8 +48,6 @@ def variants_of(*folders):
 
 
 class Elements(HTMLParser):
-    """A page's elements with their attributes, and its text."""
-
     def __init__(self, page):
         super().__init__()
         self.found, self.text = [], ""
@@ -105,21 +81,6 @@ def test_nothing_a_model_or_a_file_says_becomes_part_of_the_page(tmp_path):
     assert "\\x1b[2J\\u202e{{footer}}" in page.text and not {"\x1b", "\u202e"} & set(page.text)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
-def test_a_browser_opens_the_page_without_an_error(tmp_path):
-    runs = [write_run(tmp_path / "tame"), write_run(tmp_path / "wild", "sft", texts=(HOSTILE,) * 2)]
-    report.main([*runs, "--out", str(tmp_path / "out.html")])
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync dump-dom"
-    flags += " disable-background-networking disable-component-update enable-logging=stderr"
-    command = [BROWSER, *(f"--{flag}" for flag in flags.split())]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "out.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "CONSOLE" not in done.stderr
-    assert "<title>What the runs learned</title>" in done.stdout  # and no other
-    found = Elements(done.stdout).found
-    assert sum(tag == "details" and "open" in a for tag, a in found) == 2  # an explored group each
-
-
 def test_stated_facts_are_marked_where_they_are_right_or_wrong():
     html = gallery.marked("so: black 3, yellow 6 and red 5.\nAnswer: 3 & 3", FACTS)
     true, false = '<mark class="is-true">', '<mark class="is-false">'
@@ -149,12 +110,6 @@ def test_seeds_are_one_line_with_their_spread_and_a_row_for_each_run(tmp_path, n
     assert "± 0.000" in page and "0.404 to 0.596" in page and all(run in page for run in runs)
 
 
-def test_a_run_given_again_is_no_other_seed(tmp_path):
-    runs = [write_run(tmp_path / name, output_dir=name) for name in ("a", "b")]
-    with pytest.raises(InputError, match="/b: has the flags and seed of .*/a"):
-        variants_of(*runs)
-
-
 def test_one_method_has_one_colour_whatever_is_beside_it(tmp_path):
     runs = [write_run(tmp_path / method, method) for method in ("mine", "grpo", "dyme")]
     weighed = write_run(tmp_path / "one", memorize_weight="one")
@@ -174,44 +129,38 @@ def test_a_moving_mean_has_no_shift_and_readings_are_not_smoothed(tmp_path):
     assert line_of(variant, "val/accuracy")[2].tolist() == [[0.5]]
 
 
-def test_a_run_that_is_still_writing_can_be_read(tmp_path, no_matplotlib):
+def test_a_run_that_is_still_writing_can_be_read(tmp_path):
     folder = tmp_path / "run"
     write_run(folder)
     (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text()[:-20])
-    checkpoint = folder / "checkpoints" / "step-000032"
-    checkpoint.mkdir(parents=True)
-    state = json.loads((folder / "result.json").read_text())
-    del state["final"]
-    (checkpoint / "state.json").write_text(json.dumps(state))
-    (folder / "result.json").unlink()
-    assert "39, unfinished" in report.page(variants_of(folder))
-    assert read_run(folder).config == state["config"]
-
-
-@pytest.mark.parametrize("argv", ["", "{tmp}/no", "{run} --out /no/where", "{run} --png {tmp}/p"])
-def test_what_cannot_be_shown_is_one_line_and_code_2(argv, tmp_path, capsys, no_matplotlib):
-    run = write_run(tmp_path / "run")
-    with pytest.raises(SystemExit) as stop:
-        report.main(argv.format(tmp=tmp_path, run=run).split())
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    (folder / "checkpoints" / "step-000032").mkdir(parents=True)
+    (folder / "result.json").rename(folder / "checkpoints" / "step-000032" / "state.json")
+    run = read_run(folder)
+    assert len(run.steps) == 39 and run.config["method"] == "dyme" and run.val
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("argv", "written", "said"),
     [
-        ("metrics.jsonl", '{"step": 0}\n[1]\n'),
-        ("groups.jsonl", '{"step": 0, "mode": "<b>"}\n'),
-        ("result.json", '{"config": []}'),
+        ("", {}, "give the folders"),
+        ("{tmp}/no", {}, "no/metrics.jsonl"),
+        ("{run} --out /no/where", {}, "/no/where"),
+        ("{run} --png {tmp}/p", {}, "pip install matplotlib"),
+        ("{run} {again}", {}, "again: has the flags and seed of"),
+        ("{run}", {"metrics.jsonl": '{"step": 0}\n[1]\n'}, "metrics.jsonl, line 2"),
+        ("{run}", {"groups.jsonl": '{"step": 3, "mode": "<b>"}\n'}, "groups.jsonl, step 3"),
+        ("{run}", {"result.json": '{"config": []}'}, "result.json"),
     ],
 )
-def test_a_file_that_train_does_not_write_is_an_error_that_names_it(
-    name, text, tmp_path, no_matplotlib
-):
-    folder = write_run(tmp_path / "run")
-    (Path(folder) / name).write_text(text)
-    with pytest.raises(InputError, match=name):
-        report.page(variants_of(folder))
+def test_bad_input_is_one_line_that_names_it(argv, written, said, tmp_path, capsys, no_matplotlib):
+    run, again = write_run(tmp_path / "run"), write_run(tmp_path / "again", output_dir="again")
+    for name, text in written.items():
+        (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        report.main(argv.format(tmp=tmp_path, run=run, again=again).split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert said in error
 
 
 def test_the_readmes_pictures_are_the_pages(tmp_path, capsys):
@@ -221,7 +170,7 @@ def test_the_readmes_pictures_are_the_pages(tmp_path, capsys):
     paths = [Path(line) for line in capsys.readouterr().out.split()]
     names = ["accuracy", "true_facts", "reward", "modes", "noise"]
     assert [path.stem for path in paths] == names
-    assert all(Image.open(path).size[0] > 500 for path in paths)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     found = Elements(report.page(variants_of(run))).found
     assert sum(tag == "figure" for tag, _ in found) == 4  # all but the noise
 
