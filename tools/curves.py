@@ -61,13 +61,13 @@ if matplotlib:
 
 @dataclass
 class Run:
-    """One output folder: its config, metrics by step, validation readings, and readings by split
-    before and after.
+    """One output folder: metrics by step, config, validation readings, and readings by split before
+    and after.
     """
 
     folder: Path
-    config: dict
     steps: list[dict]
+    config: dict
     val: list[dict]
     base: dict
     final: dict
@@ -95,23 +95,14 @@ def read_run(folder: str | Path) -> Run:
     steps = read_lines(path) if path.is_file() else []
     if not steps:
         raise InputError(f"{path}: no step is logged; give folders that train.py wrote")
-    saved = sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True)
-    for path in [folder / "result.json", *saved]:
-        if path.is_file():
-            try:
-                state = json.loads(path.read_text(encoding="utf-8"))
-                final = dict(state.get("final", {}))
-                read = (
-                    dict(state["config"]),
-                    steps,
-                    list(state["val"]),
-                    dict(state["base"]),
-                    final,
-                )
-            except (ValueError, TypeError, LookupError, AttributeError):
-                raise InputError(f"{path}: isn't what train.py writes; remove the file") from None
-            return Run(folder, *read)
-    return Run(folder, {}, steps, [], {}, {})
+    saved = sorted(folder.glob("checkpoints/step-*[0-9]/state.json"), reverse=True)
+    paths = [path for path in [folder / "result.json", *saved] if path.is_file()]
+    kinds = {"config": dict, "val": list, "base": dict, "final": dict}
+    try:
+        state = json.loads(paths[0].read_text(encoding="utf-8")) if paths else {}
+        return Run(folder, steps, *(kind(state.get(name, ())) for name, kind in kinds.items()))
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(f"{paths[0]}: isn't what train.py writes; remove the file") from None
 
 
 def group_seeds(runs: list[Run]) -> list[Variant]:
@@ -157,7 +148,9 @@ def line_of(variant: Variant, metric: str) -> tuple | None:
     by_run = []
     for run in variant.runs:
         lines = run.steps if name == metric else run.val
-        by_run.append({line["step"]: line[name] for line in lines if is_number(line.get(name))})
+        lines = [line for line in lines if is_number(line.get(name))]
+        # an update without tokens has no entropy; it is logged as 0
+        by_run.append({x["step"]: x[name] for x in lines if x[name] or name != "entropy"})
     steps = sorted(set.intersection(*map(set, by_run)))
     if not steps:
         return None
@@ -195,13 +188,13 @@ def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
 
 def plot_modes(variants: list[Variant]) -> "Figure | None":
     """The switch at work: a stacked area of the shares of groups per variant."""
-    lines = {v.label: [line_of(v, f"share_{mode}") for mode in MODES] for v in variants}
-    lines = {label: found for label, found in lines.items() if all(found)}
+    lines = [(v.label, [line_of(v, f"share_{mode}") for mode in MODES]) for v in variants]
+    lines = [(label, found) for label, found in lines if all(found)]
     if not lines:
         return None
     figure = Figure(figsize=(2.6 * len(lines) + 1.4, 2.9), layout="constrained")
     axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
-    for ax, (label, found) in zip(axes, lines.items()):
+    for ax, (label, found) in zip(axes, lines):
         steps, shares = found[0][0], [smooth.mean(0) for _, _, smooth in found]
         ax.stackplot(steps, *shares, colors=MODES.values(), labels=MODES)
         ax.set(title=label, xlabel="step", ylim=(0, 1), xlim=(steps[0], steps[-1] or 1))

@@ -99,9 +99,8 @@ def runs_table(variants: list[Variant]) -> str:
     for label, run in runs:
         seconds = sum(line["step_time"] for line in run.steps if is_number(line.get("step_time")))
         steps = f"{len(run.steps)}{'' if run.final else ', unfinished'}"
-        cells = "".join(
-            f"<td>{esc(v)}</td>" for v in (run.folder, run.seeds(), steps, f"{seconds:.0f}")
-        )
+        told = (run.folder, run.seeds(), steps, f"{seconds:.0f}")
+        cells = "".join(f"<td>{esc(text)}</td>" for text in told)
         cells += "".join(cell([run.final.get(split, {})], "greedy", "accuracy") for split in splits)
         rows.append(f"<tr><th>{esc(label)}</th>{cells}</tr>")
     titles = ["run", "folder", "seeds", "steps", "seconds", *(f"{s}, greedy" for s in splits)]
