@@ -29,7 +29,14 @@ SEEDS = ("seed", "base_seed", "data_seed")
 # flags that don't change what is learned, or only by chance: runs that differ by these alone are
 # one variant
 ASIDE = {*SEEDS, "output_dir", "data_dir", "overwrite", "resume", "num_threads", "save_steps"}
-ASIDE |= {"save_total_limit", "log_groups_every", "eval_steps", "eval_base", "final_splits"}
+ASIDE |= {
+    "save_minutes",
+    "save_total_limit",
+    "log_groups_every",
+    "eval_steps",
+    "eval_base",
+    "final_splits",
+}
 COLOURS = {  # told apart by the colour-blind too
     "dyme": "#1f5fbf",
     "grpo": "#c4500c",
