@@ -60,10 +60,12 @@ def compare(args: argparse.Namespace) -> list[dict]:
         if firsts.setdefault((base_seed, flags[0]), job) is not job:
             others.append((row, [*flags, "--no-eval_base"], folder))
     records = []
-    with ThreadPoolExecutor(args.jobs) as pool:
+    bar = tqdm(total=len(firsts) + len(others), desc="runs", unit="run")
+    with ThreadPoolExecutor(args.jobs) as pool, bar:
         for jobs in (firsts.values(), others):
-            done = pool.map(lambda job: run(*job), jobs)
-            records += tqdm(done, total=len(jobs), desc="runs", unit="run")
+            for record in pool.map(lambda job: run(*job), jobs):
+                records.append(record)
+                bar.update()
     return sorted(records, key=lambda record: args.rows.index(record["row"]))
 
 

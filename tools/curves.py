@@ -28,15 +28,9 @@ except ImportError:
 SEEDS = ("seed", "base_seed", "data_seed")
 # flags that don't change what is learned, or only by chance: runs that differ by these alone are
 # one variant
-ASIDE = {*SEEDS, "output_dir", "data_dir", "overwrite", "resume", "num_threads", "save_steps"}
-ASIDE |= {
-    "save_minutes",
-    "save_total_limit",
-    "log_groups_every",
-    "eval_steps",
-    "eval_base",
-    "final_splits",
-}
+ASIDE = {*SEEDS, "output_dir", "data_dir", "overwrite", "resume", "num_threads", "final_splits"}
+ASIDE |= {"save_steps", "save_minutes", "save_total_limit", "log_groups_every"}
+ASIDE |= {"eval_steps", "eval_base"}
 COLOURS = {  # told apart by the colour-blind too
     "dyme": "#1f5fbf",
     "grpo": "#c4500c",
