@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -121,7 +122,7 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
             raise InputError(f"{run.folder}: has the flags and seed of {other}; leave one out")
     variants, spare = [], itertools.cycle(SPARE)
     for group in (list(same.values()) for same in together.values()):
-        config, folder = group[0].config, str(group[0].folder)
+        config, folder = group[0].config, "/".join(group[0].folder.parts[-2:])
         method = str(config.get("method", folder))
         own = [n for n in config if len(values.get(n, ())) > 1 and n != "method"]
         label = ", ".join([method, *(f"{name} {config[name]}" for name in own)])
@@ -198,7 +199,12 @@ def plot_modes(variants: list[Variant]) -> "Figure | None":
     for ax, (label, found) in zip(axes, lines):
         steps, shares = found[0][0], [smooth.mean(0) for _, _, smooth in found]
         ax.stackplot(steps, *shares, colors=MODES.values(), labels=MODES)
-        ax.set(title=label, xlabel="step", ylim=(0, 1), xlim=(steps[0], steps[-1] or 1))
+        ax.set(
+            title=textwrap.fill(label, 22),
+            xlabel="step",
+            ylim=(0, 1),
+            xlim=(steps[0], steps[-1] or 1),
+        )
     axes[0].set_ylabel("share of groups")
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right center", reverse=True)
