@@ -164,31 +164,6 @@ def thumbnail(example: Example, side: int = 320) -> str | None:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-# ---- read back -----------------------------------------------------------------------------------
-
-
-def read_state(folder: Path) -> dict:
-    """config, val, base and final of a run's folder: from result.json, or while there is none from
-    its last checkpoint; empty where neither is there. InputError for a file that isn't one.
-    """
-    state = {"config": {}, "val": [], "base": {}, "final": {}}
-    steps = [path for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit()]
-    paths = [path / "state.json" for path in sorted(steps, reverse=True)]
-    for path in [folder / "result.json", *paths]:
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                state.update({name: found[name] for name in state if name in found})
-                right = isinstance(state["val"], list)
-                right &= all(isinstance(state[name], dict) for name in ("config", "base", "final"))
-            except (ValueError, TypeError, RecursionError):
-                right = False
-            if not right:
-                raise InputError(f"{path}: isn't what train.py writes; remove the file")
-            break
-    return state
-
-
 def visible(text: str) -> str:
     """Text with what could act on a terminal or hide in a page spelled out: \\x1b, \\u202e; line
     ends, tabs and blanks of any kind stay.

@@ -6,7 +6,7 @@ import pytest
 
 from data import InputError
 from tools import compare
-from tools.tables import paired, table, task_accuracy
+from tools.tables import accuracy, paired, table
 
 
 def record(row, seed, test, **changed):
@@ -17,7 +17,7 @@ def record(row, seed, test, **changed):
     return {**plain, **changed}
 
 
-def finish(folder, steps=1):
+def finish(folder):
     """A finished run in the folder."""
     told = ("seed", "base_seed", "trace_noise", "base_format_rate", "max_steps")
     result = {"config": dict.fromkeys(told, 1), "seconds": 1.0, "base": {}, "final": {}}
@@ -25,8 +25,7 @@ def finish(folder, steps=1):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     lines = [{"reward": 0.0, "frac_reward_zero_std": share} for share in (1.0, 0.5)]
-    lines.append({"loss": 0.0})
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"loss": 0.0}])))
 
 
 def test_paired_differences_compare_equal_seeds_alone():
@@ -36,32 +35,27 @@ def test_paired_differences_compare_equal_seeds_alone():
     assert "| test | +0.0 [-127.1, +127.1] | 2 | 1 |" in first  # 12.71 * stdev(10, -10) / sqrt 2
 
 
-def test_a_table_has_means_and_spreads_by_row_and_noise():
+def test_a_table_has_means_and_spreads_of_runs_of_equal_noise_base_and_length():
     records = [record("b", 0, 0.5), record("b", 1, 0.7), record("a", 0, 1.0, trace_noise=0.0)]
-    lines = table(records).splitlines()
-    assert lines[2].startswith("| a | 0 | 1 | 100.0 |")
-    assert lines[3].startswith("| b | 0.5 | 2 | 60.0 ± 14.1 |") and lines[3].endswith("| 9 ± 0 |")
-    assert "direct" in lines[0] and "direct" not in table(records, brief=True)
-
-
-def test_runs_on_other_bases_or_of_other_lengths_are_not_averaged():
-    records = [record("a", 0, 0.5), record("a", 1, 0.7, base_format_rate=0.1)]
-    assert [line.split(" | ")[2] for line in table(records).splitlines()[2:]] == ["1", "1"]
-    assert "| a, steps 9 | 0.5 | 1 |" in table([record("a", 0, 1, steps=9), record("a", 1, 1)])
+    records += [record("c", 0, 0.5, steps=9), record("c", 1, 0.7, base_format_rate=0.1)]
+    heads, _, *lines = table(records).splitlines()
+    assert lines[0].startswith("| a | 0 | 1 | 100.0 |")
+    assert lines[1].startswith("| b | 0.5 | 2 | 60.0 ± 14.1 |") and lines[1].endswith("| 9 ± 0 |")
+    assert lines[2].startswith("| c, base_format_rate 0, steps 9 | 0.5 | 1 | 50.0 |")
+    assert "direct" in heads and "direct" not in table(records, brief=True)
 
 
 def test_tasks_of_the_data_count_as_one_of_three():
     reading = {"accuracy/detection-pair": 0.2, "accuracy/chart": 1.0, "accuracy/gsm8k": 0.5}
-    assert task_accuracy(reading, "math") == 0.75 and task_accuracy(reading, "detection") == 0.2
-    assert task_accuracy(reading, "classification") is None
+    found = [accuracy(reading, task) for task in ("math", "detection", "classification")]
+    assert found == [0.75, 0.2, None]
 
 
-def test_a_run_given_twice_counts_once_and_two_results_of_one_run_are_an_error(tmp_path, capsys):
+def test_a_run_given_twice_counts_once_and_two_results_of_one_run_are_an_error(tmp_path):
     for name, test in (("a", 0.5), ("b", 0.5), ("c", 0.9)):
         (tmp_path / name).write_text(json.dumps({"records": [record("a", 0, test)]}))
     paths = [str(tmp_path / name) for name in "abc"]
     assert len(compare.read_records(paths[:2])) == 1
-    assert "the same run again" in capsys.readouterr().err
     with pytest.raises(InputError, match="row a, .* seed 0: another result"):
         compare.read_records(paths)
 
@@ -73,47 +67,42 @@ def test_kept_results_can_be_printed(name, capsys):
 
 
 def test_a_failed_run_says_why_and_a_finished_one_is_read(tmp_path):
-    job = compare.Job("sft", ["train.py", "--no-such-flag"], tmp_path / "new")
+    job = ("sft", ["train.py", "--no-such-flag"], tmp_path / "new")
     with pytest.raises(InputError, match="code 2: .*no-such-flag"):
-        compare.run(job, "code")
-    finish(job.folder)
-    found = compare.run(job, "code")
+        compare.run(*job)
+    finish(tmp_path / "new")
+    found = compare.run(*job)
     assert found["share_equal"] == 0.75 and found["largest_fall"] == pytest.approx(0.1)
 
 
-def test_a_finished_run_of_other_flags_or_other_code_is_an_error_that_names_them(tmp_path):
-    job = compare.Job("sft", ["train.py", "--seed", "0", "--max_steps", "9"], tmp_path / "run")
-    finish(job.folder)
-    with pytest.raises(InputError, match="not known"):
-        compare.run(job, "one")
-    (job.folder / "asked.json").write_text(json.dumps({"flags": job.flags, "code": "one"}))
-    job.flags.append("--no-eval_base")
-    assert compare.run(job, "one")["row"] == "sft"
-    with pytest.raises(InputError, match="by the code one, which is now two"):
-        compare.run(job, "two")
-    job.flags += ["--max_steps", "10"]
-    with pytest.raises(InputError, match="with --max_steps 9, where now it is --max_steps 10"):
-        compare.run(job, "one")
+def test_a_finished_run_of_other_flags_or_other_code_is_an_error_that_names_them(
+    tmp_path, monkeypatch
+):
+    def asked(code, *flags):
+        monkeypatch.setattr(compare, "code_version", lambda: code)
+        return compare.run("sft", ["train.py", "--seed", "0", *flags], tmp_path)
+
+    finish(tmp_path)
+    with pytest.raises(InputError, match="holds a run"):
+        asked("one")
+    (tmp_path / "asked.json").write_text(json.dumps(["train.py", "seed 0", "code one"]))
+    assert asked("one", "--no-eval_base")["row"] == "sft"
+    with pytest.raises(InputError, match="made with code one, where now it is code two"):
+        asked("two")
+    with pytest.raises(InputError, match="made with seed 0, where now it is seed 0 1"):
+        asked("one", "1")
 
 
 def test_each_base_is_made_by_one_run_before_the_others_start(tmp_path, monkeypatch):
-    rounds = []
-
-    def run_all(jobs, workers):
-        rounds.append([job.flags for job in jobs])
-        for job in jobs:
-            job.record = {"row": job.row, "seconds": 1.0 + 2 * (job.row == "dyme"), "steps": 10}
-
-    monkeypatch.setattr(compare, "run_all", run_all)
-    argv = ["sft", "dyme", "sft_long", "--seeds", "0", "1", "--base_seeds", "0", "1"]
-    compare.compare(
-        compare.arguments([*argv, "--output_dir", str(tmp_path), "--", "--eval_size", "9"])
-    )
-    first, rest, long = rounds
-    assert [flags[flags.index("--base_seed") + 1] for flags in first] == ["0", "1"]
-    assert len(rest) == 6 and all(flags[-1] == "--no-eval_base" for flags in rest)
-    assert len(long) == 4 and all(flags[-2:] == ["--max_steps", "30"] for flags in long)
-    assert all(flags[flags.index("--eval_size") + 1] == "9" for flags in first + rest + long)
+    runs = []
+    monkeypatch.setattr(compare, "run", lambda *job: runs.append(job[1]) or {"row": job[0]})
+    argv = ["sft", "dyme", "--seeds", "0", "1", "--base_seeds", "0", "1", "--jobs", "1"]
+    argv += ["--output_dir", str(tmp_path), "--", "--eval_size", "9"]
+    found = compare.compare(compare.arguments(argv))
+    assert [record["row"] for record in found] == ["sft"] * 4 + ["dyme"] * 4
+    assert [flags[flags.index("--base_seed") + 1] for flags in runs[:2]] == ["0", "1"]
+    assert ["--no-eval_base" in flags for flags in runs] == [False] * 2 + [True] * 6
+    assert all(flags[flags.index("--eval_size") + 1] == "9" for flags in runs)
 
 
 def test_results_are_written_only_where_asked(tmp_path, monkeypatch, capsys):
@@ -126,7 +115,7 @@ def test_results_are_written_only_where_asked(tmp_path, monkeypatch, capsys):
     assert content["records"][0]["row"] == "sft" and content["command"].endswith("--out kept.json")
 
 
-@pytest.mark.parametrize("argv", ["nothing", "sft_long", "--table {tmp}/x", "sft --out {tmp}/no/x"])
+@pytest.mark.parametrize("argv", ["nothing", "--table {tmp}/x", "sft --out {tmp}/no/x"])
 def test_what_cannot_be_compared_is_one_line_and_code_2(argv, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         compare.main(argv.format(tmp=tmp_path).split())

@@ -13,52 +13,36 @@ import argparse
 import base64
 import json
 import re
-import statistics
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 from data.example import InputError
 from evaluate import interval
-from tools.curves import SEEDS, Curve, Variant, colours, curves_of, group_seeds, has_matplotlib
-from tools.curves import is_number, line_of, plot_curve, plot_modes, read_run, render, save_png
-from tools.curves import switched
+from tools import curves
+from tools.curves import Variant, group_seeds, is_number, read_run
 from tools.gallery import esc, gallery
 
-COLUMNS = [  # reading, metric, heading; page.html says what they are
-    ("greedy", "accuracy", "accuracy, greedy"),
-    ("sampled", "accuracy", "accuracy, temperature 1"),
-    ("direct", "accuracy", "accuracy, no thinking"),
-    ("greedy", "format", "format"),
-    ("sampled", "fact_precision", "true facts"),
-    ("greedy", "grounded", "grounded"),
-]
+COLUMNS = {  # heading: reading, metric; page.html says what they are
+    "accuracy, greedy": ("greedy", "accuracy"),
+    "accuracy, temperature 1": ("sampled", "accuracy"),
+    "accuracy, no thinking": ("direct", "accuracy"),
+    "format": ("greedy", "format"),
+    "true facts": ("sampled", "fact_precision"),
+    "grounded": ("greedy", "grounded"),
+}
+NO_PICTURES = "pictures need matplotlib: pip install matplotlib"
 
 
-# ---- the page ------------------------------------------------------------------------------------
-
-
-def figure(plot: Callable, about: str) -> str:
-    """A picture in the page, for a light and for a dark screen."""
-    if not has_matplotlib():
-        return ""
-    light, dark = (
-        "data:image/svg+xml;base64," + base64.b64encode(render(plot, (4.6, 3), d)).decode()
-        for d in (0, 1)
-    )
-    source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-    image = f'<img src="{light}" width="460" height="300" alt="{esc(about)}">'
-    return f'<figure class="card"><picture>{source}{image}</picture></figure>'
-
-
-def last_values(curve: Curve, variants: list[Variant]) -> str:
-    """A curve in words, for who can't see it."""
-    told = []
-    for variant in variants:
-        if line := line_of(variant, curve.key, curve.of_val):
-            told.append(f"{variant.label} {line[2].mean(0)[-1]:.3g} at step {line[0][-1]}")
-    return f"{curve.title}, {curve.caption}: {'; '.join(told)}"
+def pictures(figures: dict) -> str:
+    """Those figures that there are, by their names, as HTML."""
+    parts = []
+    for name, figure in figures.items():
+        if figure:
+            svg = base64.b64encode(curves.render(figure, "svg")).decode()
+            image = f'<img src="data:image/svg+xml;base64,{svg}" alt="{esc(name)}">'
+            parts.append(f'<figure class="card">{image}</figure>')
+    return "".join(parts) or '<p class="note">Nothing was logged.</p>'
 
 
 def cell(readings: list[dict], reading: str, metric: str) -> str:
@@ -68,127 +52,111 @@ def cell(readings: list[dict], reading: str, metric: str) -> str:
     numbers = [r[reading][metric] for r in readings if is_number(r.get(reading, {}).get(metric))]
     if not numbers:
         return "<td>–</td>"
-    mean, doubt = statistics.mean(numbers), ""
+    doubt = ""
     if len(numbers) > 1:
-        doubt = f"± {statistics.stdev(numbers):.3f}"
+        doubt = f"± {stdev(numbers):.3f}"
     elif metric == "accuracy" and readings[0][reading].get("count"):
-        doubt = "{:.3f} to {:.3f}".format(*interval(mean, readings[0][reading]["count"]))
-    return f"<td><b>{mean:.3f}</b><small>{doubt}</small></td>"
+        doubt = "{:.3f} to {:.3f}".format(*interval(numbers[0], readings[0][reading]["count"]))
+    return f"<td><b>{mean(numbers):.3f}</b><small>{doubt}</small></td>"
+
+
+def head(titles: list[str]) -> str:
+    """The first row of a table."""
+    return f"<thead><tr>{''.join(f'<th>{esc(title)}</th>' for title in titles)}</tr></thead>"
 
 
 def results_table(variants: list[Variant]) -> str:
     """Before training and after, by split: a row per variant."""
     runs = [run for variant in variants for run in variant.runs]
-    colour_of = colours([variant.method for variant in variants])
-    heads = "".join(f"<th>{heading}</th>" for *_, heading in COLUMNS)
-    parts = [f"<table><thead><tr><th></th>{heads}</tr></thead>"]
+    rows = []
 
-    def row(label: str, about: str, readings: list[dict]) -> str:
-        cells = "".join(cell(readings, reading, metric) for reading, metric, _ in COLUMNS)
-        return f"<tr><th>{label}<br><small>{esc(about)}</small></th>{cells}</tr>"
+    def add(name: str, about: str, readings: list[dict]) -> None:
+        cells = "".join(cell(readings, *column) for column in COLUMNS.values())
+        rows.append(f"<tr><th>{name}<br><small>{esc(about)}</small></th>{cells}</tr>")
 
     for split in dict.fromkeys(split for run in runs for split in [*run.base, *run.final]):
-        parts.append(f'<tbody><tr><th class="split" colspan="7">{esc(split)}</th></tr>')
+        rows.append(f'<tr><th class="split" colspan="7">{esc(split)}</th></tr>')
         starts = {}  # each starting model once, however many runs set out from it
         for run in runs:
             if split in run.base:
                 reading = run.base[split]
                 starts.setdefault(str(run.config.get("model")), {})[json.dumps(reading)] = reading
         for model, readings in starts.items():
-            parts.append(row("before training", model, list(readings.values())))
+            add("before training", model, list(readings.values()))
         for variant in variants:
-            light, dark = colour_of[variant.method]
-            key = f'<span class="key" style="--c:{light};--d:{dark}"></span>{esc(variant.label)}'
-            readings = [run.final[split] for run in variant.runs if split in run.final]
-            parts.append(row(key, about_runs(variant), readings))
-        parts.append("</tbody>")
-    if len(parts) == 1:
-        parts.append('<tbody><tr><td colspan="7">No run has been evaluated yet.</td></tr></tbody>')
-    return "".join(parts) + "</table>"
-
-
-def about_runs(variant: Variant) -> str:
-    """How many runs (seeds) and steps a variant is made of, and what of it doesn't count yet."""
-    runs = variant.runs
-    told = [f"{len(runs)} seeds"] if len(runs) > 1 else []
-    told.append(f"{max(len(run.steps) for run in runs)} steps")
-    unfinished = sum(not run.final for run in runs)
-    told += [f"{unfinished} unfinished"] if unfinished else []
-    return ", ".join(told)
+            key = f'<span class="key" style="--c:{variant.colour}"></span>{esc(variant.label)}'
+            done = [run.final[split] for run in variant.runs if split in run.final]
+            add(key, f"{len(done)} of {len(variant.runs)} runs", done)
+    rows = rows or ['<tr><td colspan="7">No run has been evaluated yet.</td></tr>']
+    return f"<table>{head(['', *COLUMNS])}<tbody>{''.join(rows)}</tbody></table>"
 
 
 def runs_table(variants: list[Variant]) -> str:
-    """A row per run: its folder, seed, steps, seconds, and accuracy by split."""
+    """A row per run: its folder, seeds, steps, seconds, and accuracy by split."""
     runs = [(variant.label, run) for variant in variants for run in variant.runs]
     splits = list(dict.fromkeys(split for _, run in runs for split in run.final))
-    names = ["run", "folder", "seed", "steps", "seconds", *(f"{s}, greedy" for s in splits)]
-    heads = "".join(f"<th>{esc(name)}</th>" for name in names)
     rows = []
     for label, run in runs:
-        seeds = [
-            f"{name.removesuffix('seed')}{run.config[name]}"
-            for name in SEEDS
-            if run.config.get(name)
-        ]
         seconds = sum(line["step_time"] for line in run.steps if is_number(line.get("step_time")))
         steps = f"{len(run.steps)}{'' if run.final else ', unfinished'}"
-        cells = [run.folder, " ".join(seeds) or "0", steps, f"{seconds:.0f}"]
-        found = "".join(f"<td>{esc(value)}</td>" for value in cells)
-        found += "".join(cell([run.final.get(split, {})], "greedy", "accuracy") for split in splits)
-        rows.append(f"<tr><th>{esc(label)}</th>{found}</tr>")
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        told = (run.folder, run.seeds(), steps, f"{seconds:.0f}")
+        cells = "".join(f"<td>{esc(text)}</td>" for text in told)
+        cells += "".join(cell([run.final.get(split, {})], "greedy", "accuracy") for split in splits)
+        rows.append(f"<tr><th>{esc(label)}</th>{cells}</tr>")
+    titles = ["run", "folder", "seeds", "steps", "seconds", *(f"{s}, greedy" for s in splits)]
+    return f"<table>{head(titles)}<tbody>{''.join(rows)}</tbody></table>"
 
 
-def page(variants: list[Variant], title: str = "What the runs learned") -> str:
+def page(variants: list[Variant]) -> str:
     """The whole page."""
     runs = [run for variant in variants for run in variant.runs]
     about = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    for name, text in (("dataset", " on {}"), ("model", ", starting from {}")):
+    for name, text in (("dataset", " on "), ("model", ", starting from ")):
         found = sorted({str(run.config[name]) for run in runs if name in run.config})
-        about += text.format(", ".join(found)) if found else ""
-    again = [str(folder) for variant in variants for folder in variant.again]
-    if again:
-        about += (
-            f". The same flags and seed again, which is no other seed, left out: {', '.join(again)}"
-        )
-    missing = "" if has_matplotlib() else '<p class="note">No pictures: pip install matplotlib.</p>'
-    curves = [
-        figure(partial(plot_curve, curve, variants), last_values(curve, variants))
-        for curve in curves_of(variants)
-    ]
-    modes = [
-        figure(
-            partial(plot_modes, [v]), f"{v.label}: shares of groups memorized, explored, skipped"
-        )
-        for v in switched(variants)
-    ]
+        about += text * bool(found) + ", ".join(found)
     rollouts = [
         f"<h3>{esc(v.label)}</h3>{gallery(v.runs[0].folder / 'groups.jsonl')}" for v in variants
     ]
     parts = {
-        "title": esc(title),
-        "summary": esc(f"{about}."),
+        "summary": esc(about),
         "results": results_table(variants),
         "every_run": runs_table(variants),
-        "modes": missing or "".join(modes) or '<p class="note">No shares were logged.</p>',
-        "curves": missing or "".join(curves),
         "rollouts": "".join(rollouts),
         "footer": esc("Made by tools/report.py from " + ", ".join(str(run.folder) for run in runs)),
     }
+    if curves.matplotlib:
+        modes = {
+            f"{v.label}: memorized, explored, skipped": curves.plot_modes([v]) for v in variants
+        }
+        parts["modes"] = pictures(modes)
+        lines = {title: curves.plot_curve(title, variants) for title in curves.CURVES}
+        parts["curves"] = pictures(lines)
+    else:
+        parts["modes"] = parts["curves"] = f'<p class="note">{NO_PICTURES}</p>'
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    # in one pass: a response that spells {{title}} stays as it is
+    # in one pass: a response that spells {{footer}} stays as it is
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-# ---- the command line ----------------------------------------------------------------------------
-
-
-def read_noise(path: str | None) -> list[dict]:
-    """The records of tools/compare.py's kept results."""
-    try:
-        return json.loads(Path(path).read_text())["records"] if path else []
-    except (OSError, ValueError, LookupError, TypeError):
-        raise InputError(f"--noise {path}: is not a result of tools.compare --out") from None
+def save_png(variants: list[Variant], noise: str | None, folder: Path) -> None:
+    """All pictures as files: accuracy.png, true_facts.png .. by their titles, modes.png and, of
+    tools/compare.py's kept results, noise.png.
+    """
+    if not curves.matplotlib:
+        raise InputError(f"--png: {NO_PICTURES}")
+    figures = {title: curves.plot_curve(title, variants) for title in curves.CURVES}
+    figures["modes"] = curves.plot_modes(variants)
+    if noise:
+        try:
+            figures["noise"] = curves.plot_noise(json.loads(Path(noise).read_text())["records"])
+        except (ValueError, LookupError, TypeError):
+            raise InputError(f"--noise {noise}: is not a result of tools.compare --out") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        if figure:
+            path = folder / f"{name.lower().replace(' ', '_')}.png"
+            path.write_bytes(curves.render(figure, "png"))
+            print(path)
 
 
 def main(argv: list[str]) -> None:
@@ -199,29 +167,20 @@ def main(argv: list[str]) -> None:
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="folders that train.py wrote; seeds go together")
     add("--out", default="report.html", help="the page (%(default)s)")
-    add("--title", default="What the runs learned", help="its title")
     add("--png", metavar="FOLDER", help="write the pictures as PNG files, and no page")
     add("--noise", metavar="JSON", help="with --png: results of tools.compare at several noises")
     args = parser.parse_args(argv)
     try:
-        if not args.runs and not args.noise:
+        if not args.runs and not (args.png and args.noise):
             raise InputError("give the folders of one or more runs")
-        variants = group_seeds([read_run(folder) for folder in dict.fromkeys(args.runs)])
-        for folder in (folder for variant in variants for folder in variant.again):
-            print(f"{folder}: the same flags and seed as another run, left out", file=sys.stderr)
+        variants = group_seeds([read_run(folder) for folder in args.runs])
         if args.png:
-            if not has_matplotlib():
-                raise InputError("--png: needs matplotlib; pip install matplotlib")
-            paths = save_png(variants, read_noise(args.noise), Path(args.png))
-            print("\n".join(map(str, paths)))
+            save_png(variants, args.noise, Path(args.png))
         else:
-            text = page(variants, args.title)
+            text = page(variants)
             Path(args.out).write_text(text, encoding="utf-8", errors="backslashreplace")
             print(f"{args.out}: {len(text) / 2**20:.1f} MB")
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror or error}; give another", file=sys.stderr)
-        sys.exit(2)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
