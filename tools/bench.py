@@ -5,63 +5,240 @@
     python -m tools.bench --size 0.5b --json out.json   on a GPU; 0.5b and 2b: published shapes
     python -m tools.bench --table out.json              the table of kept results
     python -m tools.bench --memory                      what a step needs, computed
-    python -m tools.bench --judge 1.0                   what a judge that takes a second costs a step
 
-Every row is from one run: the same random weights, prompts, G and C on both sides (tools/sides.py),
-the sides taken in turn, medians. Every response has exactly C tokens: the end token is banned.
-Memory is the peak beyond the loaded model, of each side in a process of its own. A ratio is the
-other side's figure divided by ours. Left out: quality (tools/compare.py), several GPUs.
+Both sides have the same random weights, prompts, G and C, and take turns; medians count. Every
+response has exactly C tokens: the end token is banned. Memory is the peak beyond the loaded model,
+of each side in a process of its own. A ratio is the other side's figure divided by ours. Left out:
+quality (tools/compare.py), several GPUs, engines that hold a second copy of the weights.
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import math
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
+from transformers import PrinterCallback
 
+import dyme
+from config import Config
 from data import Example, InputError
-from judge import Judge
+from grpo import grpo_loss
 from lib.memory import memory_estimate, shape_of
-from model import completion_logprobs, encode_prompt
-from tools import sides
-from tools.sides import SIZES, Case, build_case, now
+from lib.optim import build_optimizer
+from model import THINK, Prompt, completion_logprobs, encode_prompt, image_features, token_logprobs
+from rollout import EXPLORE, SKIP, Group, Row, make_groups, rollout
+from tools.shapes import CHART, SIZES, build_model
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+G = 8
 
 
-def pair(case: Case) -> Case:
-    """The case with at least two prompts, so that half of them can be skipped."""
-    if len(case.groups) > 1:
-        return case
-    twice = {"groups": case.groups * 2, "completions": case.completions * 2}
-    return replace(case, **twice, weights=case.weights.repeat(2, 1))
+@dataclass
+class Case:
+    """What the sides work on. Each of the P groups has G rows, random completions of C tokens."""
 
+    model: torch.nn.Module
+    processor: object
+    config: Config
+    groups: list[Group]
+    optimizer: torch.optim.Optimizer
+    trainer: object = None  # TRL's
+
+
+def build_case(args: argparse.Namespace, names: list[str]) -> Case:
+    """What the command line asks for, for the sides of these names; the same at every call."""
+    torch.set_num_threads(1)
+    size = SIZES[args.size]
+    model, processor = build_model(size, DEVICE, not args.train_vision)
+    config = Config(
+        num_generations=G,
+        max_completion_length=size.completion_length,
+        prompts_per_step=args.prompts or size.prompts,
+        micro_batch_prompts=1,
+        freeze_vision=not args.train_vision,
+    )
+    rng = np.random.default_rng(0)
+    shape = (config.prompts_per_step, G, config.max_completion_length)
+    pixels = rng.integers(0, 256, (shape[0], *size.image[::-1], 3), dtype=np.uint8)
+    examples = [Example(Image.fromarray(image), "How high is red?", "1") for image in pixels]
+    groups = make_groups(model, processor, examples)
+    for group, completions in zip(groups, rng.integers(500, size.text[-1], shape).tolist()):
+        group.rows = [Row(ids, rng.standard_normal()) for ids in completions]  # as advantages
+    # at learning rate 0 every step starts from the same weights
+    optim = "adamw_bf16" if model.dtype == torch.bfloat16 else "adamw"
+    optimizer = build_optimizer(model, optim, learning_rate=0.0)
+    case = Case(model, processor, config, groups, optimizer)
+    if "trl_step" in names:
+        case.trainer = trl_trainer(case)
+    return case
+
+
+# ---- our sides -----------------------------------------------------------------------------------
+
+
+def update(case: Case, copies: tuple[int, ...] = (1,)) -> None:
+    """Forward and backward of the groups' rows, packed. copies: for each number, all groups with
+    that many times their rows.
+    """
+    groups = [replace(group, rows=group.rows * n) for n in copies for group in case.groups]
+    dyme.update(case.model, groups, len(groups) * G, case.config)
+    case.model.zero_grad()
+
+
+def own_rollout(case: Case, groups: list[Group], temperature: float = 1.0) -> list[list[int]]:
+    """Our decode loop; gives token ids (P * G, C)."""
+    settings = {"max_completion_length": case.config.max_completion_length}
+    settings |= {"num_generations": G, "temperature": temperature}
+    rollout(case.model, case.processor, groups, **settings)
+    return [response.token_ids for group in groups for response in group.responses]
+
+
+def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
+    """A reward that costs nothing and differs within a group, in the form that TRL calls."""
+    return [float(sum(ids) % 97) for ids in completion_ids]
+
+
+def step(case: Case, skip: bool = False) -> None:
+    """A whole step from the image to the optimizer. skip: every second group is all right."""
+    model = case.model
+    groups = make_groups(model, case.processor, [group.example for group in case.groups])
+    for group in groups if case.config.freeze_vision else []:
+        group.prompt.features = image_features(model, group.prompt)
+    own_rollout(case, groups)
+    for group in groups:
+        rewards = reward([response.token_ids for response in group.responses])
+        group.rewards = {"total": torch.tensor(rewards)}
+        group.mode = SKIP if skip and group.place % 2 else EXPLORE
+        group.rows = dyme.rows(case.config, 0, group, None, case.processor)
+    dyme.update(model, groups, len(groups) * G, case.config)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    case.optimizer.step()
+    case.optimizer.zero_grad()
+
+
+# ---- the usual sides -----------------------------------------------------------------------------
+
+
+def batch(prompts: list[Prompt]) -> dict[str, torch.Tensor]:
+    """Prompts of one length as transformers takes them, one to a row."""
+    rows = [{"input_ids": p.input_ids, "mm_token_type_ids": p.token_types} for p in prompts]
+    rows = [row | prompt.images for row, prompt in zip(rows, prompts)]
+    names = [name for name, tensor in rows[0].items() if tensor is not None]
+    return {name: torch.cat([row[name] for row in rows]) for name in names}
+
+
+def padded_logprobs(model, group: Group) -> torch.Tensor:
+    """Log-probabilities (G, C) of a group's rows from G rows [prompt, completion], the way TRL does
+    it: the vision tower runs G times, the head on completions alone.
+    """
+    inputs = batch([group.prompt] * G)
+    start = inputs["input_ids"].shape[1]
+    completions = torch.tensor([row.token_ids for row in group.rows], device=model.device)  # (G, C)
+    more = {"input_ids": completions, "mm_token_type_ids": torch.zeros_like(completions)}
+    for name in {*inputs} & {*more}:
+        inputs[name] = torch.cat([inputs[name], more[name]], dim=1)
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state  # (G, P + C, width)
+    predictors = hidden[:, start - 1 : -1].flatten(0, 1)
+    return token_logprobs(model, predictors, completions.flatten())[0].view_as(completions)
+
+
+def update_padded(case: Case) -> None:
+    """The same update from padded rows, one prompt after the other."""
+    for group in case.groups:
+        logprobs = padded_logprobs(case.model, group)
+        weights = torch.tensor([row.weight for row in group.rows], device=logprobs.device)
+        mask, divisor = torch.ones_like(logprobs), len(case.groups) * G
+        grpo_loss(logprobs, None, weights, mask, normalizer=divisor)[0].backward()
+    case.model.zero_grad()
+
+
+def generate(case: Case, repeat: bool, top_k: int = 0) -> torch.Tensor:
+    """transformers' generate: prompts repeated G times, or num_return_sequences. Gives token ids
+    (P * G, C). top_k: 1 is greedy.
+    """
+    inputs = batch([group.prompt for group in case.groups for _ in range(G if repeat else 1)])
+    length = case.config.max_completion_length
+    tokens = case.model.generate(
+        **inputs,
+        attention_mask=torch.ones_like(inputs["input_ids"]),
+        num_return_sequences=1 if repeat else G,
+        max_new_tokens=length,
+        min_new_tokens=length,
+        suppress_tokens=case.model.forbidden_ids,
+        pad_token_id=case.processor.tokenizer.pad_token_id,
+        do_sample=True,
+        top_k=top_k,
+    )
+    return tokens[:, -length:]
+
+
+def trl_trainer(case: Case):
+    """TRL's GRPOTrainer: one group to a micro-batch, no reference model, the same reward."""
+    import datasets
+    import trl
+
+    # on a CPU TRL's head runs over every position; here as on a GPU, over the completions' alone
+    trl.trainer.utils._use_triton = lambda device: True
+    examples, length = [group.example for group in case.groups], case.config.max_completion_length
+    chats = [[{"role": "user", "content": f"{THINK}\n{e.question}"}] for e in examples]
+    data = {"image": [e.image for e in examples], "prompt": chats}
+    settings = trl.GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=1,
+        learning_rate=0.0,
+        per_device_train_batch_size=G,
+        gradient_accumulation_steps=len(examples),
+        num_generations=G,
+        max_completion_length=length,
+        generation_kwargs={"min_new_tokens": length, "suppress_tokens": case.model.forbidden_ids},
+        loss_type="grpo",
+        bf16=case.model.dtype == torch.bfloat16,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = trl.GRPOTrainer(
+        model=copy.deepcopy(case.model),
+        reward_funcs=reward,
+        args=settings,
+        train_dataset=datasets.Dataset.from_dict(data),
+        processing_class=case.processor,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+# ---- measuring -----------------------------------------------------------------------------------
 
 SIDES = {
-    "update": sides.update,
-    "update_padded": sides.update_padded,
-    "rollout": sides.own_rollout,
-    "generate_repeated": lambda case: sides.generate(case, repeat=True),
-    "generate_sequences": lambda case: sides.generate(case, repeat=False),
-    "grpo_step": sides.step,
-    "dyme_step": lambda case: sides.step(case, skip=True),
-    "trl_step": sides.trl_step,
-    "update_all": lambda case: sides.update(pair(case)),
-    "update_half": lambda case: sides.update(pair(case), every=2),
-    "update_4g": lambda case: sides.update(
-        sides.build_case(case.args, 4 * case.config.num_generations)
-    ),
+    "update": update,
+    "update_padded": update_padded,
+    "rollout": lambda case: own_rollout(case, case.groups),
+    "generate_repeated": lambda case: generate(case, repeat=True),
+    "generate_sequences": lambda case: generate(case, repeat=False),
+    "grpo_step": step,
+    "dyme_step": lambda case: step(case, skip=True),
+    # TRL's own seconds, without what train() sets up
+    "trl_step": lambda case: case.trainer.train().metrics["train_runtime"],
+    "update_all": lambda case: update(case, (1, 1)),
+    "update_half": lambda case: update(case, (1, 0)),
+    "update_4g": lambda case: update(case, (4,)),
 }
 ROWS = [  # what, against what, and the names of their sides
     ("update, packed", "padded rows", "update", "update_padded"),
@@ -74,60 +251,51 @@ ROWS = [  # what, against what, and the names of their sides
 ]
 
 
-# ---- measuring -----------------------------------------------------------------------------------
-
-
-def times(names: list[str], case: Case) -> dict[str, list[float]]:
-    """Seconds of each side, `repeats` of them, the sides taken in turn. A side that doesn't fit in
-    memory is left off.
-    """
-    runs = {name: SIDES[name](case) for name in names}
+def times(names: list[str], case: Case, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side, the sides taken in turn; nan for one that doesn't fit in memory."""
     seconds = {name: [] for name in names}
-    for name in tqdm(names * case.args.repeats, desc="bench", unit="run"):
-        if name not in runs:
-            continue
-        start = now(case.model)
+    for name in tqdm(names * repeats, desc="bench", unit="run"):
+        start = time.perf_counter()
         try:
-            own_clock = runs[name]()
+            own_clock = SIDES[name](case)
         except torch.OutOfMemoryError:
-            del runs[name], seconds[name]
-            continue
-        elapsed = now(case.model) - start
+            own_clock = math.nan
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        elapsed = time.perf_counter() - start
         seconds[name].append(own_clock if isinstance(own_clock, float) else elapsed)
     return seconds
 
 
+def peak_elsewhere(name: str, args: argparse.Namespace) -> float:
+    """`peak` in a process of its own; nan where it doesn't fit in memory, or without /proc."""
+    # glibc else keeps freed blocks of up to 32 MB, by chance more or less of them
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(peak, name, args).result()
+        except (BrokenProcessPool, torch.OutOfMemoryError, OSError):
+            return math.nan
+
+
 def peak(name: str, args: argparse.Namespace) -> int:
-    """Bytes at a side's peak beyond what the loaded model takes; for a process of its own."""
-    run = SIDES[name](build_case(args))
-    cuda = torch.device(args.device).type == "cuda"
-    if cuda:
+    """Bytes at a side's peak beyond what the loaded model takes."""
+    case = build_case(args, [name])
+    if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the resident set's peak
-    before = read_peak(cuda)
-    run()
-    if "step" in name:
-        run()  # with the optimizer's state there from the start
-    return read_peak(cuda) - before
+    before = read_peak()
+    for _ in range(2 if "step" in name else 1):  # the second with the optimizer's state
+        SIDES[name](case)
+    return max(read_peak() - before, 1)
 
 
-def read_peak(cuda: bool) -> int:
+def read_peak() -> int:
     """The most bytes in use since the reset: the allocator's on CUDA, else the resident set."""
-    if cuda:
+    if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def peak_elsewhere(name: str, argv: list[str]) -> int | None:
-    """`peak` in a process of its own; None where it failed (no /proc, out of memory)."""
-    command = [sys.executable, "-m", "tools.bench", *argv, "--measure", name]
-    # glibc else keeps freed blocks of up to 32 MB, by chance more or less of them
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def exactness(case: Case) -> dict[str, float]:
@@ -135,163 +303,81 @@ def exactness(case: Case) -> dict[str, float]:
     gradient, as a share of the largest. Our greedy tokens against generate's: the share that is
     the same.
     """
-    packed, _ = completion_logprobs(case.model, case.groups[0].prompt, case.completions[0])
-    logprobs, gradients = [packed, sides.padded_logprobs(case, 0)], []
-    for values in logprobs:
-        case.model.zero_grad()
-        (values * case.weights[0][:, None]).mean().backward()
-        found = [p.grad.flatten() for p in case.model.parameters() if p.grad is not None]
+    model, group = case.model, case.groups[0]
+    packed, _ = completion_logprobs(model, group.prompt, [row.token_ids for row in group.rows])
+    padded, gradients = padded_logprobs(model, group), []
+    weights = torch.tensor([[row.weight] for row in group.rows], device=packed.device)
+    for logprobs in (packed, padded):
+        (logprobs * weights).mean().backward()
+        found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         gradients.append(torch.cat(found))
-    case.model.zero_grad()
-    ours = sides.own_rollout(case, temperature=0.0)()[:: case.config.num_generations]
-    single = replace(case, config=replace(case.config, num_generations=1))
-    theirs = sides.generate(single, repeat=True, greedy=True)().tolist()
-    same = [a == b for mine, row in zip(ours, theirs) for a, b in zip(mine, row, strict=True)]
+        model.zero_grad()
+    theirs = generate(case, repeat=True, top_k=1)
+    ours = torch.tensor(own_rollout(case, case.groups, temperature=0.0), device=theirs.device)
     difference = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
     return {
-        "log-probs, largest difference": (logprobs[0] - logprobs[1]).abs().max().item(),
+        "log-probs, largest difference": (packed - padded).abs().max().item(),
         "gradients, largest difference / largest": difference.item(),
-        "greedy tokens that are the same": sum(same) / len(same),
+        "greedy tokens that are the same": (ours == theirs).float().mean().item(),
     }
 
 
-def bench(args: argparse.Namespace, argv: list[str]) -> dict:
+def bench(args: argparse.Namespace) -> dict:
     """Everything that was asked for: the case in numbers, exactness, rows."""
-    case = build_case(args)
     rows = [row for row in ROWS if not args.rows or {*row[2:]} & {*args.rows}]
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed, its rows are left off; pip install trl", file=sys.stderr)
         rows = [row for row in rows if "trl_step" not in row]
-    if len(case.groups) == 1:
+    if (args.prompts or SIZES[args.size].prompts) == 1:
         rows = [row for row in rows if "dyme_step" not in row]  # there is no half of one group
     names = list(dict.fromkeys(name for row in rows for name in row[2:]))
+    case = build_case(args, names)
     result = {
         "size": args.size,
         "P": case.groups[0].prompt.input_ids.shape[1],
         "prompts": len(case.groups),
-        "G": case.config.num_generations,
+        "G": G,
         "C": case.config.max_completion_length,
         "dtype": str(case.model.dtype),
-        "device": args.device,
-        "threads": args.threads,
-        "train_vision": args.train_vision,
+        "device": DEVICE,
         "torch": torch.__version__,
+        "train_vision": args.train_vision,
     }
-    if case.model.dtype == sides.FP32:
+    print(", ".join(f"{name} {value}" for name, value in result.items()))
+    if case.model.dtype == torch.float32:
         result["exactness"] = exactness(case)
-    result["all_seconds"] = times(names, case)
-    seconds = {name: statistics.median(laps) for name, laps in result["all_seconds"].items()}
+    laps = result["all_seconds"] = times(names, case, args.repeats)
     del case
-    memory = {}
-    for name in tqdm([] if args.no_memory else names, desc="memory", unit="side"):
-        memory[name] = peak_elsewhere(name, argv)
+    seconds = {name: statistics.median(laps[name]) for name in names}
+    memory = {name: peak_elsewhere(name, args) for name in tqdm(names, desc="memory", unit="side")}
     result["rows"] = []
     for what, against, ours, theirs in rows:
-        row = {"ours": what, "ours_seconds": seconds.get(ours), "ours_bytes": memory.get(ours)}
-        row.update(against=against, against_seconds=seconds.get(theirs))
-        result["rows"].append({**row, "against_bytes": memory.get(theirs)})
+        row = {"ours": what, "ours_seconds": seconds[ours], "ours_bytes": memory[ours]}
+        row |= {"against": against, "against_seconds": seconds[theirs]}
+        result["rows"].append({**row, "against_bytes": memory[theirs]})
     return result
-
-
-# ---- a judge beside the step ---------------------------------------------------------------------
-
-
-class Sleeper(BaseHTTPRequestHandler):
-    """A judge that takes server.seconds for a rating, which depends on what it is asked."""
-
-    def do_POST(self):
-        asked = self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.server.seconds)
-        message = {"role": "assistant", "content": ("low", "medium", "high")[sum(asked) % 3]}
-        body = json.dumps({"choices": [{"message": message}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *parts):
-        pass
-
-
-def serve(seconds: float, ports) -> None:
-    """The sleeping judge's process; says its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Sleeper)
-    server.seconds = seconds
-    ports.put(server.server_port)
-    server.serve_forever()
-
-
-def judge_overlap(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a step without a judge, and with one that takes args.judge seconds for each of the
-    P * G responses: with responses that end here and there, at C / 2 tokens on average, and, the
-    worst case, that all end together, so that only updates are left to hide the calls behind.
-    """
-    ports = multiprocessing.Queue()
-    server = multiprocessing.Process(target=serve, args=(args.judge, ports), daemon=True)
-    server.start()  # a process of its own, as a judge is
-    case = build_case(args)
-    config = replace(case.config, judge_url=f"http://127.0.0.1:{ports.get()}/v1", judge_model="x")
-    config = replace(config, output_dir=tempfile.mkdtemp(), refiner="off", reward_weights=[1, 1, 1])
-    judge, found = Judge(config), {}
-    for ends in ("together", "here and there"):
-        if ends == "here and there":
-            end_responses(case)
-        runs = {"without": sides.step(case), "with": sides.step(case, judge=judge)}
-        laps = {name: [] for name in runs}
-        for name in tqdm([*runs] * args.repeats, desc=f"judge, ends {ends}", unit="run"):
-            start = now(case.model)
-            runs[name]()
-            laps[name].append(now(case.model) - start)
-        medians = {name: statistics.median(seconds) for name, seconds in laps.items()}
-        for name, median in medians.items():
-            found[f"responses end {ends}, step {name} a judge, s"] = median
-        found[f"responses end {ends}, ratio"] = medians["with"] / medians["without"]
-    found["the calls alone, s"] = args.judge * case.weights.numel() / config.judge_parallel
-    judge.close()
-    server.terminate()
-    return found
-
-
-def end_responses(case: Case) -> None:
-    """Let the end token be sampled again, so that responses end after C / 2 tokens on average."""
-    model, end = case.model, case.processor.tokenizer.eos_token_id
-    model.forbidden_ids = [token for token in model.forbidden_ids if token != end]
-    odds = math.log(max(case.config.max_completion_length / 2, 2) - 1)
-
-    def favour_end(module, inputs, logits):
-        others = logits.index_fill(-1, torch.tensor([end], device=logits.device), -torch.inf)
-        return others.index_copy(
-            -1, torch.tensor([end], device=logits.device), others.logsumexp(-1, True) - odds
-        )
-
-    model.get_output_embeddings().register_forward_hook(favour_end)
 
 
 # ---- tables --------------------------------------------------------------------------------------
 
 
 def table(results: list[dict]) -> str:
-    """One or more results: their rows as markdown, and what else was measured."""
+    """One or more results: their rows as markdown, and how exact they are."""
     head = "| P x prompts | what | s | MB | against | s | MB | time ratio | memory ratio |"
     lines = [head, "| --- " * 9 + "|"]
     for result in results:
-        trained = ", tower trained" if result.get("train_vision") else ""
-        for row in result.get("rows", []):
-            cells = [f"{result['P']} x {result['prompts']}{trained}"]
-            for what in ("ours", "against"):
-                seconds, size = row[f"{what}_seconds"], row[f"{what}_bytes"]
-                cells += [row[what], f"{seconds:.2f}" if seconds else "-"]
-                cells.append(f"{size / 2**20:,.0f}" if size else "-")
+        case = f"{result['P']} x {result['prompts']}" + ", tower trained" * result["train_vision"]
+        for row in result["rows"]:
+            cells = [case]
+            for whose in ("ours", "against"):
+                seconds, size = row[f"{whose}_seconds"], row[f"{whose}_bytes"]
+                cells += [row[whose], f"{seconds:.2f}", f"{size / 2**20:,.0f}"]
             for figure in ("seconds", "bytes"):
-                ours, theirs = row[f"ours_{figure}"], row[f"against_{figure}"]
-                cells.append(f"{theirs / ours:.2f}x" if ours and theirs else "-")
+                cells.append(f"{row[f'against_{figure}'] / row[f'ours_{figure}']:.2f}x")
             lines.append("| " + " | ".join(cells) + " |")
-    if not any("rows" in result for result in results):
-        lines = []
     for result in results:
-        for title in ("exactness", "judge"):
-            measured = result.get(title, {}).items()
-            lines += [f"{title}: {name}: {value:.3g}" for name, value in measured]
+        exact = result.get("exactness", {}).items()
+        lines += [f"exactness: {name}: {value:.3g}" for name, value in exact]
     return "\n".join(lines)
 
 
@@ -300,25 +386,19 @@ def memory_table() -> str:
     of 800 x 557 pixels, G 8, C 300, bf16.
     """
     heads = ("model", "parameters", "prompt, tokens", "prompts per step", "peak, GiB")
-    heads += ("with --gradient_checkpointing",)
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    lines = [f"| {' | '.join(heads)} | with --gradient_checkpointing |", "| --- " * 6 + "|"]
+    example = Example(Image.new("RGB", CHART), "What is the highest value?", "1")
+    settings = dict(num_generations=G, max_completion_length=300)
     for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):
         with torch.device("meta"):
-            model, processor = sides.build_model(SIZES[size], "meta")
-        example = Example(Image.new("RGB", sides.CHART), "What is the highest value?", "1")
+            model, processor = build_model(SIZES[size], "meta")
         prompt = encode_prompt(processor, example)
         count = sum(p.numel() for p in model.parameters()) / 1e9
         for prompts in (8, 32):
             cells = [name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(prompts)]
-            for checkpointing in (False, True):
-                shape = shape_of(
-                    model,
-                    prompt,
-                    prompts_per_step=prompts,
-                    num_generations=8,
-                    max_completion_length=300,
-                    gradient_checkpointing=checkpointing,
-                )
+            for less in (False, True):
+                settings.update(prompts_per_step=prompts, gradient_checkpointing=less)
+                shape = shape_of(model, prompt, **settings)
                 cells.append(f"{memory_estimate(model, shape)['peak'] / 2**30:.1f}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -327,60 +407,38 @@ def memory_table() -> str:
 # ---- the command line ----------------------------------------------------------------------------
 
 
-def read_results(paths: list[str]) -> list[dict]:
-    """Kept results; InputError for a file that isn't one."""
-    results = []
-    for path in paths:
-        try:
-            results.append(json.loads(Path(path).read_text()))
-            table(results)
-        except OSError as error:
-            raise InputError(f"--table {path}: {error.strerror}") from None
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise InputError(f"--table {path}: is not a result of --json") from None
-    return results
-
-
-def arguments(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="tools.bench", description="Time and memory against the usual way."
-    )
-    add = parser.add_argument
-    add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
-    add("--prompts", type=int, help="prompts to a step; default: the size's")
-    add("--num_generations", type=int, default=8, help="G (%(default)s)")
-    add("--completion_length", type=int, help="C, tokens; default: the size's")
-    add("--repeats", type=int, default=5, help="runs of each side, the median counts (%(default)s)")
-    add("--threads", type=int, default=1, help="CPU threads (%(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    add("--train_vision", action="store_true", help="the vision tower isn't frozen, on both sides")
-    add("--gradient_checkpointing", action="store_true", help="on both sides")
-    add("--rows", nargs="*", choices=SIDES, help="only the rows with these sides")
-    add("--no_memory", action="store_true", help="leave the memory columns empty")
-    add("--json", metavar="FILE", help="keep all figures in this file")
-    add("--table", nargs="+", metavar="FILE", help="print the rows of such files")
-    add("--memory", action="store_true", help="print the computed peaks of published models")
-    add("--judge", type=float, metavar="S", help="what a judge that takes S seconds costs a step")
-    add("--measure", choices=SIDES, help=argparse.SUPPRESS)  # one side's peak, see peak_elsewhere
-    return parser.parse_args(argv)
+def read_result(path: str) -> dict:
+    """A kept result; InputError for a file that isn't one."""
+    try:
+        result = json.loads(Path(path).read_text())
+        table([result])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(f"--table {path}: is not a file that --json wrote") from None
+    return result
 
 
 def main(argv: list[str]) -> None:
     """The command line; bad input ends in one line and exit code 2."""
-    args = arguments(argv)
-    torch.set_num_threads(args.threads)
+    parser = argparse.ArgumentParser(prog="tools.bench", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
+    add("--prompts", type=int, help="prompts to a step; default: the size's")
+    add("--repeats", type=int, default=5, help="runs of each side, the median counts (%(default)s)")
+    add("--train_vision", action="store_true", help="the vision tower isn't frozen, on both sides")
+    add("--rows", nargs="*", choices=SIDES, help="only the rows with these sides")
+    add("--json", metavar="FILE", help="keep all figures in this file")
+    add("--table", nargs="+", metavar="FILE", help="print the rows of such files")
+    add("--memory", action="store_true", help="print the computed peaks of published models")
+    args = parser.parse_args(argv)
     try:
-        if args.table or args.memory:
-            print(memory_table() if args.memory else table(read_results(args.table)))
-        elif args.measure:
-            print(peak(args.measure, args))
+        if args.memory:
+            print(memory_table())
+        elif args.table:
+            print(table([read_result(path) for path in args.table]))
         else:
             if args.json:
                 open(args.json, "a").close()  # said now, and not after all has been measured
-            result = {"judge": judge_overlap(args)} if args.judge else bench(args, argv)
-            names = ("size", "P", "G", "C", "prompts", "dtype", "device", "threads")
-            print(", ".join(f"{name} {result[name]}" for name in names if name in result))
+            result = bench(args)
             print(table([result]))
             if args.json:
                 Path(args.json).write_text(json.dumps(result, indent=1))
