@@ -94,8 +94,8 @@ def build_case(args: argparse.Namespace, names: list[str]) -> Case:
 
 
 def update(case: Case, copies: tuple[int, ...] = (1,)) -> None:
-    """Forward and backward of the groups' rows, packed. copies: for each number, all groups with
-    that many times their rows.
+    """Forward and backward of packed rows. copies: for each number, all groups with that many times
+    their rows.
     """
     groups = [replace(group, rows=group.rows * n) for n in copies for group in case.groups]
     dyme.update(case.model, groups, len(groups) * G, case.config)
