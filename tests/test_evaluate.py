@@ -1,6 +1,7 @@
 """evaluate.py and sample.py: numbers that no batch or restart changes; nobody is trusted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ import torch
 import evaluate as program
 import sample
 from data.charts import TASKS, load_charts
-from data.example import DIRECT, Example
+from data.example import Example
 from data.forms import stage_questions
-from evaluate import by_task, evaluate, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
+from evaluate import evaluate, interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
 from lib.answers import grade
 from lib.families import save_model
 from lib.tiny import tiny_vlm
@@ -53,25 +54,23 @@ def test_marks_count_the_answer_and_the_true_facts():
     assert marks(said(CHART, "red 5\nAnswer: 5", truncated=True))["format"] == 0
 
 
-def test_a_direct_answer_is_the_whole_response_and_one_of_ones_own_may_be_marked():
-    assert marks(said(CHART, "5"), DIRECT)["accuracy"] == 1
-    assert marks(said(CHART, "red 5\nAnswer: 5"), DIRECT)["accuracy"] == 0
-    for text in ("5", "it is so\nAnswer: 5"):
-        assert marks(said(CHART, text), "Tell me.")["accuracy"] == 1
+def test_a_direct_answer_is_the_whole_response():
+    assert marks(said(CHART, "5"), direct=True)["accuracy"] == 1
+    assert marks(said(CHART, "red 5\nAnswer: 5"), direct=True)["accuracy"] == 0
 
 
-def test_fact_precision_is_none_where_nothing_is_stated():
+def test_readings_are_shares_and_fact_precision_none_where_nothing_is_stated():
     rows = [marks(said(CHART, "so it is\nAnswer: 5"))]
-    assert readings(rows, [""])["fact_precision"] is None
-    rows.append(marks(said(CHART, "red 5, blue 3\nAnswer: 5")))
-    assert readings(rows, ["", ""])["fact_precision"] == 0.5
+    assert readings(rows)["fact_precision"] is None
+    rows.append(marks(said(replace(CHART, task="sum"), "red 5, blue 3\nAnswer: 4")))
+    found = readings(rows)
+    assert (found["fact_precision"], found["accuracy"], found["grounded"]) == (0.5, 0.5, 0)
+    assert (found["accuracy/"], found["accuracy/sum"]) == (1, 0)
 
 
 def test_a_number_is_right_within_the_tolerance_of_its_data_set():
-    example = Example(question="How many?", answer="100")
-    near = said(example, "so it is\nAnswer: 104")
+    near = said(Example(question="How many?", answer="100"), "so it is\nAnswer: 104")
     assert marks(near)["accuracy"] == 0 and marks(near, tolerance=0.05)["accuracy"] == 1
-    assert marks(near, DIRECT, 0.05)["accuracy"] == 0  # 104 is not all that it says
 
 
 @pytest.mark.parametrize(
@@ -79,8 +78,7 @@ def test_a_number_is_right_within_the_tolerance_of_its_data_set():
     [("--dataset chartqa", 0.05), ("--dataset gsm8k", 0.0), ("", 0.0), ("--tolerance 0.2", 0.2)],
 )
 def test_the_program_takes_the_data_sets_own_tolerance(folder, flags, tolerance):
-    args = program.parse(["--ckpt", str(folder), *flags.split()])
-    program.settle(args)
+    args = program.parse(["--ckpt", str(folder), *flags.split()], "", program.FLAGS)
     assert args.tolerance == tolerance
 
 
@@ -104,11 +102,11 @@ def test_pass_at_ks_comes_from_counts_that_no_batch_changes(vlm, monkeypatch):
 
     monkeypatch.setattr(program, "score", score)
     examples = stage_questions("judge", load_charts("test", 18, tasks=TASKS), 0, grade)[:5]
-    asked = {"samples": 4, "max_completion_length": 6}
-    found = [pass_at_ks(*vlm, examples, batch_rows=rows, **asked) for rows in (4, 100)]
+    asked = {"temperature": 1.0, "max_completion_length": 6}
+    found = [pass_at_ks(*vlm, examples, 4, batch_size=size, **asked) for size in (4, 400)]
     assert found[0] == found[1] and 0 < sum(found[0]["right"]) < 20
     assert found[0]["pass@1"] == pytest.approx(sum(found[0]["right"]) / 20)
-    assert set(found[0]) == {"pass@1", "pass@2", "pass@4", "samples", "right"}
+    assert set(found[0]) == {"pass@1", "pass@2", "pass@4", "right"}
 
 
 # ---- predictions --------------------------------------------------------------------------------
@@ -146,24 +144,19 @@ def test_other_weights_or_another_temperature_are_asked_anew(vlm, tmp_path):
     predictions(vlm, path)
     predictions(vlm, path, temperature=0.0)
     predictions(tiny_vlm(1), path, temperature=0.0)
-    assert len(read_lines(path)) == 21
+    assert len(read_lines(path, ("id",))) == 21
 
 
-def test_accuracy_is_counted_by_task_with_wilsons_interval():
-    rows = [("human", 1), ("human", 0), ("augmented", 1)]
-    found = by_task([{"task": task, "marks": {"accuracy": a}} for task, a in rows])
-    assert [line.partition(":")[0] for line in found] == ["all", "augmented", "human"]
-    assert found[2] == "human: accuracy 0.500 [0.095, 0.905], 2 questions"  # Wilson, 1 of 2
+def test_wilsons_interval():
+    assert interval(0.5, 2) == pytest.approx((0.095, 0.905), abs=1e-3)
 
 
-def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, tmp_path, capsys):
-    instruction = tmp_path / "how.txt"
-    instruction.write_text(DIRECT)
-    argv = ["--ckpt", str(folder), "--size", "3", "--instruction", str(instruction)]
+def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, capsys):
+    argv = ["--ckpt", str(folder), "--size", "3"]
     program.ask_split(argv)
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
-    assert [line["how"]["instruction"] for line in lines] == [DIRECT] * 3
-    assert capsys.readouterr().out.endswith(f"{folder}/predictions.jsonl\n")
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3
+    told = capsys.readouterr().out
+    assert told.startswith("all: accuracy ") and told.endswith(f"{folder}/predictions.jsonl\n")
     program.ask_split([*argv, "--pass_at_k", "2", "--form", "judge"])
     assert capsys.readouterr().out.startswith("pass@1 ")
 
@@ -175,8 +168,7 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, tmp_pat
         "--ckpt {tmp}",
         "--batch_size 0",
         "--ckpt {run} --split nowhere",
-        "--ckpt {run} --instruction {tmp}/none",
-        "--ckpt {run} --instruction /dev/null",
+        "--ckpt {run} --temperature -1",
         "--ckpt {run} --out {tmp}/bad.jsonl",
         "--ckpt {run} --out /proc/none/x.jsonl",
     ],
