@@ -60,7 +60,7 @@ class Curriculum(Config):
     # with the published G of 2 in stage choice an advantage is +-0.7 or 0
     num_generations: int = knob(4, "method", "G: responses to a prompt", low=2)
     beta: float = knob(0.04, "method", "KL to ref_model, which is then kept in memory", low=0)
-    base_format_rate: float = knob(0.1, "model", "tiny: how often its base follows the format")
+    base_format_rate: float = knob(0.1, "model", "tiny: how often in the format", low=0, high=1)
     base_tasks: list[str] = knob(
         list(BASE_TASKS), "model", "tiny: asked in its second base stage", choices=BASE_TASKS
     )
@@ -69,7 +69,7 @@ class Curriculum(Config):
     stages: list[str] = knob(list(STAGES), "stages", "which, in this order", choices=STAGES)
     reject_samples: int = knob(8, "stages", "N: responses to a prompt in rejected sampling", low=1)
     reject_size: int | None = knob(None, "stages", "sample for so many examples, not all", low=1)
-    reject_threshold: float = knob(85.0, "stages", "what is kept is above this, of 100", low=0)
+    reject_threshold: float = knob(85.0, "stages", "keep what is above, of 100", low=0, high=99)
     reject_epochs: float = knob(2.0, "stages", "passes over what was kept and mixed in", above=0)
     mix: str | None = knob(None, "stages", "jsonl to mix in; default: charts: the base's texts")
     mix_share: float = knob(0.3, "stages", "share of mixed-in examples", low=0, high=0.99)

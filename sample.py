@@ -11,10 +11,9 @@ import argparse
 import random
 import sys
 
-from checker import score
 from data import load_data, open_image
 from data.example import Example, InputError
-from evaluate import main, parse
+from evaluate import main, marks, parse
 from lib.answers import split_response
 from lib.claims import claimed_facts
 from lib.log import visible
@@ -74,10 +73,9 @@ def verdict(group: Group, tolerance: float = 0.0) -> str:
     cut = "(cut off)\n" if response.truncated else ""
     if not example.answer:
         return cut
-    rewards = score([response.text], example, truncated=[response.truncated], tolerance=tolerance)
-    names = ("format", "accuracy", "thinking")
-    parts = ", ".join(f"{name} {rewards[name].item():.2f}" for name in names)
-    told = f"{cut}{'✓ right' if rewards['accuracy'].item() == 1 else '✗ wrong'}    {parts}\n"
+    row = marks(group, tolerance)
+    parts = ", ".join(f"{name} {row[name]:.2f}" for name in ("format", "accuracy", "thinking"))
+    told = f"{cut}{'✓ right' if row['accuracy'] == 1 else '✗ wrong'}    {parts}\n"
     facts = [tuple(fact) for fact in example.facts]
     claims = claimed_facts(split_response(response.text)[0], facts)
     stated = [f"{' '.join(claim)} {'✓' if claim in facts else '✗'}" for claim in claims]

@@ -28,45 +28,31 @@ from rollout import Group, Response
 torch.set_num_threads(1)
 
 JUDGE = Example(question="Is the answer 4 right, yes or no?", answer="yes", kind="decision")
-ONE = Example(question="Choose", answer="B", options=list("abcd"), kind="letters")
-TWO = Example(question="Choose", answer="A, C", options=list("abcd"), kind="letters")
+ONE = Example(question="Choose", answer="B", kind="letters")
+TWO = Example(question="Choose", answer="A, C", kind="letters")
 BOX = Example(question="box", answer="10,10,20,20", task="detection", kind="box")
 LABELS = Example(question="colours", answer="red, blue", task="classification", kind="labels")
 MATH = Example(question="sum", answer="12", task="sum")
 
 # ---- difficulty-aware rewards (Curr-ReFT, section 3) --------------------------------------------
 
-PAID = {
-    "decision": (JUDGE, {"yes": 1, "Yes.": 1, "no": 0, "yes or no": 0, "yes no": 0, "": 0}),
-    "one letter": (
-        ONE,
-        {"B": 1, "b": 1, "B, B": 1, "A": 0, "A, B": 0, "A, B, C, D": 0, "": 0, "Bad": 0},
-    ),
-    "two letters": (
-        TWO,
-        {"C, A": 1, "C and A": 1, "AC": 1, "A": 0.2, "A A A": 0.2, "A, B": 0, "A, C, E": 0}
-        | {"ABCD": 0, " , ": 0},
-    ),
-    "box": (
-        BOX,
-        {"10,10,20,20": 1, "[10, 10, 20, 20]": 1, "11,10,21,20": 1}
-        | {"10,10,20,15": 0}  # an IoU of exactly 0.5 is not above it
-        | {"20,20,10,10": 0, "20,10,10,20": 0, "10,10,20": 0, "10,10,20,20,10,10,20,20": 0}
-        | {"-999999,-999999,999999,999999": 0, "0,0," + "9" * 400 + ",20": 0, "": 0}
-        | {"nan,nan,nan,nan": 0, "10,10,1e9,1e9": 0},
-    ),
-    "labels": (
-        LABELS,
-        {"red, blue": 1, "Blue, RED": 1, "red, red, red": 0.5, "red, green": 1 / 3, "": 0, ",,": 0}
-        | {", ".join(charts.COLOURS): 2 / 8},
-    ),
-    "text": (MATH, {"12": 1, "12.0": 1, "13": 0, "12.1": 0, "": 0, "$": 0, "twelve or 13": 0}),
-}
+# an IoU of exactly 0.5 is not above it
+NO_BOX = "10,10,20,15 20,20,10,10 20,10,10,20 10,10,20 10,10,20,20,10,10,20,20 nan,nan,nan,nan"
+NO_BOX += f" 10,10,1e9,1e9 -999999,-999999,999999,999999 0,0,{'9' * 400},20"
+PAID = [  # what is right; a part of it, with its pay; what is wrong
+    (JUDGE, ["yes", "Yes."], {}, ["no", "yes or no", "yes no", ""]),
+    (ONE, ["B", "b", "B, B"], {}, ["A", "A, B", "A, B, C, D", "", "Bad"]),
+    (TWO, ["C, A", "C and A", "AC"], {"A": 0.2, "A A A": 0.2}, ["A, B", "A, C, E", "ABCD", " , "]),
+    (BOX, ["10,10,20,20", "[10, 10, 20, 20]", "11,10,21,20"], {}, ["", *NO_BOX.split()]),
+    (LABELS, ["red, blue", "Blue, RED"], {"red, red": 0.5, "red, green": 1 / 3}, ["", ",,"]),
+    (LABELS, [], {", ".join(charts.COLOURS): 2 / 8}, []),
+    (MATH, ["12", "12.0"], {}, ["13", "12.1", "", "$", "twelve or 13"]),
+]
 
 
-@pytest.mark.parametrize("name", PAID)
-def test_an_answer_is_paid_by_its_kind(name):
-    example, paid = PAID[name]
+@pytest.mark.parametrize("example, right, parts, wrong", PAID)
+def test_an_answer_is_paid_by_its_kind(example, right, parts, wrong):
+    paid = dict.fromkeys(right, 1) | parts | dict.fromkeys(wrong, 0)
     assert {text: grade(example, text) for text in paid} == pytest.approx(paid)
     assert grade(example, None) == 0
 
@@ -117,29 +103,24 @@ def test_judge_questions_are_balanced_and_say_yes_exactly_for_right_answers(item
         assert rest == item.question and example.kind == "decision"
 
 
-def test_a_choice_s_letters_are_its_right_options_never_all_of_them(items):
+def test_a_choice_s_letters_are_its_right_options_among_wrong_ones_of_their_kind(items):
     sizes = Counter()
     for item, example in zip(items, stage_questions("choice", items, 0, grade)):
-        letters = read_letters(example.answer)
-        options = offered(example)
+        letters, options = read_letters(example.answer), offered(example)
         for letter, option in zip("ABCD", options):
             many = item.kind == "labels"
             right = option in item.answer.split(", ") if many else grade(item, option) == 1
             assert right == (letter in letters)
         assert 0 < len(letters) < len(options) == len(set(options))
         sizes[len(letters)] += 1
-    assert {1, 2, 3} <= set(sizes)
-
-
-def test_wrong_options_are_of_the_answers_kind(items):
-    for item, example in zip(items, stage_questions("choice", items, 0, grade)):
         if item.kind == "box":
-            assert all(map(read_box, offered(example)))
+            assert all(map(read_box, options))
         elif item.answer.isdigit():
-            assert all(map(str.isdigit, offered(example)))
+            assert all(map(str.isdigit, options))
         else:
             words = {"yes", "no"} if item.task == "comparison" else set(charts.COLOURS)
-            assert set(offered(example)) <= words
+            assert set(options) <= words
+    assert {1, 2, 3} <= set(sizes)
 
 
 def test_a_tables_cells_and_names_are_offered_where_the_answer_is_one():
@@ -281,9 +262,9 @@ def test_every_stage_starts_from_the_last_ones_weights(quick):
     assert [read(stage / "result.json")["step"] for stage in stages] == [1, 1, 2, 2]
     assert all((s / "checkpoints").is_dir() and (s / "metrics.jsonl").exists() for s in stages)
     assert set(result["final"]["test"]) == {"greedy", "sampled", "direct", *FORMS}
-    for name, steps in (("metrics.jsonl", set(range(6))), ("groups.jsonl", set(range(6)))):
+    for name in ("metrics.jsonl", "groups.jsonl"):
         joined = [json.loads(line) for line in (RUN / name).open()]
-        assert {line["step"] for line in joined} == steps == set(range(result["step"]))
+        assert {line["step"] for line in joined} == set(range(6)) == set(range(result["step"]))
         assert joined[-1]["stage"] == "reject"
 
 

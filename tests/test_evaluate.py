@@ -52,6 +52,8 @@ def test_marks_count_the_answer_and_the_true_facts():
     assert (row["accuracy"], row["format"], row["stated"], row["true"]) == (1, 1, 2, 1)
     assert marks(said(CHART, "red 5"))["accuracy"] == 0
     assert marks(said(CHART, "red 5\nAnswer: 5", truncated=True))["format"] == 0
+    near = said(replace(CHART, answer="100"), "so it is\nAnswer: 104")
+    assert marks(near)["accuracy"] == 0 and marks(near, tolerance=0.05)["accuracy"] == 1
 
 
 def test_a_direct_answer_is_the_whole_response():
@@ -66,11 +68,6 @@ def test_readings_are_shares_and_fact_precision_none_where_nothing_is_stated():
     found = readings(rows)
     assert (found["fact_precision"], found["accuracy"], found["grounded"]) == (0.5, 0.5, 0)
     assert (found["accuracy/"], found["accuracy/sum"]) == (1, 0)
-
-
-def test_a_number_is_right_within_the_tolerance_of_its_data_set():
-    near = said(Example(question="How many?", answer="100"), "so it is\nAnswer: 104")
-    assert marks(near)["accuracy"] == 0 and marks(near, tolerance=0.05)["accuracy"] == 1
 
 
 @pytest.mark.parametrize(
@@ -162,21 +159,23 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, capsys)
 
 
 @pytest.mark.parametrize(
-    "argv",
+    "ask, argv",
     [
-        "--ckpt out/nothing",
-        "--ckpt {tmp}",
-        "--batch_size 0",
-        "--ckpt {run} --split nowhere",
-        "--ckpt {run} --temperature -1",
-        "--ckpt {run} --out {tmp}/bad.jsonl",
-        "--ckpt {run} --out /proc/none/x.jsonl",
+        (program.ask_split, "--ckpt out/nothing"),
+        (program.ask_split, "--ckpt {tmp}"),
+        (program.ask_split, "--batch_size 0"),
+        (program.ask_split, "--ckpt {run} --split nowhere"),
+        (program.ask_split, "--ckpt {run} --temperature -1"),
+        (program.ask_split, "--ckpt {run} --out {tmp}/bad.jsonl"),
+        (program.ask_split, "--ckpt {run} --out /proc/none/x.jsonl"),
+        (sample.ask, "--ckpt {run} --num_generations 4"),
+        (sample.ask, "--ckpt {run} --image {run}/result.json --question x"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line_and_code_2(argv, folder, tmp_path, capsys):
+def test_what_cannot_be_asked_is_one_line_and_code_2(ask, argv, folder, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text("[1]\n")
     with pytest.raises(SystemExit) as stop:
-        program.main(program.ask_split, argv.format(tmp=tmp_path, run=folder).split())
+        program.main(ask, argv.format(tmp=tmp_path, run=folder).split())
     error = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and error[-1].startswith("error: ")
 
@@ -184,24 +183,20 @@ def test_what_cannot_be_asked_is_one_line_and_code_2(argv, folder, tmp_path, cap
 # ---- sample.py ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_streaming_says_what_rollout_says(vlm, temperature):
-    model, processor = vlm
-    asked = {"max_completion_length": 24, "temperature": temperature, "seed": 3}
-    (group,) = make_groups(model, processor, load_charts("val", 1))
+def test_streaming_says_what_rollout_says(vlm):
+    asked = {"max_completion_length": 24, "temperature": 1.0, "seed": 3}
+    (group,) = make_groups(*vlm, load_charts("val", 1))
     pieces = []
-    sample.stream(model, processor, group, pieces.append, **asked)
+    sample.stream(*vlm, group, pieces.append, **asked)
     streamed = group.responses
-    rollout(model, processor, [group], num_generations=1, **asked)
+    rollout(*vlm, [group], num_generations=1, **asked)
     assert streamed == group.responses
     assert "".join(pieces) == streamed[0].text and len(pieces) > 1
 
 
 def test_a_streamed_response_never_shows_its_end_token(vlm, monkeypatch):
-    model, processor = vlm
-    end = processor.tokenizer.eos_token_id
-    words = [*processor.tokenizer("red 5 \u00fc")["input_ids"], end]
-    (group,) = make_groups(model, processor, load_charts("val", 1))
+    tokenizer, pieces = vlm[1].tokenizer, []
+    words = [*tokenizer("red 5 \u00fc")["input_ids"], tokenizer.eos_token_id]
 
     def scripted(model, processor, groups, on_token, **asked):
         for token in words:
@@ -209,16 +204,14 @@ def test_a_streamed_response_never_shows_its_end_token(vlm, monkeypatch):
         groups[0].responses = [Response(words, "red 5 \u00fc", False)]
 
     monkeypatch.setattr(sample, "rollout", scripted)
-    pieces = []
-    sample.stream(model, processor, group, pieces.append)
+    sample.stream(*vlm, said(CHART, ""), pieces.append)
     assert "".join(pieces) == "red 5 \u00fc" and not any("\ufffd" in piece for piece in pieces)
 
 
 def test_a_verdict_says_which_stated_facts_are_true():
     told = sample.verdict(said(CHART, "red 5, blue 3\nAnswer: 5"))
     assert told.startswith("✓ right") and "red 5 ✓" in told and "blue 3 ✗" in told
-    near = said(Example(question="How many?", answer="100"), "so it is\nAnswer: 104")
-    assert "✗" in sample.verdict(near) and "✓" in sample.verdict(near, tolerance=0.05)
+    assert sample.verdict(said(CHART, "Answer: 3")).startswith("✗ wrong")
     assert sample.verdict(said(Example(question="own"), "5", truncated=True)) == "(cut off)\n"
 
 
@@ -228,16 +221,7 @@ def test_no_escape_code_reaches_the_terminal(capsys):
 
 
 def test_a_question_of_the_data_set_is_asked_and_judged(folder, capsys):
-    sample.ask(
-        ["--ckpt", str(folder), "--seed", "1", "--num_generations", "2", "--temperature", "1"]
-    )
+    argv = f"--ckpt {folder} --seed 1 --num_generations 2 --temperature 1"
+    sample.ask(argv.split())
     told = capsys.readouterr().out
     assert "(--seed 1 asks it again)" in told and told.count("accuracy") == 2
-
-
-@pytest.mark.parametrize("argv", ["--num_generations 4", "--image {run}/result.json --question x"])
-def test_what_cannot_be_sampled_is_one_line_and_code_2(argv, folder, capsys):
-    with pytest.raises(SystemExit) as stop:
-        program.main(sample.ask, ["--ckpt", str(folder), *argv.format(run=folder).split()])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
