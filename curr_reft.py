@@ -176,10 +176,8 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
         own.max_steps, own.num_train_epochs = None, config.reject_epochs
         return replace(own, method="sft", refiner="off", beta=0.0, loss_type="grpo")
     share = EPOCHS[stage] / sum(EPOCHS.get(name, 0) for name in config.stages)
-    if config.max_steps is not None:
-        own.max_steps = max(1, round(share * config.max_steps))
-    if config.num_train_epochs is not None:
-        own.num_train_epochs = share * config.num_train_epochs
+    own.max_steps = config.max_steps and max(1, round(share * config.max_steps))
+    own.num_train_epochs = config.num_train_epochs and share * config.num_train_epochs
     return own
 
 

@@ -2,7 +2,7 @@
 
     python evaluate.py --ckpt out/charts-dyme                     every test question, once
     python evaluate.py --ckpt FOLDER --dataset mine.jsonl --split val --out mine.jsonl
-    python evaluate.py --ckpt FOLDER --pass_at_k 64 --size 48 --form judge
+    python evaluate.py --ckpt FOLDER --pass_at_k 64 --size 48 --batch_size 1024
 
 Every response is a line of --out; a command that was stopped goes on where it was. Besides accuracy
 it counts what DyME is about: is the stated thinking true (precision and F1 of the stated facts), are
@@ -25,9 +25,7 @@ from tqdm import tqdm
 from checker import score
 from config import tolerances
 from data import load_data
-from data.charts import TASKS
 from data.example import DIRECT, Example, InputError
-from data.forms import FORMS, stage_questions
 from lib.answers import grade, split_response
 from lib.claims import claimed_facts
 from lib.trained import find_model, load
@@ -285,7 +283,6 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
 
 FLAGS = {
     "size": {"type": int, "help": "the first so many questions (default: all)"},
-    "form": {"choices": FORMS, "help": "all of Curr-ReFT's tasks, asked in this form"},
     "pass_at_k": {"metavar": "N", "type": int, "help": "pass@k, of N samples per question"},
     "out": {"help": "where responses go (default: predictions.jsonl in --ckpt)"},
     "seed": {"type": int, "default": 0, "help": "of sampling (default: 0)"},
@@ -297,10 +294,7 @@ def ask_split(argv: list[str]) -> None:
     """Ask a split and print what came out."""
     args = parse(argv, "Ask a whole split.", FLAGS)
     about = {"size": args.size, "data_seed": args.data_seed, "questions": "all"}
-    about["tasks"] = TASKS if args.form else ("chart",)
     examples = load_data(args.dataset, args.split, args.data_dir, **about)
-    if args.form:
-        examples = stage_questions(args.form, examples, args.data_seed, grade)
     asked = {**args.asked, "tolerance": args.tolerance, "batch_size": args.batch_size}
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0
@@ -311,7 +305,7 @@ def ask_split(argv: list[str]) -> None:
     folder = folder if folder.is_dir() else Path("out", args.ckpt.replace("/", "--"))
     path = Path(args.out or folder / "predictions.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    how = {name: getattr(args, name) for name in ("ckpt", "dataset", "split", "form")}
+    how = {name: getattr(args, name) for name in ("ckpt", "dataset", "split")}
     rows = [line["marks"] for line in predict(*load(args.model), examples, path, how, **asked)]
     for task, right in {"all": [row["accuracy"] for row in rows], **by_task(rows)}.items():
         low, high = interval(mean(right), len(right))

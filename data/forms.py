@@ -35,9 +35,9 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
     examples = [examples[i] for i in range(len(examples))]
     for example in examples:
         if grade(example, example.answer) < 1:
-            wanted = {"box": "left,top,right,bottom", "labels": "labels between commas"}
-            wanted = wanted.get(example.kind, "a word or number")
-            raise InputError(f"{example.id}: {example.answer!r} is no answer; give {wanted}")
+            raise InputError(
+                f"{example.id}: {example.answer!r} is no answer of kind {example.kind}"
+            )
     if form == "open":
         return examples
     pool, counts, asked = answer_pool(examples), Counter(), []

@@ -57,17 +57,13 @@ def test_an_answer_is_paid_by_its_kind(example, right, parts, wrong):
     assert grade(example, None) == 0
 
 
-def test_three_digit_coordinates_are_no_thousands():
-    texts = [f"It is there.\nAnswer: {box}" for box in ("120,105,150,226", "120105150226")]
-    scored = score(texts, replace(BOX, answer="120,105,150,226"))
-    assert scored["accuracy"].tolist() == scored["format"].tolist() == [1, 0]
+FAR = replace(BOX, answer="120,105,150,226")  # no thousands
+OTHERS = [(JUDGE, "10,10,20,20"), (ONE, "yes"), (BOX, "B"), (FAR, "120105150226"), (MATH, "")]
 
 
-@pytest.mark.parametrize(
-    "example, right, other",
-    [(JUDGE, "yes", "10,10,20,20"), (ONE, "B", "yes"), (BOX, "10,10,20,20", "B"), (MATH, "12", "")],
-)
-def test_format_reward_asks_for_an_answer_of_the_stages_form(example, right, other):
+@pytest.mark.parametrize("example, other", OTHERS)
+def test_format_reward_asks_for_an_answer_of_the_stages_form(example, other):
+    right = example.answer
     texts = [f"So it is.\nAnswer: {right}", f"So it is.\nAnswer: {other}", f"Answer: {right}"]
     texts += [right, f"So it is.\nAnswer: {right}\nAnswer: {right}"]
     scored = score(texts, example, reward_weights=(1, 1, 0))

@@ -8,11 +8,9 @@ import torch
 
 import evaluate as program
 import sample
-from data.charts import TASKS, load_charts
+from data.charts import load_charts
 from data.example import Example
-from data.forms import stage_questions
 from evaluate import evaluate, interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
-from lib.answers import grade
 from lib.families import save_model
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
@@ -98,7 +96,7 @@ def test_pass_at_ks_comes_from_counts_that_no_batch_changes(vlm, monkeypatch):
         return {"accuracy": torch.tensor([float(len(text) % 3 == 0) for text in texts])}
 
     monkeypatch.setattr(program, "score", score)
-    examples = stage_questions("judge", load_charts("test", 18, tasks=TASKS), 0, grade)[:5]
+    examples = load_charts("test", 5)
     asked = {"temperature": 1.0, "max_completion_length": 6}
     found = [pass_at_ks(*vlm, examples, 4, batch_size=size, **asked) for size in (4, 400)]
     assert found[0] == found[1] and 0 < sum(found[0]["right"]) < 20
@@ -154,7 +152,7 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, capsys)
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3
     told = capsys.readouterr().out
     assert told.startswith("all: accuracy ") and told.endswith(f"{folder}/predictions.jsonl\n")
-    program.ask_split([*argv, "--pass_at_k", "2", "--form", "judge"])
+    program.ask_split([*argv, "--pass_at_k", "2"])
     assert capsys.readouterr().out.startswith("pass@1 ")
 
 
