@@ -195,15 +195,16 @@ def predict(
         weights = zlib.crc32(content.numpy(), weights)
     told = {name: value for name, value in asked.items() if name != "batch_size"}
     how = {**how, **told, "tolerance": tolerance, "weights": weights}
-    ids = [example.id or str(i) for i, example in enumerate(examples)]
     done = {line["id"]: line for line in read_lines(path, ("id",)) if line.get("how") == how}
+    ids = [example.id for example in examples]
     todo = [i for i, name in enumerate(ids) if name not in done]
-    progress = tqdm(total=len(ids), initial=len(ids) - len(todo), unit="question")
-    with open(path, "a", encoding="utf-8") as file, progress:
-        for group in respond(model, processor, examples, places=todo, **asked):
+    groups = respond(model, processor, examples, places=todo, **asked)
+    bar = tqdm(groups, total=len(ids), initial=len(ids) - len(todo), unit="question")
+    with open(path, "a", encoding="utf-8") as file:
+        for group in bar:
             example, (response,) = group.example, group.responses
-            line = {
-                "id": ids[group.place],
+            done[example.id] = {
+                "id": example.id,
                 "question": example.question,
                 "answer": example.answer,
                 "response": response.text,
@@ -211,10 +212,8 @@ def predict(
                 "marks": marks(group, tolerance),
                 "how": how,
             }
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(done[example.id]) + "\n")
             file.flush()
-            done[line["id"]] = line
-            progress.update()
     return [done[name] for name in ids]
 
 

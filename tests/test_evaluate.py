@@ -10,7 +10,7 @@ import evaluate as program
 import sample
 from data.charts import load_charts
 from data.example import Example
-from evaluate import evaluate, interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
+from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
 from lib.families import save_model
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
@@ -75,13 +75,6 @@ def test_readings_are_shares_and_fact_precision_none_where_nothing_is_stated():
 def test_the_program_takes_the_data_sets_own_tolerance(folder, flags, tolerance):
     args = program.parse(["--ckpt", str(folder), *flags.split()], "", program.FLAGS)
     assert args.tolerance == tolerance
-
-
-def test_readings_depend_on_no_batch(vlm):
-    examples = load_charts("val", 7)
-    asked = {"temperature": 1.0, "max_completion_length": 8, "seed": 2}
-    found = [evaluate(*vlm, examples, batch_size=size, **asked) for size in (3, 64)]
-    assert found[0] == found[1] and found[0]["count"] == 7
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
