@@ -36,9 +36,10 @@ from config import Config, knob, parse, tolerances
 from data.charts import TASKS
 from data.example import InputError
 from data.forms import FORMS, stage_questions
+from data.reading import write_whole
 from evaluate import evaluate, evaluate_all, main, read_lines
 from lib.answers import grade
-from lib.checkpoint import step_folders, write_whole
+from lib.checkpoint import step_folders
 from lib.families import save_model
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object, cleanup, setup_distributed

@@ -298,7 +298,7 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
 
 
 def test_a_kill_at_any_of_the_small_files_is_made_good_by_resume(quick, monkeypatch):
-    flags, rename = [*quick, "--stages", "judge", "reject", "--resume"], os.rename
+    flags, rename = [*quick, "--stages", "judge", "reject", "--resume"], os.replace
     for name in ("kept.jsonl", "finished.json", "readings.json"):
 
         def killed(source, target, name=name):
@@ -306,11 +306,11 @@ def test_a_kill_at_any_of_the_small_files_is_made_good_by_resume(quick, monkeypa
                 raise KeyboardInterrupt
             rename(source, target)
 
-        monkeypatch.setattr(os, "rename", killed)
+        monkeypatch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             run(flags)
         assert not (RUN / "reject" / name).exists()
-    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "replace", rename)
     assert run(flags)["final"]["test"]
 
 
