@@ -195,7 +195,7 @@ def predict(
         weights = zlib.crc32(content.numpy(), weights)
     told = {name: value for name, value in asked.items() if name != "batch_size"}
     how = {**how, **told, "tolerance": tolerance, "weights": weights}
-    done = {line["id"]: line for line in read_lines(path, ("id",)) if line.get("how") == how}
+    done = {line["id"]: line for line in read_lines(path) if line.get("how") == how}
     ids = [example.id for example in examples]
     todo = [i for i, name in enumerate(ids) if name not in done]
     groups = respond(model, processor, examples, places=todo, **asked)
@@ -217,7 +217,7 @@ def predict(
     return [done[name] for name in ids]
 
 
-def read_lines(path: Path, names: Sequence[str]) -> list[dict]:
+def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
     """The objects of a jsonl file that a program goes on writing; a torn last line is cut off.
 
     InputError, with its number, for any other line that isn't an object with these names.

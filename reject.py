@@ -151,9 +151,7 @@ def sample_rows(
         about = {"cache": path.parent / "judge_cache.sqlite", "parallel": config.judge_parallel}
         chat = open_chat(config.judge_url, config.judge_model, **about)
     starts = range(len(rows), len(examples), config.prompts_per_step)
-    bar = tqdm(
-        starts, desc="rejected sampling", unit="batch", disable=None if not ranks.rank else True
-    )
+    bar = tqdm(starts, desc="rejected sampling", unit="batch", disable=ranks.rank > 0 or None)
     with Interrupt() as interrupt:
         for start in bar:
             places = range(len(examples))[start : start + config.prompts_per_step]
