@@ -27,46 +27,25 @@ from rollout import Group, Response
 
 torch.set_num_threads(1)
 
-JUDGE = Example(question="Is the answer 4 right, yes or no?", answer="yes", kind="decision")
-ONE = Example(question="Choose", answer="B", kind="letters")
-TWO = Example(question="Choose", answer="A, C", kind="letters")
 BOX = Example(question="box", answer="10,10,20,20", task="detection", kind="box")
-LABELS = Example(question="colours", answer="red, blue", task="classification", kind="labels")
-MATH = Example(question="sum", answer="12", task="sum")
 
-# ---- difficulty-aware rewards (Curr-ReFT, section 3) --------------------------------------------
-
-# an IoU of exactly 0.5 is not above it
-NO_BOX = "10,10,20,15 20,20,10,10 20,10,10,20 10,10,20 10,10,20,20,10,10,20,20 nan,nan,nan,nan"
-NO_BOX += f" 10,10,1e9,1e9 -999999,-999999,999999,999999 0,0,{'9' * 400},20"
-PAID = [  # what is right; a part of it, with its pay; what is wrong
-    (JUDGE, ["yes", "Yes."], {}, ["no", "yes or no", "yes no", ""]),
-    (ONE, ["B", "b", "B, B"], {}, ["A", "A, B", "A, B, C, D", "", "Bad"]),
-    (TWO, ["C, A", "C and A", "AC"], {"A": 0.2, "A A A": 0.2}, ["A, B", "A, C, E", "ABCD", " , "]),
-    (BOX, ["10,10,20,20", "[10, 10, 20, 20]", "11,10,21,20"], {}, ["", *NO_BOX.split()]),
-    (LABELS, ["red, blue", "Blue, RED"], {"red, red": 0.5, "red, green": 1 / 3}, ["", ",,"]),
-    (LABELS, [], {", ".join(charts.COLOURS): 2 / 8}, []),
-    (MATH, ["12", "12.0"], {}, ["13", "12.1", "", "$", "twelve or 13"]),
-]
+# ---- the rewards of a stage (what each answer is paid: test_checker.py) -------------------------
 
 
-@pytest.mark.parametrize("example, right, parts, wrong", PAID)
-def test_an_answer_is_paid_by_its_kind(example, right, parts, wrong):
-    paid = dict.fromkeys(right, 1) | parts | dict.fromkeys(wrong, 0)
-    assert {text: grade(example, text) for text in paid} == pytest.approx(paid)
-    assert grade(example, None) == 0
-
-
-FAR = replace(BOX, answer="120,105,150,226")  # no thousands
-OTHERS = [(JUDGE, "10,10,20,20"), (ONE, "yes"), (BOX, "B"), (FAR, "120105150226"), (MATH, "")]
-
-
-@pytest.mark.parametrize("example, other", OTHERS)
-def test_format_reward_asks_for_an_answer_of_the_stages_form(example, other):
-    right = example.answer
+@pytest.mark.parametrize(
+    "kind, right, other",
+    [
+        ("decision", "yes", "10,10,20,20"),
+        ("letters", "A, C", "yes"),
+        ("box", "120,105,150,226", "120105150226"),
+        ("labels", "red, blue", ",,"),
+        ("text", "12", ""),
+    ],
+)
+def test_format_reward_asks_for_an_answer_of_the_stages_form(kind, right, other):
     texts = [f"So it is.\nAnswer: {right}", f"So it is.\nAnswer: {other}", f"Answer: {right}"]
     texts += [right, f"So it is.\nAnswer: {right}\nAnswer: {right}"]
-    scored = score(texts, example, reward_weights=(1, 1, 0))
+    scored = score(texts, Example(answer=right, kind=kind), reward_weights=(1, 1, 0))
     assert scored["format"].tolist() == [1, 0, 0, 0, 0]
     assert scored["total"].tolist() == [2, 0, 0, 0, 0]
     assert scored["correct"].tolist() == [True, False, False, False, False]
