@@ -10,25 +10,23 @@ same items are asked three times (data/forms.py), each stage a run of train.py's
 the last one's weights:
 
     judge    is the answer X right, yes or no?   1 for the right decision
-    choice   lettered options, several may be right   1 for the exact set, 0.2 for a part of it,
-             0 with any wrong letter
+    choice   lettered options   1 for all right ones, 0.2 for some, 0 with any wrong letter
     open     the item itself   detection: IoU > 0.5; classification: Jaccard; math: it matches
 
-and the format reward, which in each stage asks for an answer of its form (lib/answers.py). Then
-reject.py: SFT on the model's own best answers. Each stage has a folder below <output_dir>, with
-metrics and checkpoints of its own; <output_dir> gets the joined metrics, result.json and the last
-stage's model. --resume goes on where it was. --max_steps, or the epochs, are those of the RL
-stages together, shared as published, 1 : 1 : 2: a run without some of them makes as many updates.
+and the format reward, which asks for an answer of the stage's form (lib/answers.py). Then reject.py:
+SFT on the model's own best answers. Each stage has a folder below <output_dir>, as train.py writes
+it; <output_dir> gets the joined metrics, result.json and the last model. --resume goes on where it
+was. --max_steps, or the epochs, are those of the RL stages together, shared 1 : 1 : 2 as published.
 
-The tiny model's base goes on from DyME's: a second base stage has shown it the three tasks and the
-forms of question, and answered one thinking prompt in ten in the format. GRPO chooses among what is
-sampled; a base that never follows the format, which DyME memorizes its way out of, would teach it
-nothing (advantage collapse). Left out: answers with several boxes.
+The tiny model's base goes on from DyME's: a second base stage shows it the tasks and the forms, and
+one thinking prompt in ten answered in the format. GRPO chooses among what is sampled: it would teach
+nothing to a base that never follows the format. Left out: answers with several boxes.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -38,20 +36,20 @@ from config import Config, knob, parse, tolerances
 from data.charts import TASKS
 from data.example import InputError
 from data.forms import FORMS, stage_questions
-from evaluate import evaluate, evaluate_all
+from data.reading import write_whole
+from evaluate import evaluate, evaluate_all, main, read_lines
 from lib.answers import grade
-from lib.checkpoint import changed_flags, step_folders, write_whole
+from lib.checkpoint import step_folders
 from lib.families import save_model
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object, cleanup, setup_distributed
-from reject import account, account_lines, keep_best, mix_examples, sample_rows
 from load import Task, first_load, load_finals, load_model, load_split
-from run import FREE_TO_CHANGE, summary
+from reject import account, keep_best, mix_examples, sample_rows
+from run import summary
 from train import train
 
 STAGES = (*FORMS, "reject")
-EPOCHS = {"judge": 1, "choice": 1, "open": 2}  # published
-LOGS = ("metrics.jsonl", "sampled.jsonl")  # either shows that a stage has begun
+EPOCHS = {"judge": 1, "choice": 1, "open": 2}
 BASE_TASKS = (*TASKS, "judge", "choice")
 
 
@@ -63,36 +61,18 @@ class Curriculum(Config):
     # with the published G of 2 in stage choice an advantage is +-0.7 or 0
     num_generations: int = knob(4, "method", "G: responses to a prompt", low=2)
     beta: float = knob(0.04, "method", "KL to ref_model, which is then kept in memory", low=0)
-    base_format_rate: float = knob(
-        0.1, "model", "tiny: how often the base stages show the format", low=0, high=1
-    )
+    base_format_rate: float = knob(0.1, "model", "tiny: how often in the format", low=0, high=1)
     base_tasks: list[str] = knob(
-        list(BASE_TASKS), "model", "tiny: what its second base stage asks", choices=BASE_TASKS
+        list(BASE_TASKS), "model", "tiny: asked in its second base stage", choices=BASE_TASKS
     )
     base_task_steps: int = knob(1200, "model", "tiny: length of its second base stage", low=1)
 
-    stages: list[str] = knob(
-        list(STAGES),
-        "stages",
-        "which, in this order; the first starts from --model",
-        choices=STAGES,
-    )
+    stages: list[str] = knob(list(STAGES), "stages", "which, in this order", choices=STAGES)
     reject_samples: int = knob(8, "stages", "N: responses to a prompt in rejected sampling", low=1)
-    reject_size: int | None = knob(
-        None, "stages", "sample for the first so many training examples; default: for all", low=1
-    )
-    reject_threshold: float = knob(
-        85.0, "stages", "a prompt's best response is kept above this, of 100", low=0, high=99.99
-    )
-    reject_steps: int | None = knob(
-        None, "stages", "updates on what was kept; default: reject_epochs' worth", low=1
-    )
+    reject_size: int | None = knob(None, "stages", "sample for so many examples, not all", low=1)
+    reject_threshold: float = knob(85.0, "stages", "keep what is above, of 100", low=0, high=99)
     reject_epochs: float = knob(2.0, "stages", "passes over what was kept and mixed in", above=0)
-    mix: str | None = knob(
-        None,
-        "stages",
-        "jsonl of other domains mixed into these; default: the tiny model's base texts, or none",
-    )
+    mix: str | None = knob(None, "stages", "jsonl to mix in; default: charts: the base's texts")
     mix_share: float = knob(0.3, "stages", "share of mixed-in examples", low=0, high=0.99)
 
 
@@ -125,50 +105,65 @@ def read_flags(argv: list[str]) -> Curriculum:
 
 def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
-    log = Log(config.output_dir, ranks.rank == 0)
-    open_folder(config, log)
+    log, folder = Log(config.output_dir, ranks.rank == 0), Path(config.output_dir)
+    stages = [stage for stage in STAGES if stage in config.stages]
+    held = broadcast_object([stage for stage in stages if (folder / stage).exists()], ranks)
+    if held and not (config.resume or config.overwrite):
+        raise InputError(f"{folder / held[0]}: holds a run; --resume it or --overwrite it")
+    log.open(fresh=False)
+    if not config.resume and log.active:  # no later --resume takes an earlier run's for this one's
+        (folder / "base.json").unlink(missing_ok=True)
+        for stage in held:
+            (folder / stage / "finished.json").unlink(missing_ok=True)
+            (folder / stage / "readings.json").unlink(missing_ok=True)
 
-    def read(model, path):
-        return read_model(config, model, Path(path), ranks, log)
+    def once(path: Path, make: Callable, *about: str) -> dict:
+        """What make returns, kept in a file, from which a resumed run takes it."""
+        if broadcast_object(config.resume is not None and path.exists(), ranks):
+            return json.loads(path.read_text(encoding="utf-8"))
+        found = make(config, *about, ranks, log)
+        if found and log.active:
+            write_whole(path, json.dumps(found, indent=1))
+        broadcast_object(None, ranks)  # nobody reads a model before it is written
+        return found
 
-    results, model = {}, config.model
-    wanted = config.model == "tiny" if config.eval_base is None else config.eval_base
-    base = read(model, f"{config.output_dir}/base.json") if wanted else {}
-    for stage in [name for name in STAGES if name in config.stages]:
-        own = stage_config(config, stage, model)
-        result = run_stage(own, stage, ranks, log)
-        if "config" not in result:  # nothing was kept, so nothing was trained
-            told = f"{own.output_dir}/sampled.jsonl: nothing kept; "
-            told += "lower --reject_threshold or train longer"
-            if not results:
-                raise InputError(told)
-            log.say(f"warning: {told}; the result is the model after {list(results)[-1]}")
-            results[list(results)[-1]].update(result)
-            break
-        results[stage], model = result, own.output_dir
-        broadcast_object(None, ranks)  # nobody reads the model before it is written
-        if stage == "open":
-            result["final"] = read(model, f"{model}/readings.json")
-    last = results[list(results)[-1]]
-    last["final"] = last["final"] or read(model, f"{model}/readings.json")
+    results, model, base = {}, config.model, {}
+    if config.eval_base or config.eval_base is None and model == "tiny":
+        base = once(folder / "base.json", read_model, model)
+    for stage in stages:
+        result = once(folder / stage / "finished.json", run_stage, stage, model)
+        if result:
+            results[stage], model = result, str(folder / stage)
+    if not results:
+        raise InputError(f"{folder}/reject: nothing kept; lower --reject_threshold")
+    for stage, result in results.items():
+        if stage in ("open", list(results)[-1]):
+            path = folder / stage
+            result["final"] = once(path / "readings.json", read_model, str(path))
     return join(config, base, results, ranks, log)
 
 
-def open_folder(config: Curriculum, log: Log) -> None:
-    """Make <output_dir>; with --overwrite without what a later --resume would take for this run's.
+def run_stage(config: Curriculum, stage: str, model: str, ranks: Ranks, log: Log) -> dict:
+    """One stage's run from `model`: what train returns; {} where rejected sampling keeps nothing."""
+    log.say(f"---- {stage}, from {model}")
+    config = stage_config(config, stage, model)
 
-    InputError where it holds a run, unless that is resumed or written over.
-    """
-    folder = Path(config.output_dir)
-    logs = [folder / stage / name for stage in config.stages for name in LOGS]
-    held = [path.parent for path in logs if path.exists()]
-    if held and not (config.resume or config.overwrite):
-        raise InputError(f"{held[0]}: holds a run; --resume it or --overwrite it")
-    if config.overwrite and not config.resume and log.active:
-        old = [folder / s / f"{f}.json" for s in config.stages for f in ("finished", "readings")]
-        for path in [folder / "base.json", *old]:
-            path.unlink(missing_ok=True)
-    log.open(fresh=False)
+    def asked(split, size):
+        examples = load_split(config, split, size, TASKS)
+        form = "open" if stage == "reject" else stage
+        return stage_questions(form, examples, config.data_seed, grade)
+
+    task = Task(asked("train", config.train_size), asked(config.eval_split, config.eval_size), {})
+    start, more = time.perf_counter(), {}
+    if stage == "reject":
+        task.train, more["kept"] = choose_examples(config, task.train, ranks, log)
+        if not task.train:
+            return {}
+    sampling = time.perf_counter() - start
+    if config.resume and not step_folders(Path(config.output_dir, "checkpoints")):
+        config = replace(config, resume=None, overwrite=True)  # it was stopped before it saved
+    result = train(config, ranks, task)
+    return {**result, **more, "seconds": result["seconds"] + sampling}
 
 
 def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
@@ -179,96 +174,46 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     if config.max_steps and not config.eval_steps:
         own.eval_steps = max(1, config.max_steps // 10)
     if stage == "reject":
-        own.max_steps, own.num_train_epochs = config.reject_steps, config.reject_epochs
+        own.max_steps, own.num_train_epochs = None, config.reject_epochs
         return replace(own, method="sft", refiner="off", beta=0.0, loss_type="grpo")
     share = EPOCHS[stage] / sum(EPOCHS.get(name, 0) for name in config.stages)
-    if config.max_steps is not None:
-        own.max_steps = max(1, round(share * config.max_steps))
-    if config.num_train_epochs is not None:
-        own.num_train_epochs = share * config.num_train_epochs
+    own.max_steps = config.max_steps and max(1, round(share * config.max_steps))
+    own.num_train_epochs = config.num_train_epochs and share * config.num_train_epochs
     return own
 
 
-def run_stage(config: Curriculum, stage: str, ranks: Ranks, log: Log) -> dict:
-    """One stage's run, or with --resume its result where it is finished, or the rest of it.
-
-    Of rejected sampling that kept nothing: how that came, alone.
-    """
-    folder = Path(config.output_dir)
-    finished = config.resume is not None and (folder / "finished.json").exists()
-    if broadcast_object(finished, ranks):
-        result = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
-        # what is None here was filled in there
-        unset = {name for name, value in asdict(config).items() if value is None}
-        ignored = FREE_TO_CHANGE | unset
-        for change in changed_flags(result["config"], asdict(config), ignored):
-            log.say(f"warning: {stage} is finished, with another {change}")
-        return result
-    log.say(f"---- {stage}, from {config.model}")
-    loop = config  # the loop starts anew where it has saved nothing, the sampling goes on
-    if config.resume and not step_folders(folder / "checkpoints"):
-        loop = replace(config, resume=None, overwrite=True)
-    start, sampled = time.perf_counter(), {}
-    if stage == "reject":
-        task, tasks = reject_task(config, ranks, log)
-        sampled = {"kept": tasks, "seconds_sampling": time.perf_counter() - start}
-        if task is None:
-            return sampled
-    else:
-        task = stage_task(config, stage)
-    result = {**train(loop, ranks, task), **sampled}
-    if log.active:  # train's result.json comes before its model
-        write_whole(folder / "finished.json", json.dumps(result, indent=1))
-    return result
-
-
-def stage_task(config: Curriculum, stage: str) -> Task:
-    """What an RL stage learns from and is watched on: the data set's examples in its form."""
-
-    def asked(split, size):
-        return stage_questions(
-            stage, load_split(config, split, size, TASKS), config.data_seed, grade
-        )
-
-    return Task(asked("train", config.train_size), asked(config.eval_split, config.eval_size), {})
-
-
-def reject_task(config: Curriculum, ranks: Ranks, log: Log) -> tuple[Task | None, dict]:
-    """The SFT on what rejected sampling keeps and on other domains, and what was kept by task.
-
-    None as the Task when that is nothing.
-    """
-    folder = Path(config.output_dir)
+def choose_examples(
+    config: Curriculum, examples: list, ranks: Ranks, log: Log
+) -> tuple[list, dict[str, dict]]:
+    """What rejected sampling keeps, with examples of other domains ([] if nothing); reject.account."""
+    folder, threshold = Path(config.output_dir), config.reject_threshold
     folder.mkdir(parents=True, exist_ok=True)
-    task = stage_task(config, "open")
-    examples = task.train[: config.reject_size]
+    examples = examples[: config.reject_size]
     model, processor = first_load(config, ranks)
     rows = sample_rows(model, processor, examples, config, ranks, folder / "sampled.jsonl")
-    tasks = account(rows, config.reject_threshold)
-    for line in account_lines(tasks, config.reject_threshold):
-        log.say(line)
-    kept, learned = keep_best(rows, examples, config.reject_threshold)
+    tasks = account(rows, threshold)
+    for task, counts in tasks.items():
+        told = "{kept} of {prompts} prompts kept, {right} answered right".format(**counts)
+        log.say(f"  {task}: {told}")
+    kept, learned = keep_best(rows, examples, threshold)
     if not learned:
-        return None, tasks
-    mixed = mix_examples(config, round(len(learned) * config.mix_share / (1 - config.mix_share)))
+        log.say(f"warning: nothing is above --reject_threshold {threshold:g}: it isn't trained on")
+        return [], tasks
     if log.active:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
         write_whole(folder / "kept.jsonl", "".join(lines))
+    mixed = mix_examples(config, round(len(learned) * config.mix_share / (1 - config.mix_share)))
     log.say(f"{len(learned)} are in {folder}/kept.jsonl, {len(mixed)} of other domains mixed in")
-    return replace(task, train=learned + mixed), tasks
+    return learned + mixed, tasks
 
 
-# ---- readings -----------------------------------------------------------------------------------
+# ---- readings, and the end ----------------------------------------------------------------------
 
 
-def read_model(config: Curriculum, name: str, path: Path, ranks: Ranks, log: Log) -> dict:
-    """A model's readings by split, also in the file `path`, from which a resumed run takes them.
-
-    evaluate_all's, on the data set's own questions, as for every method; and greedy on each form's
-    questions, of all tasks.
+def read_model(config: Curriculum, name: str, ranks: Ranks, log: Log) -> dict:
+    """A model's readings by split: evaluate_all's, on the data set's own questions, as for every
+    method; and greedy on each form's questions, of all tasks.
     """
-    if broadcast_object(config.resume is not None and path.exists(), ranks):
-        return json.loads(path.read_text(encoding="utf-8"))
     model, processor = first_load(replace(config, model=name), ranks)
     names = ("max_completion_length", "max_pixels", "seed")
     asked = {name: getattr(config, name) for name in names}
@@ -276,67 +221,55 @@ def read_model(config: Curriculum, name: str, path: Path, ranks: Ranks, log: Log
     found = {}
     for split, examples in load_finals(config, log).items():
         found[split] = evaluate_all(model, processor, examples, **asked)
-        title = "base" if path.stem == "base" else path.parent.name
-        log.say(summary(f"{title}, {split}", found[split]))
+        log.say(summary(f"{name}, {split}", found[split]))
         mixed = load_split(config, split, config.eval_size, TASKS)
         for form in FORMS:
             questions = stage_questions(form, mixed, config.data_seed, grade)
             found[split][form] = evaluate(model, processor, questions, **asked)
         forms = ", ".join(f"{form} {found[split][form]['accuracy']:.3f}" for form in FORMS)
         log.say(f"  all tasks, accuracy by form of question: {forms}")
-    if log.active:
-        write_whole(path, json.dumps(found, indent=1))
     return found
 
 
 def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) -> dict:
-    """The stages as one run: metrics.jsonl and groups.jsonl with steps counted on, result.json,
-    the last model.
+    """The stages as one run: metrics.jsonl and groups.jsonl with steps counted on, result.json, the
+    last model.
     """
     folder, last = Path(config.output_dir), list(results)[-1]
-    for name in ("metrics.jsonl", "groups.jsonl"):
-        if log.active:
-            (folder / name).unlink(missing_ok=True)
-    val, steps, seconds = [], 0, 0.0
+    lines = {"metrics.jsonl": "", "groups.jsonl": ""}
+    val, steps, seconds, stages = [], 0, 0.0, {}
     for stage, result in results.items():
-        for name in ("metrics.jsonl", "groups.jsonl"):
-            path = folder / stage / name
-            for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-                if line:
-                    row = json.loads(line)
-                    log.append(name, {**row, "step": steps + row["step"], "stage": stage})
+        for name in lines:
+            for row in read_lines(folder / stage / name, ("step",)):
+                row.update(step=steps + row["step"], stage=stage)
+                lines[name] += json.dumps(row) + "\n"
         if stage in ("open", "reject"):  # the others' val questions are not the same
             val += [{**reading, "step": steps + reading["step"]} for reading in result["val"]]
         steps += result["step"]
-        seconds += result["seconds"] + result.get("seconds_sampling", 0.0)
-    told = ("seconds", "seconds_sampling", "val", "final", "kept")
-    stages = {s: {name: r[name] for name in told if name in r} for s, r in results.items()}
+        seconds += result["seconds"]
+        told = ("seconds", "val", "final", "kept")
+        stages[stage] = {name: result[name] for name in told if name in result}
     whole = {"config": {**asdict(config), "max_steps": steps}, "step": steps, "seconds": seconds}
     whole.update(val=val, base=base, final=results[last]["final"], stages=stages)
     if log.active:
+        for name, text in lines.items():
+            write_whole(folder / name, text)
         log.write("result.json", whole)
         trained = replace(config, model=str(folder / last))
-        save_model(config.output_dir, *load_model(trained, ranks.device))
-    log.say(f"{', '.join(results)}: models, metrics and results are in {config.output_dir}")
+        save_model(folder, *load_model(trained, ranks.device))
+    log.say(f"{', '.join(results)}: models, metrics and results are in {folder}")
     return whole
 
 
-def main(argv: list[str]) -> None:
-    """The command line; bad input ends in one line and exit code 2."""
-    try:
-        config = read_flags(argv)
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
-        ranks = setup_distributed()
-        run_stages(config, ranks)
-        cleanup(ranks)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # in a loop ranks.Interrupt saves first
-        print("interrupted; what was saved goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+def run(argv: list[str]) -> None:
+    """The command line."""
+    config = read_flags(argv)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    ranks = setup_distributed()
+    run_stages(config, ranks)
+    cleanup(ranks)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(run, sys.argv[1:], "what was saved goes on with --resume")

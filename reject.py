@@ -12,33 +12,29 @@ answer or format is wrong is never kept, so no judge is asked about it. Left out
 responses with each other; further rounds on the improved model.
 """
 
-import functools
 import json
 import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from checker import score, visual_checker
 from config import tolerances
-from data import charts
+from data import charts, load_data
 from data.example import DIRECT, Example, InputError
-from data.own import own_row
-from data.reading import parse_file
 from evaluate import read_lines, respond
 from judge import CASE, contradicts, fill
 from lib.answers import marked_answer, split_response
-from lib.chat import Chat, ChatError, ask, close_chat, open_chat
+from lib.chat import Chat, ChatError, ask, close_chat, open_chat, try_again
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, shard
 from rollout import Group
 
 # ---- the score ----------------------------------------------------------------------------------
 
 # Points of the local score, ours: a right answer with thinking that has nothing to do with the
-# picture gets 75, the best wrong one 70.
+# picture gets 75, the best wrong one 70. A judge gives each part 25.
 WEIGHTS = {"accuracy": 30, "consistency": 40, "format": 15, "fluency": 15}
 GROUNDED, FOLLOWS = 0.625, 0.375  # what consistency is made of
 OPERATION = re.compile(r"(-?\d+(?:\.\d+)?) ([+*/-]) (-?\d+(?:\.\d+)?) = (-?\d+(?:\.\d+)?)")
@@ -59,18 +55,21 @@ def local_quality(text: str, example: Example, rewards: dict[str, float]) -> dic
 
     accuracy, format: its rewards. consistency: how far the thinking states the facts (the visual
     checker; full marks where no facts are known), and whether it follows: its sums are right and
-    it doesn't end in another answer than it marks. fluency: see distinct_trigrams.
+    it doesn't end in another answer than it marks. fluency: different sequences of three words as
+    a share of all.
     """
     thinking, answer = split_response(text)
     about = (example.facts, example.needed, example.question, example.trace or "")
     grounded = visual_checker(thinking, *about) if example.facts else 1.0
     follows = answer is not None and sums_hold(thinking)
     follows = follows and not contradicts(thinking, replace(example, answer=answer))
+    words = thinking.casefold().split()
+    trigrams = list(zip(words, words[1:], words[2:])) or words[:1]
     return {
         "accuracy": rewards["accuracy"],
         "consistency": GROUNDED * grounded + FOLLOWS * follows,
         "format": rewards["format"],
-        "fluency": distinct_trigrams(thinking),
+        "fluency": len(set(trigrams)) / max(len(trigrams), 1),
     }
 
 
@@ -87,13 +86,6 @@ def sums_hold(thinking: str) -> bool:
     return True
 
 
-def distinct_trigrams(text: str) -> float:
-    """Different sequences of three words as a share of all in a text; 0 of an empty text."""
-    words = text.casefold().split()
-    trigrams = list(zip(words, words[1:], words[2:]))
-    return len(set(trigrams)) / len(trigrams) if trigrams else float(bool(words))
-
-
 def judge_quality(chat: Chat, text: str, example: Example) -> dict[str, float] | None:
     """The judge's parts of a response's score, each in [0, 1]; None without a usable reply."""
     messages = [{"role": "user", "content": fill(QUALITY, example, thinking=text)}]
@@ -104,13 +96,7 @@ def judge_quality(chat: Chat, text: str, example: Example) -> dict[str, float] |
     numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", reply)]
     if len(numbers) != 4 or max(numbers) > 25:
         return None
-    names = ("accuracy", "consistency", "format", "fluency")
-    return {name: number / 25 for name, number in zip(names, numbers)}
-
-
-def points(parts: dict[str, float], weights: dict[str, float]) -> float:
-    """0 to 100."""
-    return round(sum(weights[name] * part for name, part in parts.items()), 2)
+    return dict(zip(("accuracy", "consistency", "format", "fluency"), (n / 25 for n in numbers)))
 
 
 def best_row(group: Group, tolerance: float = 0.0, chat: Chat | None = None) -> dict:
@@ -123,18 +109,19 @@ def best_row(group: Group, tolerance: float = 0.0, chat: Chat | None = None) -> 
         rewards = {name: scored[name][g].item() for name in ("accuracy", "format")}
         parts = local_quality(text, example, rewards)
         right = min(rewards.values()) == 1
-        row = {"correct": right, "score": points(parts, WEIGHTS), "by": "local", "parts": parts}
-        rows.append({**row, "response": text})
-    asked = [row for row in rows if chat and row["correct"]]
-    replies = [chat.pool.submit(judge_quality, chat, row["response"], example) for row in asked]
-    for row, reply in zip(asked, replies):
-        if parts := reply.result():
-            row.update(score=points(parts, dict.fromkeys(parts, 25)), by="judge", parts=parts)
+        rows.append({"correct": right, "by": "local", "parts": parts, "response": text})
+    asks = [row["response"] if chat and row["correct"] else None for row in rows]
+    calls = [text and chat.pool.submit(judge_quality, chat, text, example) for text in asks]
+    for row, call in zip(rows, calls):
+        weights = WEIGHTS
+        if call and (parts := call.result()):
+            row.update(by="judge", parts=parts)
+            weights = dict.fromkeys(WEIGHTS, 25)
+        row["score"] = round(sum(weights[name] * row["parts"][name] for name in weights), 2)
     best = max(rows, key=lambda row: (row["correct"], row["score"]))
     best["parts"] = {name: round(part, 3) for name, part in best["parts"].items()}
     about = {name: getattr(example, name) for name in ("id", "task", "question", "answer")}
-    right = int((scored["accuracy"] == 1).sum())
-    return {**about, "samples": len(texts), "right": right, **best}
+    return {**about, "samples": len(texts), **best}
 
 
 # ---- sampling, resumable ------------------------------------------------------------------------
@@ -144,73 +131,51 @@ def sample_rows(
     model, processor, examples: list[Example], config, ranks: Ranks, path: Path
 ) -> list[dict]:
     """best_row of each example, in order, also in the file `path`; with --resume those that it has
-    aren't sampled again.
+    aren't sampled again: samples are keyed by (seed, place of the example).
 
-    Samples are keyed by (seed, place of the example), so that a resumed run gets the same ones.
-    config: see curr_reft.Curriculum.
+    config: see curr_reft.Curriculum. InputError for a file of another run.
     """
-    rows = []
-    if ranks.rank == 0:
-        if not config.resume:
-            path.unlink(missing_ok=True)
-        rows = read_sampled(path, examples, config.reject_samples)
-    rows = broadcast_object(rows, ranks)
+    if ranks.rank == 0 and not config.resume:
+        path.unlink(missing_ok=True)
+    names = ("id", "question", "samples", "task", "correct", "score", "by", "response")
+    rows = broadcast_object(read_lines(path, names) if ranks.rank == 0 else None, ranks)
+    found = [(row["id"], row["question"], row["samples"]) for row in rows]
+    if found != [(e.id, e.question, config.reject_samples) for e in examples[: len(rows)]]:
+        raise InputError(f"{path}: has other prompts or another --reject_samples; --overwrite it")
     names = ("max_pixels", "max_completion_length", "temperature", "seed")
     asked = {name: getattr(config, name) for name in names}
     asked["num_generations"] = config.reject_samples
-    chat, size = open_judge(config, path.parent), config.prompts_per_step
-    starts = range(len(rows), len(examples), size)
-    silent = None if ranks.rank == 0 else True
-    progress = tqdm(starts, desc="rejected sampling", unit="batch", disable=silent)
+    asked["batch_size"] = config.prompts_per_step * config.reject_samples
+    chat = None
+    if config.judge_url:
+        about = {"cache": path.parent / "judge_cache.sqlite", "parallel": config.judge_parallel}
+        chat = open_chat(config.judge_url, config.judge_model, **about)
+    starts = range(len(rows), len(examples), config.prompts_per_step)
+    bar = tqdm(starts, desc="rejected sampling", unit="batch", disable=ranks.rank > 0 or None)
     with Interrupt() as interrupt:
-        for start in progress:
-            places = range(len(examples))[start : start + size]
+        for start in bar:
+            places = range(len(examples))[start : start + config.prompts_per_step]
             share = [place for _, place in shard(places, ranks)]
             groups = respond(model, processor, examples, places=share, **asked)
-            found = [(g.place, best_row(g, tolerances(config)[0], chat)) for g in groups]
-            found = sorted(gather_lists(found, ranks), key=lambda item: item[0])
-            new = [row for _, row in found]
+            new = [(g.place, best_row(g, tolerances(config)[0], chat)) for g in groups]
+            new = [row for _, row in sorted(gather_lists(new, ranks), key=lambda item: item[0])]
             rows += new
             if ranks.rank == 0:
                 with open(path, "a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in new)
             kept = sum(is_kept(row, config.reject_threshold) for row in rows)
-            progress.set_postfix(kept=f"{kept}/{len(rows)}")
+            bar.set_postfix(kept=f"{kept}/{len(rows)}")
             if signal := interrupt.agreed(ranks):
                 tqdm.write(f"interrupted: {path} has {len(rows)} prompts; go on with --resume")
                 raise SystemExit(128 + signal)
+            if chat:
+                try_again(chat)
     if chat:
         close_chat(chat)
     return rows
 
 
-def open_judge(config, folder: Path) -> Chat | None:
-    """The language model that scores, or None without --judge_url."""
-    if not config.judge_url:
-        return None
-    settings = {"cache": str(folder / "judge_cache.sqlite"), "parallel": config.judge_parallel}
-    return open_chat(config.judge_url, config.judge_model, **settings)
-
-
-def read_sampled(path: Path, examples: list[Example], samples: int) -> list[dict]:
-    """The rows of a file, its torn last line cut off; InputError if they are another run's."""
-    rows = read_lines(path)
-    names = ("id", "question", "samples", "correct", "score", "parts", "response")
-    expected = [(e.id, e.question, samples) for e in examples[: len(rows)]]
-    whole = all(name in row for row in rows for name in names)
-    if not whole or [tuple(row[name] for name in names[:3]) for row in rows] != expected:
-        raise InputError(f"{path}: has other prompts or another --reject_samples; --overwrite it")
-    return rows
-
-
 # ---- what is learned from -----------------------------------------------------------------------
-
-REASONS = {
-    "accuracy": "no right answer",
-    "format": "no right answer in the right format",
-    "consistency": "thinking not grounded in the facts, or not leading to the answer",
-    "fluency": "repeats itself",
-}
 
 
 def is_kept(row: dict, threshold: float) -> bool:
@@ -237,68 +202,29 @@ def keep_best(
     return kept, learned
 
 
-def why_fallen(row: dict) -> str:
-    """What a row lacks: a right answer, else the format, else where it lost the most points."""
-    for name in () if row["correct"] else ("accuracy", "format"):
-        if row["parts"][name] < 1:
-            return REASONS[name]
-    lost = {name: WEIGHTS[name] * (1 - row["parts"][name]) for name in ("consistency", "fluency")}
-    return REASONS[max(lost, key=lost.get)]
-
-
-def account(rows: list[dict], threshold: float) -> dict[str, dict]:
-    """By task: how many prompts, how many kept, and how many fell for which reason."""
+def account(rows: list[dict], threshold: float) -> dict[str, dict[str, int]]:
+    """By task: of how many prompts the best response is right, and of how many it is kept."""
     tasks = {}
     for row in rows:
-        empty = {"prompts": 0, "kept": 0, "fell": Counter()}
-        counts = tasks.setdefault(row["task"] or "all", empty)
-        counts["prompts"] += 1
-        if is_kept(row, threshold):
-            counts["kept"] += 1
-        else:
-            counts["fell"][why_fallen(row)] += 1
+        counts = tasks.setdefault(row["task"] or "all", Counter(prompts=0, right=0, kept=0))
+        counts.update(prompts=1, right=row["correct"], kept=is_kept(row, threshold))
     return tasks
-
-
-def account_lines(tasks: dict[str, dict], threshold: float) -> list[str]:
-    """account for a person: a line for all, and one for each task."""
-    kept = sum(counts["kept"] for counts in tasks.values())
-    prompts = sum(counts["prompts"] for counts in tasks.values())
-    lines = [f"best responses above {threshold:g} of 100: {kept} of {prompts} prompts"]
-    for task, counts in tasks.items():
-        fell = "; ".join(f"{reason}: {n}" for reason, n in counts["fell"].most_common())
-        lines.append(f"  {task}: {counts['kept']} of {counts['prompts']}{fell and f' ({fell})'}")
-    return lines
 
 
 def mix_examples(config, count: int) -> list[Example]:
     """Up to `count` examples of other domains, multimodal and text only.
 
-    Of --mix, in the schema of one's own data; one without a trace is to be answered directly.
-    Without it, on charts: the base stage's captions, direct questions and text arithmetic, as many
-    of each; on other data none.
+    The training split of the file --mix; one without a trace is to be answered directly. Without
+    it, on charts: the base stage's captions, direct answers and texts; on other data none.
     """
     if config.mix:
-        path = Path(config.mix)
-        rows = parse_file(path, functools.partial(own_row, path, path.parent))[:count]
+        rows = load_data(config.mix, "train", questions="all")[:count]
         return [row if row.trace else replace(row, instruction=DIRECT) for row in rows]
     if config.dataset != "charts":
         return []
-    names = {charts.CAPTION: "caption", DIRECT: "direct", charts.EXPLAIN: "text"}
-    found = {instruction: [] for instruction in names}
-
-    def add(example, instruction, answer):
-        about = {"instruction": instruction, "answer": answer, "id": f"mix-{names[instruction]}"}
-        found[instruction].append(replace(example, **about))
-
-    rng = np.random.default_rng(config.data_seed)
-    batch = 0
-    while min(map(len, found.values())) <= count // 3:
-        for example, instruction, target in charts.base_batch(config.data_seed, 10**6 + batch, 64):
-            if instruction in (charts.CAPTION, DIRECT) and example.image is not None:
-                add(example, instruction, target)
-            else:
-                question, _, working = charts.text_question(rng)
-                add(Example(question=question), charts.EXPLAIN, working)
-        batch += 1
-    return [example for turn in zip(*found.values()) for example in turn][:count]
+    batch = charts.base_batch(config.data_seed, 10**6, 32 + 4 * count)  # of which half will do
+    return [
+        replace(example, instruction=instruction, answer=target, id="mix")
+        for example, instruction, target in batch
+        if instruction in (charts.CAPTION, DIRECT) or example.image is None
+    ][:count]

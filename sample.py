@@ -4,24 +4,29 @@
     python sample.py --ckpt out/charts-dyme --image chart.png --question "Which bar is highest"
     python sample.py --ckpt out/charts-dyme --num_generations 4 --temperature 1
 
---ckpt is a run's folder, one of its checkpoints, or a hub name. Prompt, sampler and metric are
-training's own. Left out: conversations; a whole split (evaluate.py).
+Prompt, sampler and metric are training's own. Left out: conversations; a whole split (evaluate.py).
 """
 
 import argparse
 import random
 import sys
 
-from checker import score
 from data import load_data, open_image
 from data.example import Example, InputError
-from evaluate import main, model_flags, settle
+from evaluate import main, marks, parse
 from lib.answers import split_response
 from lib.claims import claimed_facts
 from lib.log import visible
 from lib.trained import load
 from model import get_tokenizer
 from rollout import Group, make_groups, rollout
+
+FLAGS = {
+    "image": {"help": "a picture"},
+    "question": {"help": "what to ask (default: a random question of the data set)"},
+    "num_generations": {"type": int, "default": 1, "help": "responses to it (default: 1)"},
+    "seed": {"type": int, "help": "of the question and of sampling (default: a random one)"},
+}
 
 
 def pick(args: argparse.Namespace) -> Example:
@@ -37,14 +42,6 @@ def pick(args: argparse.Namespace) -> Example:
     except InputError as error:
         raise InputError(f"--image {args.image}: {error}") from None
     return example
-
-
-def describe(example: Example, seed: int) -> str:
-    """The question with its facts and its answer, where it is an item of a data set."""
-    lines = [f"{example.id}  (--seed {seed} asks it again)", f"question   {example.question}"]
-    if example.facts:
-        lines.append("facts      " + ", ".join(" ".join(fact) for fact in example.facts))
-    return "\n".join([*lines, f"reference  {example.answer}"]) + "\n"
 
 
 def stream(model, processor, group: Group, on_text, **sampling) -> None:
@@ -76,10 +73,9 @@ def verdict(group: Group, tolerance: float = 0.0) -> str:
     cut = "(cut off)\n" if response.truncated else ""
     if not example.answer:
         return cut
-    rewards = score([response.text], example, truncated=[response.truncated], tolerance=tolerance)
-    names = ("format", "accuracy", "thinking")
-    parts = ", ".join(f"{name} {rewards[name].item():.2f}" for name in names)
-    told = f"{cut}{'✓ right' if rewards['accuracy'].item() == 1 else '✗ wrong'}    {parts}\n"
+    row = marks(group, tolerance)
+    parts = ", ".join(f"{name} {row[name]:.2f}" for name in ("format", "accuracy", "thinking"))
+    told = f"{cut}{'✓ right' if row['accuracy'] == 1 else '✗ wrong'}    {parts}\n"
     facts = [tuple(fact) for fact in example.facts]
     claims = claimed_facts(split_response(response.text)[0], facts)
     stated = [f"{' '.join(claim)} {'✓' if claim in facts else '✗'}" for claim in claims]
@@ -91,36 +87,21 @@ def show(text: str) -> None:
     print(visible(text), end="", flush=True)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line; InputError for numbers that can't be."""
-    parser = argparse.ArgumentParser(description="Ask a model.", allow_abbrev=False)
-    model_flags(parser)
-    add = parser.add_argument
-    add("--image", help="a picture")
-    add("--question", help="what to ask (default: a random question of the data set)")
-    add("--num_generations", type=int, default=1, help="responses to it (default: 1)")
-    add("--seed", type=int, help="of the question and of sampling (default: a random one)")
-    args = parser.parse_args(argv)
-    if args.num_generations < 1 or args.temperature < 0:
-        raise InputError("--num_generations: at least 1; --temperature: at least 0")
+def ask(argv: list[str]) -> None:
+    """One question, answered num_generations times."""
+    args = parse(argv, "Ask a model.", FLAGS)
     if args.num_generations > 1 and args.temperature == 0:
         raise InputError("--num_generations: greedy responses are all alike; give --temperature 1")
     if args.seed is None:
-        args.seed = random.randrange(10**6)
-    return args
-
-
-def ask(argv: list[str]) -> None:
-    """One question, answered num_generations times."""
-    args = parse(argv)
-    settle(args)
-    example = pick(args)
+        args.asked["seed"] = args.seed = random.randrange(10**6)
+    example, sampling = pick(args), args.asked
     model, processor = load(args.model)
-    (group,) = make_groups(model, processor, [example], max_pixels=args.max_pixels)
+    max_pixels = sampling.pop("max_pixels")
+    (group,) = make_groups(model, processor, [example], max_pixels=max_pixels)
     if example.answer:
-        show(describe(example, args.seed))
-    names = ("max_completion_length", "temperature", "seed")
-    sampling = {name: getattr(args, name) for name in names}
+        show(f"{example.id}  (--seed {args.seed} asks it again)\nquestion   {example.question}\n")
+        show(f"facts      {', '.join(' '.join(fact) for fact in example.facts) or 'not known'}\n")
+        show(f"reference  {example.answer}\n")
     for g in range(args.num_generations):
         show("\n")
         stream(model, processor, group, show, step=g, **sampling)  # other random numbers each

@@ -21,12 +21,9 @@ from data.example import THINK, Example, InputError
 
 FORMS = ("judge", "choice", "open")  # in the order of the curriculum
 LETTERS = "ABCD"
-DECISIONS = ["yes", "no"]
 TOLERANCE = 0.05  # a wrong number differs by more: a lenient metric would take less as right
 TRIES = 64  # answers drawn when wrong ones are looked for
 NUMBER = re.compile(r"[-\u2212]?\$?[\d,]*\.?\d+ ?%?")
-
-# ---- the questions of a stage -------------------------------------------------------------------
 
 
 def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -> list[Example]:
@@ -38,14 +35,12 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
     examples = [examples[i] for i in range(len(examples))]
     for example in examples:
         if grade(example, example.answer) < 1:
-            wanted = {"box": "left,top,right,bottom", "labels": "labels between commas"}
-            wanted = wanted.get(example.kind, "a word or number")
-            raise InputError(f"{example.id}: {example.answer!r} is no answer; give {wanted}")
+            raise InputError(
+                f"{example.id}: {example.answer!r} is no answer of kind {example.kind}"
+            )
     if form == "open":
         return examples
-    pool = answer_pool(examples)
-    counts = Counter()
-    asked = []
+    pool, counts, asked = answer_pool(examples), Counter(), []
     for index, example in enumerate(examples):
         rng = np.random.default_rng([seed, FORMS.index(form), index])
         counts[example.task] += 1
@@ -55,37 +50,26 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
 
 
 def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Callable) -> Example:
-    """One Example as a judge question, proposing its answer or a wrong one, or as a choice."""
-    if form == "judge":
-        return to_judge(example, pool, rng, right, grade)
-    return to_choice(example, pool, rng, grade)
-
-
-def to_judge(example: Example, pool: dict, rng, right: bool, grade: Callable) -> Example:
-    """The Example as a decision about its answer or about a wrong one."""
-    proposed = example.answer if right else wrong_answers(example, pool, rng, grade)[0]
-    question = f"Is the answer {proposed} right, yes or no?\n{example.question}"
-    decision = DECISIONS[0 if right else 1]
-    return replace(example, question=question, answer=decision, options=None, kind="decision")
-
-
-def to_choice(example: Example, pool: dict, rng, grade: Callable) -> Example:
-    """The Example as a choice: its answer among up to three wrong ones.
-
-    The labels of a classification are options of their own, up to three of them right.
+    """One Example as a judge question, proposing its answer if `right`, else a wrong one; or as a
+    choice: its answer among up to three wrong ones, of a classification some of its labels.
     """
-    if example.kind == "labels":
-        right, wrong = choose_labels(example, pool, rng)
+    if form == "judge":
+        proposed = example.answer if right else wrong_answers(example, pool, rng, grade)[0]
+        question = f"Is the answer {proposed} right, yes or no?"
+        answer, kind = "yes" if right else "no", "decision"
     else:
-        right = [example.answer]
-        wrong = wrong_answers(example, pool, rng, grade)[: len(LETTERS) - 1]
-    order = rng.permutation(len(right + wrong)).tolist()
-    options = [(right + wrong)[i] for i in order]
-    answer = ", ".join(letter for letter, i in zip(LETTERS, order) if i < len(right))
-    lines = "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options))
-    question = f"Choose all right letters.\n{lines}\n{example.question}"
-    # they are in the question now: model.question_text adds an Example's options to it
-    return replace(example, question=question, answer=answer, options=None, kind="letters")
+        if example.kind == "labels":
+            rights, wrongs = choose_labels(example, pool, rng)
+        else:
+            rights, wrongs = [example.answer], wrong_answers(example, pool, rng, grade)[:3]
+        order = rng.permutation(len(rights + wrongs)).tolist()
+        lines = [f"{letter}: {(rights + wrongs)[i]}" for letter, i in zip(LETTERS, order)]
+        question = "\n".join(["Choose all right letters.", *lines])
+        right_ones = [letter for letter, i in zip(LETTERS, order) if i < len(rights)]
+        answer, kind = ", ".join(right_ones), "letters"
+    # options are in the question now: model.question_text adds an Example's own to it
+    question = f"{question}\n{example.question}"
+    return replace(example, question=question, answer=answer, options=None, kind=kind)
 
 
 # ---- wrong answers ------------------------------------------------------------------------------
@@ -114,18 +98,17 @@ def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[st
     """
     values = [fact[-1] for fact in example.facts]
     names = [name for fact in example.facts for name in fact[:-1]]
-    sources = [example.options or [], DECISIONS, values, names]
-    sources = [s for s in sources if any(grade(example, text) == 1 for text in s)][:1]
     key = pool_key(example)
-
-    def draw(source):
+    sources = [example.options or [], ["yes", "no"], values, names]
+    sources = [s for s in sources if any(grade(example, text) == 1 for text in s)][:1] or [
+        pool[key]
+    ]
+    sources += [[text for other in pool if other[1:] == key[1:] for text in pool[other]]]
+    for source in sources:
         drawn = dict.fromkeys(source[i] for i in rng.integers(len(source), size=TRIES))
-        return [text for text in drawn if grade(example, text, tolerance=TOLERANCE) < 1]
-
-    wrong = draw(sources[0] if sources else pool[key])
-    wrong = wrong or draw([text for other in pool if other[1:] == key[1:] for text in pool[other]])
-    if wrong:
-        return wrong
+        wrong = [text for text in drawn if grade(example, text, tolerance=TOLERANCE) < 1]
+        if wrong:
+            return wrong
     raise InputError(
         f"{example.id}: there is no wrong answer of the kind of {example.answer!r} to offer; "
         f"it takes more examples of this task, or --stages open reject"
@@ -135,8 +118,7 @@ def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[st
 def choose_labels(example: Example, pool: dict, rng) -> tuple[list[str], list[str]]:
     """(right labels, wrong labels) of a classification: up to four, neither list empty."""
     present = sorted(split_labels(example.answer))
-    known = set().union(*map(split_labels, pool[pool_key(example)]))
-    absent = sorted(known - set(present))
+    absent = sorted(set().union(*map(split_labels, pool[pool_key(example)])) - set(present))
     if not absent:
         raise InputError(f"{example.id}: has every label of its task, so there is no wrong one")
     count = int(rng.integers(1, len(LETTERS)))  # of right ones
@@ -159,8 +141,7 @@ def mix_forms(batch: list, forms: list[str], pool: dict, rng, grade: Callable) -
 
     A pretrained model has met decisions and lettered options; without them no sample of a stage's
     form would ever come. forms: of "judge", "choice". Half of the questions to be thought about or
-    explained get one of them; a working then ends in the form's answer. pool: answer_pool of like
-    questions.
+    explained get one of them; a working then ends in the form's answer. pool: see answer_pool.
     """
     mixed = []
     for example, instruction, target in batch:

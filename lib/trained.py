@@ -14,21 +14,20 @@ def find_model(ckpt: str) -> tuple[str, dict]:
     """What to load for --ckpt, and the flags it was trained with ({} for a hub name)."""
     folder = Path(ckpt)
     if not folder.is_dir():
-        if len(folder.parts) != 2 or folder.parts[0] in ("out", ".", "..", "/"):
-            told = "no such folder; give a run's folder, a checkpoint or a hub name (org/name)"
-            raise InputError(f"--ckpt {ckpt}: {told}")
-        return ckpt, {}
+        if len(folder.parts) == 2 and folder.parts[0] not in ("out", ".", "..", "/"):
+            return ckpt, {}
+        told = "no such folder; give a run's folder, a checkpoint or a hub name (org/name)"
+        raise InputError(f"--ckpt {ckpt}: {told}")
     if not (folder / "config.json").is_file():
         folder = find_checkpoint(folder)  # of a run that hasn't ended: its newest
     if folder is None:
         raise InputError(f"--ckpt {ckpt}: holds no model and no complete checkpoint")
-    for path in (folder / "result.json", folder / "state.json"):
-        if path.is_file():
-            try:
-                return str(folder), dict(json.loads(path.read_text(encoding="utf-8"))["config"])
-            except (ValueError, LookupError, TypeError, RecursionError):
-                raise InputError(f"{path}: not what train.py writes; remove the file") from None
-    return str(folder), {}
+    paths = [path for path in (folder / "result.json", folder / "state.json") if path.is_file()]
+    try:
+        state = json.loads(paths[0].read_text(encoding="utf-8")) if paths else {"config": {}}
+        return str(folder), dict(state["config"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise InputError(f"{paths[0]}: not what train.py writes; remove the file") from None
 
 
 def load(model: str):

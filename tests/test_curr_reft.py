@@ -12,77 +12,40 @@ import torch
 
 import curr_reft
 import reject
-import run
 from checker import score
 from curr_reft import read_flags, run_stages
 from data import charts
 from data.charts import TASKS, load_charts
 from data.example import DIRECT, Example, InputError
 from data.forms import FORMS, stage_questions
+from evaluate import main
 from lib.answers import grade, read_box, read_letters
+from lib.chat import close_chat, open_chat
 from lib.ranks import Ranks
+from lib.tiny import tiny_vlm
 from rollout import Group, Response
 
 torch.set_num_threads(1)
 
-JUDGE = Example(question="Is the answer 4 right, yes or no?", answer="yes", kind="decision")
-ONE = Example(question="Choose", answer="B", options=list("abcd"), kind="letters")
-TWO = Example(question="Choose", answer="A, C", options=list("abcd"), kind="letters")
 BOX = Example(question="box", answer="10,10,20,20", task="detection", kind="box")
-LABELS = Example(question="colours", answer="red, blue", task="classification", kind="labels")
-MATH = Example(question="sum", answer="12", task="sum")
 
-# ---- difficulty-aware rewards (Curr-ReFT, section 3) --------------------------------------------
-
-PAID = {
-    "decision": (JUDGE, {"yes": 1, "Yes.": 1, "no": 0, "yes or no": 0, "yes no": 0, "": 0}),
-    "one letter": (
-        ONE,
-        {"B": 1, "b": 1, "B, B": 1, "A": 0, "A, B": 0, "A, B, C, D": 0, "": 0, "Bad": 0},
-    ),
-    "two letters": (
-        TWO,
-        {"C, A": 1, "C and A": 1, "AC": 1, "A": 0.2, "A A A": 0.2, "A, B": 0, "A, C, E": 0}
-        | {"ABCD": 0, " , ": 0},
-    ),
-    "box": (
-        BOX,
-        {"10,10,20,20": 1, "[10, 10, 20, 20]": 1, "11,10,21,20": 1}
-        | {"10,10,20,15": 0}  # an IoU of exactly 0.5 is not above it
-        | {"20,20,10,10": 0, "20,10,10,20": 0, "10,10,20": 0, "10,10,20,20,10,10,20,20": 0}
-        | {"-999999,-999999,999999,999999": 0, "0,0," + "9" * 400 + ",20": 0, "": 0}
-        | {"nan,nan,nan,nan": 0, "10,10,1e9,1e9": 0},
-    ),
-    "labels": (
-        LABELS,
-        {"red, blue": 1, "Blue, RED": 1, "red, red, red": 0.5, "red, green": 1 / 3, "": 0, ",,": 0}
-        | {", ".join(charts.COLOURS): 2 / 8},
-    ),
-    "text": (MATH, {"12": 1, "12.0": 1, "13": 0, "12.1": 0, "": 0, "$": 0, "twelve or 13": 0}),
-}
-
-
-@pytest.mark.parametrize("name", PAID)
-def test_an_answer_is_paid_by_its_kind(name):
-    example, paid = PAID[name]
-    assert {text: grade(example, text) for text in paid} == pytest.approx(paid)
-    assert grade(example, None) == 0
-
-
-def test_three_digit_coordinates_are_no_thousands():
-    texts = [f"It is there.\nAnswer: {box}" for box in ("120,105,150,226", "120105150226")]
-    scored = score(texts, replace(BOX, answer="120,105,150,226"))
-    assert scored["accuracy"].tolist() == scored["format"].tolist() == [1, 0]
+# ---- the rewards of a stage (what each answer is paid: test_checker.py) -------------------------
 
 
 @pytest.mark.parametrize(
-    "example, right, other",
-    [(JUDGE, "yes", "10,10,20,20"), (ONE, "B", "yes"), (BOX, "10,10,20,20", "B"), (MATH, "12", "")],
+    "kind, right, other",
+    [
+        ("decision", "yes", "10,10,20,20"),
+        ("letters", "A, C", "yes"),
+        ("box", "120,105,150,226", "120105150226"),
+        ("labels", "red, blue", ",,"),
+        ("text", "12", ""),
+    ],
 )
-def test_format_reward_asks_for_an_answer_of_the_stages_form(example, right, other):
+def test_format_reward_asks_for_an_answer_of_the_stages_form(kind, right, other):
     texts = [f"So it is.\nAnswer: {right}", f"So it is.\nAnswer: {other}", f"Answer: {right}"]
     texts += [right, f"So it is.\nAnswer: {right}\nAnswer: {right}"]
-    scored = score(texts, example, reward_weights=(1, 1, 0))
+    scored = score(texts, Example(answer=right, kind=kind), reward_weights=(1, 1, 0))
     assert scored["format"].tolist() == [1, 0, 0, 0, 0]
     assert scored["total"].tolist() == [2, 0, 0, 0, 0]
     assert scored["correct"].tolist() == [True, False, False, False, False]
@@ -115,36 +78,24 @@ def test_judge_questions_are_balanced_and_say_yes_exactly_for_right_answers(item
         assert rest == item.question and example.kind == "decision"
 
 
-def test_a_choice_s_letters_are_its_right_options_never_all_of_them(items):
+def test_a_choice_s_letters_are_its_right_options_among_wrong_ones_of_their_kind(items):
     sizes = Counter()
     for item, example in zip(items, stage_questions("choice", items, 0, grade)):
-        letters = read_letters(example.answer)
-        options = offered(example)
+        letters, options = read_letters(example.answer), offered(example)
         for letter, option in zip("ABCD", options):
             many = item.kind == "labels"
             right = option in item.answer.split(", ") if many else grade(item, option) == 1
             assert right == (letter in letters)
         assert 0 < len(letters) < len(options) == len(set(options))
         sizes[len(letters)] += 1
-    assert {1, 2, 3} <= set(sizes)
-
-
-def test_wrong_options_are_of_the_answers_kind(items):
-    for item, example in zip(items, stage_questions("choice", items, 0, grade)):
         if item.kind == "box":
-            assert all(map(read_box, offered(example)))
+            assert all(map(read_box, options))
         elif item.answer.isdigit():
-            assert all(map(str.isdigit, offered(example)))
+            assert all(map(str.isdigit, options))
         else:
             words = {"yes", "no"} if item.task == "comparison" else set(charts.COLOURS)
-            assert set(offered(example)) <= words
-
-
-def test_questions_depend_on_their_arguments_alone(items):
-    for form in FORMS:
-        assert stage_questions(form, items, 1, grade) == stage_questions(form, items, 1, grade)
-    one, other = (stage_questions("choice", items, seed, grade) for seed in (1, 2))
-    assert one != other
+            assert set(options) <= words
+    assert {1, 2, 3} <= set(sizes)
 
 
 def test_a_tables_cells_and_names_are_offered_where_the_answer_is_one():
@@ -199,29 +150,34 @@ def test_only_a_right_grounded_answer_is_above_the_threshold(item):
     assert all(0 <= score <= 85 for score in scores), scores
 
 
-def test_the_best_sample_is_kept_and_why_the_others_fell_is_counted(item):
+def test_the_best_sample_is_kept_and_the_prompts_are_counted(item):
     good = f"{working(item)}\nAnswer: {item.answer}"
     samples = [["nothing", good], ["nothing", "no"], [f"It is seen.\nAnswer: {item.answer}", "no"]]
     rows = [reject.best_row(said(item, texts)) for texts in samples]
     kept, learned = reject.keep_best(rows, [item] * 3, 85)
     assert [row["trace"] for row in kept] == [learned[0].trace] == [working(item)[:-1] + "."]
     assert learned[0].answer == item.answer and learned[0].image is item.image
-    (counts,) = reject.account(rows, 85).values()
-    assert counts["prompts"] == 3 and counts["kept"] == 1
-    assert counts["fell"] == {reject.REASONS["accuracy"]: 1, reject.REASONS["consistency"]: 1}
+    assert reject.account(rows, 85) == {item.task: {"prompts": 3, "right": 2, "kept": 1}}
 
 
-def test_a_judge_scores_what_is_right_and_nothing_else(item):
-    class Pool:
-        def submit(self, function, *arguments):
-            asked.append(arguments[1])
-            return type("Done", (), {"result": lambda self: dict.fromkeys(reject.WEIGHTS, 0.9)})()
-
-    asked, chat = [], type("Chat", (), {"pool": Pool()})()
+def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):
+    asked, chat = [], open_chat("http://127.0.0.1:9/v1", "judge")
+    quality = dict.fromkeys(reject.WEIGHTS, 0.9)
+    monkeypatch.setattr(reject, "judge_quality", lambda c, text, e: asked.append(text) or quality)
     texts = ["So it is.\nAnswer: 0", f"So it is.\nAnswer: {item.answer}", item.answer]
     row = reject.best_row(said(item, texts), chat=chat)
+    close_chat(chat)
     assert asked == texts[1:2]
     assert (row["score"], row["by"], row["response"]) == (90, "judge", texts[1])
+
+
+def test_a_dead_judge_is_tried_again_once_per_batch(tmp_path, monkeypatch):
+    tried, flags = [], "--judge_url http://127.0.0.1:9/v1 --judge_model m --prompts_per_step 2"
+    config = read_flags([*flags.split(), "--max_completion_length", "4"])
+    monkeypatch.setattr(reject, "try_again", tried.append)
+    examples = load_charts("train", 5)[:]
+    rows = reject.sample_rows(*tiny_vlm(0), examples, config, Ranks(), tmp_path / "sampled.jsonl")
+    assert len(rows) == 5 and len(tried) == 3
 
 
 @pytest.mark.parametrize(
@@ -234,11 +190,12 @@ def test_a_judges_reply_is_four_numbers_or_nothing(item, monkeypatch, reply, par
 
 
 def test_mixed_examples_are_of_other_domains_and_ask_for_no_thinking(tmp_path):
-    mixed = reject.mix_examples(read_flags([]), 12)
-    assert Counter(e.id for e in mixed) == {"mix-caption": 4, "mix-direct": 4, "mix-text": 4}
-    assert all(e.instruction and (e.image is None) == (e.id == "mix-text") for e in mixed)
+    mixed = reject.mix_examples(read_flags([]), 40)
+    assert len(mixed) == 40 and {e.image is None for e in mixed} == {True, False}
+    assert {e.instruction for e in mixed} == {charts.CAPTION, charts.EXPLAIN, DIRECT}
     own, row = tmp_path / "mix.jsonl", {"question": "2 + 2", "answer": "4"}
-    own.write_text(json.dumps(row) + "\n" + json.dumps({**row, "trace": "2 and 2."}) + "\n")
+    rows = [row, {**row, "trace": "2 and 2."}, row]
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
     direct, thought = reject.mix_examples(read_flags(["--mix", str(own)]), 12)
     assert (direct.instruction, thought.instruction) == (DIRECT, None)
 
@@ -260,7 +217,7 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(curr_reft, "keep_best", keep_all)
     flags = "--base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18 --eval_size 18"
     flags += " --prompts_per_step 2 --reject_size 5 --max_completion_length 8 --reject_samples 2"
-    flags += " --reject_steps 2 --final_splits test --log_groups_every 1 --no-eval_base"
+    flags += " --reject_epochs 0.6 --final_splits test --log_groups_every 1 --no-eval_base"
     return flags.split()
 
 
@@ -268,40 +225,39 @@ def read(path: Path):
     return json.loads(path.read_text())
 
 
+def run(flags: list[str], *more: str) -> dict:
+    return run_stages(read_flags([*flags, *more]), Ranks())
+
+
 def test_every_stage_starts_from_the_last_ones_weights(quick):
-    result = run_stages(read_flags(quick), Ranks())
+    result = run(quick)
     stages = [RUN / stage for stage in ("judge", "choice", "open", "reject")]
     starts = [read(stage / "result.json")["config"]["model"] for stage in stages]
     assert starts == ["tiny", *map(str, stages[:3])]
     assert [read(stage / "result.json")["step"] for stage in stages] == [1, 1, 2, 2]
     assert all((s / "checkpoints").is_dir() and (s / "metrics.jsonl").exists() for s in stages)
-    assert result["step"] == 6
     assert set(result["final"]["test"]) == {"greedy", "sampled", "direct", *FORMS}
-    joined = [json.loads(line) for line in (RUN / "metrics.jsonl").open()]
-    assert [line["step"] for line in joined] == list(range(6))
-    shown = [json.loads(line) for line in (RUN / "groups.jsonl").open()]
-    assert sorted({line["step"] for line in shown}) == list(range(6))
+    for name in ("metrics.jsonl", "groups.jsonl"):
+        joined = [json.loads(line) for line in (RUN / name).open()]
+        assert {line["step"] for line in joined} == set(range(6)) == set(range(result["step"]))
+        assert joined[-1]["stage"] == "reject"
 
 
 def test_when_nothing_is_kept_the_last_stages_model_is_the_result(quick, monkeypatch):
     monkeypatch.setattr(curr_reft, "keep_best", lambda *_: ([], []))
-    result = run_stages(read_flags([*quick, "--stages", "open", "reject"]), Ranks())
+    result = run(quick, "--stages", "open", "reject")
     assert list(result["stages"]) == ["open"] and (RUN / "model.safetensors").exists()
-    assert result["stages"]["open"]["kept"] and result["final"]["test"]
+    assert result["step"] == 4 and result["final"]["test"]  # open makes all the updates
     with pytest.raises(InputError, match="nothing kept"):
-        run_stages(read_flags([*quick, "--stages", "reject", "--overwrite"]), Ranks())
-
-
-def test_without_curriculum_the_open_stage_makes_all_updates(quick):
-    assert run_stages(read_flags([*quick, "--stages", "open"]), Ranks())["step"] == 4
+        run(quick, "--stages", "reject", "--overwrite")
 
 
 def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick, monkeypatch):
     flags, folder = [*quick, "--stages", "reject"], RUN / "reject"
-    run_stages(read_flags(flags), Ranks())
+    run(flags)
     whole = (folder / "sampled.jsonl").read_text()
     with pytest.raises(InputError, match="--resume"):
-        run_stages(read_flags(flags), Ranks())
+        run(flags)
     (folder / "finished.json").unlink()
     shutil.rmtree(folder / "checkpoints")  # as if it had been stopped while it sampled
     (folder / "sampled.jsonl").write_text(whole[: len(whole) * 2 // 3])
@@ -312,35 +268,16 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
         return best_row(group, *rest)
 
     monkeypatch.setattr(reject, "best_row", counted)
-    run_stages(read_flags([*flags, "--resume"]), Ranks())
+    run(flags, "--resume")
     assert (folder / "sampled.jsonl").read_text() == whole
     assert 0 < len(sampled) < 5
     (folder / "finished.json").unlink()
     with pytest.raises(InputError, match="--overwrite"):
-        run_stages(read_flags([*flags, "--resume", "--reject_samples", "3"]), Ranks())
+        run(flags, "--resume", "--reject_samples", "3")
 
 
-def test_a_stage_that_is_killed_before_its_model_is_written_is_finished_by_resume(
-    quick, monkeypatch
-):
-    calls, save = [], run.save_model
-
-    def killed(*args):
-        calls.append(args)
-        if len(calls) == 1:  # result.json of stage judge is there, its model is not
-            raise KeyboardInterrupt
-        save(*args)
-
-    monkeypatch.setattr(run, "save_model", killed)
-    flags = [*quick, "--stages", "judge", "choice"]
-    with pytest.raises(KeyboardInterrupt):
-        run_stages(read_flags(flags), Ranks())
-    assert (RUN / "judge" / "result.json").exists()
-    assert run_stages(read_flags([*flags, "--resume"]), Ranks())["step"] == 4
-
-
-def test_a_kill_while_a_small_file_is_written_leaves_no_part_of_it(quick, monkeypatch):
-    flags, rename = read_flags([*quick, "--stages", "reject", "--resume"]), os.rename
+def test_a_kill_at_any_of_the_small_files_is_made_good_by_resume(quick, monkeypatch):
+    flags, rename = [*quick, "--stages", "judge", "reject", "--resume"], os.replace
     for name in ("kept.jsonl", "finished.json", "readings.json"):
 
         def killed(source, target, name=name):
@@ -348,16 +285,16 @@ def test_a_kill_while_a_small_file_is_written_leaves_no_part_of_it(quick, monkey
                 raise KeyboardInterrupt
             rename(source, target)
 
-        monkeypatch.setattr(os, "rename", killed)
+        monkeypatch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_stages(replace(flags), Ranks())
+            run(flags)
         assert not (RUN / "reject" / name).exists()
-    monkeypatch.setattr(os, "rename", rename)
-    assert run_stages(replace(flags), Ranks())["final"]["test"]
+    monkeypatch.setattr(os, "replace", rename)
+    assert run(flags)["final"]["test"]
 
 
 @pytest.mark.parametrize("flags", ["--stages", "--resume out/x", "--mix_share 1", "--method dyme"])
 def test_flags_that_cannot_be_are_one_line_and_code_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        curr_reft.main(flags.split())
+        main(curr_reft.run, flags.split())
     assert stop.value.code == 2 and "error: " in capsys.readouterr().err.splitlines()[-1]

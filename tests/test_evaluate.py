@@ -1,17 +1,16 @@
 """evaluate.py and sample.py: numbers that no batch or restart changes; nobody is trusted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import evaluate as program
 import sample
-from data.charts import TASKS, load_charts
-from data.example import DIRECT, Example
-from data.forms import stage_questions
-from evaluate import by_task, evaluate, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
-from lib.answers import grade
+from data.charts import load_charts
+from data.example import Example
+from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
 from lib.families import save_model
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
@@ -51,27 +50,22 @@ def test_marks_count_the_answer_and_the_true_facts():
     assert (row["accuracy"], row["format"], row["stated"], row["true"]) == (1, 1, 2, 1)
     assert marks(said(CHART, "red 5"))["accuracy"] == 0
     assert marks(said(CHART, "red 5\nAnswer: 5", truncated=True))["format"] == 0
-
-
-def test_a_direct_answer_is_the_whole_response_and_one_of_ones_own_may_be_marked():
-    assert marks(said(CHART, "5"), DIRECT)["accuracy"] == 1
-    assert marks(said(CHART, "red 5\nAnswer: 5"), DIRECT)["accuracy"] == 0
-    for text in ("5", "it is so\nAnswer: 5"):
-        assert marks(said(CHART, text), "Tell me.")["accuracy"] == 1
-
-
-def test_fact_precision_is_none_where_nothing_is_stated():
-    rows = [marks(said(CHART, "so it is\nAnswer: 5"))]
-    assert readings(rows, [""])["fact_precision"] is None
-    rows.append(marks(said(CHART, "red 5, blue 3\nAnswer: 5")))
-    assert readings(rows, ["", ""])["fact_precision"] == 0.5
-
-
-def test_a_number_is_right_within_the_tolerance_of_its_data_set():
-    example = Example(question="How many?", answer="100")
-    near = said(example, "so it is\nAnswer: 104")
+    near = said(replace(CHART, answer="100"), "so it is\nAnswer: 104")
     assert marks(near)["accuracy"] == 0 and marks(near, tolerance=0.05)["accuracy"] == 1
-    assert marks(near, DIRECT, 0.05)["accuracy"] == 0  # 104 is not all that it says
+
+
+def test_a_direct_answer_is_the_whole_response():
+    assert marks(said(CHART, "5"), direct=True)["accuracy"] == 1
+    assert marks(said(CHART, "red 5\nAnswer: 5"), direct=True)["accuracy"] == 0
+
+
+def test_readings_are_shares_and_fact_precision_none_where_nothing_is_stated():
+    rows = [marks(said(CHART, "so it is\nAnswer: 5"))]
+    assert readings(rows)["fact_precision"] is None
+    rows.append(marks(said(replace(CHART, task="sum"), "red 5, blue 3\nAnswer: 4")))
+    found = readings(rows)
+    assert (found["fact_precision"], found["accuracy"], found["grounded"]) == (0.5, 0.5, 0)
+    assert (found["accuracy/"], found["accuracy/sum"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +73,8 @@ def test_a_number_is_right_within_the_tolerance_of_its_data_set():
     [("--dataset chartqa", 0.05), ("--dataset gsm8k", 0.0), ("", 0.0), ("--tolerance 0.2", 0.2)],
 )
 def test_the_program_takes_the_data_sets_own_tolerance(folder, flags, tolerance):
-    args = program.parse(["--ckpt", str(folder), *flags.split()])
-    program.settle(args)
+    args = program.parse(["--ckpt", str(folder), *flags.split()], "", program.FLAGS)
     assert args.tolerance == tolerance
-
-
-def test_readings_depend_on_no_batch(vlm):
-    examples = load_charts("val", 7)
-    asked = {"temperature": 1.0, "max_completion_length": 8, "seed": 2}
-    found = [evaluate(*vlm, examples, batch_size=size, **asked) for size in (3, 64)]
-    assert found[0] == found[1] and found[0]["count"] == 7
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -103,12 +89,12 @@ def test_pass_at_ks_comes_from_counts_that_no_batch_changes(vlm, monkeypatch):
         return {"accuracy": torch.tensor([float(len(text) % 3 == 0) for text in texts])}
 
     monkeypatch.setattr(program, "score", score)
-    examples = stage_questions("judge", load_charts("test", 18, tasks=TASKS), 0, grade)[:5]
-    asked = {"samples": 4, "max_completion_length": 6}
-    found = [pass_at_ks(*vlm, examples, batch_rows=rows, **asked) for rows in (4, 100)]
+    examples = load_charts("test", 5)
+    asked = {"temperature": 1.0, "max_completion_length": 6}
+    found = [pass_at_ks(*vlm, examples, 4, batch_size=size, **asked) for size in (4, 400)]
     assert found[0] == found[1] and 0 < sum(found[0]["right"]) < 20
     assert found[0]["pass@1"] == pytest.approx(sum(found[0]["right"]) / 20)
-    assert set(found[0]) == {"pass@1", "pass@2", "pass@4", "samples", "right"}
+    assert set(found[0]) == {"pass@1", "pass@2", "pass@4", "right"}
 
 
 # ---- predictions --------------------------------------------------------------------------------
@@ -149,42 +135,38 @@ def test_other_weights_or_another_temperature_are_asked_anew(vlm, tmp_path):
     assert len(read_lines(path)) == 21
 
 
-def test_accuracy_is_counted_by_task_with_wilsons_interval():
-    rows = [("human", 1), ("human", 0), ("augmented", 1)]
-    found = by_task([{"task": task, "marks": {"accuracy": a}} for task, a in rows])
-    assert [line.partition(":")[0] for line in found] == ["all", "augmented", "human"]
-    assert found[2] == "human: accuracy 0.500 [0.095, 0.905], 2 questions"  # Wilson, 1 of 2
+def test_wilsons_interval():
+    assert interval(0.5, 2) == pytest.approx((0.095, 0.905), abs=1e-3)
 
 
-def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, tmp_path, capsys):
-    instruction = tmp_path / "how.txt"
-    instruction.write_text(DIRECT)
-    argv = ["--ckpt", str(folder), "--size", "3", "--instruction", str(instruction)]
+def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, capsys):
+    argv = ["--ckpt", str(folder), "--size", "3"]
     program.ask_split(argv)
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
-    assert [line["how"]["instruction"] for line in lines] == [DIRECT] * 3
-    assert capsys.readouterr().out.endswith(f"{folder}/predictions.jsonl\n")
-    program.ask_split([*argv, "--pass_at_k", "2", "--form", "judge"])
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3
+    told = capsys.readouterr().out
+    assert told.startswith("all: accuracy ") and told.endswith(f"{folder}/predictions.jsonl\n")
+    program.ask_split([*argv, "--pass_at_k", "2"])
     assert capsys.readouterr().out.startswith("pass@1 ")
 
 
 @pytest.mark.parametrize(
-    "argv",
+    "ask, argv",
     [
-        "--ckpt out/nothing",
-        "--ckpt {tmp}",
-        "--batch_size 0",
-        "--ckpt {run} --split nowhere",
-        "--ckpt {run} --instruction {tmp}/none",
-        "--ckpt {run} --instruction /dev/null",
-        "--ckpt {run} --out {tmp}/bad.jsonl",
-        "--ckpt {run} --out /proc/none/x.jsonl",
+        (program.ask_split, "--ckpt out/nothing"),
+        (program.ask_split, "--ckpt {tmp}"),
+        (program.ask_split, "--batch_size 0"),
+        (program.ask_split, "--ckpt {run} --split nowhere"),
+        (program.ask_split, "--ckpt {run} --temperature -1"),
+        (program.ask_split, "--ckpt {run} --out {tmp}/bad.jsonl"),
+        (program.ask_split, "--ckpt {run} --out /proc/none/x.jsonl"),
+        (sample.ask, "--ckpt {run} --num_generations 4"),
+        (sample.ask, "--ckpt {run} --image {run}/result.json --question x"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line_and_code_2(argv, folder, tmp_path, capsys):
+def test_what_cannot_be_asked_is_one_line_and_code_2(ask, argv, folder, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text("[1]\n")
     with pytest.raises(SystemExit) as stop:
-        program.main(program.ask_split, argv.format(tmp=tmp_path, run=folder).split())
+        program.main(ask, argv.format(tmp=tmp_path, run=folder).split())
     error = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and error[-1].startswith("error: ")
 
@@ -192,24 +174,20 @@ def test_what_cannot_be_asked_is_one_line_and_code_2(argv, folder, tmp_path, cap
 # ---- sample.py ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_streaming_says_what_rollout_says(vlm, temperature):
-    model, processor = vlm
-    asked = {"max_completion_length": 24, "temperature": temperature, "seed": 3}
-    (group,) = make_groups(model, processor, load_charts("val", 1))
+def test_streaming_says_what_rollout_says(vlm):
+    asked = {"max_completion_length": 24, "temperature": 1.0, "seed": 3}
+    (group,) = make_groups(*vlm, load_charts("val", 1))
     pieces = []
-    sample.stream(model, processor, group, pieces.append, **asked)
+    sample.stream(*vlm, group, pieces.append, **asked)
     streamed = group.responses
-    rollout(model, processor, [group], num_generations=1, **asked)
+    rollout(*vlm, [group], num_generations=1, **asked)
     assert streamed == group.responses
     assert "".join(pieces) == streamed[0].text and len(pieces) > 1
 
 
 def test_a_streamed_response_never_shows_its_end_token(vlm, monkeypatch):
-    model, processor = vlm
-    end = processor.tokenizer.eos_token_id
-    words = [*processor.tokenizer("red 5 \u00fc")["input_ids"], end]
-    (group,) = make_groups(model, processor, load_charts("val", 1))
+    tokenizer, pieces = vlm[1].tokenizer, []
+    words = [*tokenizer("red 5 \u00fc")["input_ids"], tokenizer.eos_token_id]
 
     def scripted(model, processor, groups, on_token, **asked):
         for token in words:
@@ -217,16 +195,14 @@ def test_a_streamed_response_never_shows_its_end_token(vlm, monkeypatch):
         groups[0].responses = [Response(words, "red 5 \u00fc", False)]
 
     monkeypatch.setattr(sample, "rollout", scripted)
-    pieces = []
-    sample.stream(model, processor, group, pieces.append)
+    sample.stream(*vlm, said(CHART, ""), pieces.append)
     assert "".join(pieces) == "red 5 \u00fc" and not any("\ufffd" in piece for piece in pieces)
 
 
 def test_a_verdict_says_which_stated_facts_are_true():
     told = sample.verdict(said(CHART, "red 5, blue 3\nAnswer: 5"))
     assert told.startswith("✓ right") and "red 5 ✓" in told and "blue 3 ✗" in told
-    near = said(Example(question="How many?", answer="100"), "so it is\nAnswer: 104")
-    assert "✗" in sample.verdict(near) and "✓" in sample.verdict(near, tolerance=0.05)
+    assert sample.verdict(said(CHART, "Answer: 3")).startswith("✗ wrong")
     assert sample.verdict(said(Example(question="own"), "5", truncated=True)) == "(cut off)\n"
 
 
@@ -236,16 +212,7 @@ def test_no_escape_code_reaches_the_terminal(capsys):
 
 
 def test_a_question_of_the_data_set_is_asked_and_judged(folder, capsys):
-    sample.ask(
-        ["--ckpt", str(folder), "--seed", "1", "--num_generations", "2", "--temperature", "1"]
-    )
+    argv = f"--ckpt {folder} --seed 1 --num_generations 2 --temperature 1"
+    sample.ask(argv.split())
     told = capsys.readouterr().out
     assert "(--seed 1 asks it again)" in told and told.count("accuracy") == 2
-
-
-@pytest.mark.parametrize("argv", ["--num_generations 4", "--image {run}/result.json --question x"])
-def test_what_cannot_be_sampled_is_one_line_and_code_2(argv, folder, capsys):
-    with pytest.raises(SystemExit) as stop:
-        program.main(sample.ask, ["--ckpt", str(folder), *argv.format(run=folder).split()])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
