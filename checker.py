@@ -38,11 +38,14 @@ from lib.derive import derive, shows
 
 
 # A script without blanks is counted by its characters.
-WORD = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\\W_]+")
-TAG = re.compile(r"<[!/?|]?[A-Za-z|-][^<>]*>|&#?\w{1,9};")
+WORD = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\\W_]+(?:['’][^\\W_]+)*"
+)
+TAG = re.compile(r"<h[1-6][^<>]*>[^<>]*|<[!/?|]?[A-Za-z|-][^<>]*>|&#?\w{1,9};")
 TITLE = r"[^\n*.,;=]{0,60}"
 HEADING = re.compile(rf"^(?:#.*|[ \t]*(?:\*\*|__){TITLE}(?:\*\*)?:?|{TITLE}:[ \t]*)$", re.MULTILINE)
-FEWEST = 3  # different words that are thinking; with a number among them one less
+ARITHMETIC = re.compile(r"\d ?[-+−*/×÷=] ?[-−(]?\d")
+FEWEST = 3  # different words that are thinking
 STOP = words("""a about after all also am an and any are as at be because been before being both but by
     can could did do does each first for from had has have he her here his how i if in into is it
     its just let lets me more most my need next no not now of on one only or other our out over
@@ -54,13 +57,16 @@ STOP = words("""a about after all also am an and any are as at be because been b
 def format_reward(response: str, truncated: bool = False) -> float:
     """1.0 for thinking, then exactly one marked, non-empty answer, ended by itself; else 0.0.
 
-    Thinking is what remains without tags and headings: three different words, or two of which one
-    is a number, as in "black 6" or "3 + 4".
+    Thinking is what remains without tags and headings: FEWEST different words, a word and a number
+    ("black 6"), or arithmetic ("3 + 4").
     """
     thinking, answer = split_response(response)
-    said = set(WORD.findall(HEADING.sub("", TAG.sub(" ", thinking)).casefold()))
-    thought = len(said) + any(map(str.isdecimal, said)) >= FEWEST
-    return float(bool(answer) and thought and not truncated)
+    said = HEADING.sub("", TAG.sub(" ", thinking))
+    words = set(WORD.findall(said.casefold()))
+    numbers = {word for word in words if word.isdecimal()}
+    thought = len(words - numbers) >= FEWEST or numbers and words > numbers
+    thought = thought or ARITHMETIC.search(said)
+    return float(bool(answer and thought) and not truncated)
 
 
 def visual_checker(

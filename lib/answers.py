@@ -13,8 +13,8 @@ from data.own import WRAPPING, split_marked
 
 # Numbers as people write them: full-width forms, other minus signs, "US$5", "5 €", "1’234", "1 234".
 PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, "−–‒﹣"), "-")
-CURRENCY = re.compile(r"(?:\b[A-Z]{1,2})?[$€£¥₹₩₽]")
-CODE = re.compile(r"\b(?:USD|EUR|GBP|JPY|CNY|INR|CHF)\b")
+CURRENCY = re.compile(r"(?:\b[A-Z]{1,2} ?)?[$€£¥₹₩₽]")
+CODE = re.compile(r"\b(?:USD|EUR|GBP|JPY|CNY|INR|CHF|dollars?|euros?)\b")
 SPACES = "\u00a0\u2007\u2009\u202f\u3000"  # that nobody breaks a line at, or thin ones
 THOUSANDS = re.compile(rf"(?<![\d,.])\d{{1,3}}(?:[,'’{SPACES}]\d{{3}})+(?![\d,])")
 SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?%?")  # only where it is all there is

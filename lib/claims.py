@@ -142,6 +142,8 @@ def is_guess(tokens, values, v):
         return [token.text for token in tokens[start : min(values[v].start, start + 9)]]
 
     between = gap(v)
+    if between == ["to"]:
+        return tokens[values[v - 1].start - 1].text != "from"
     if not GUESSING.issuperset(between):
         return False
     if not between or not SEPARATING.issuperset(between):

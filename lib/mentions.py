@@ -36,7 +36,8 @@ BRACKETS = words("( ) % $")
 # "above 50", "step 2", "5 points", "4 countries", "3 more than" and "fell by 9" are no values.
 BOUNDS = dict.fromkeys(words("above over past exceed exceeds exceeding > ≥"), 1)
 BOUNDS |= dict.fromkeys(words("below under < ≤"), -1)
-NOT_BEFORE = words("per than step top first last least most question figure") | BOUNDS.keys()
+NOT_BEFORE = BOUNDS.keys() | words("""per than step top first last least most question figure
+    twice double triple half ranked ranks rank number place""")
 DISTANCES = words("points percentage pp times x")
 COUNTED = words("countries bars categories values groups colors colours years lines options items")
 ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
@@ -50,6 +51,14 @@ CHANGED = COMPARED | words("""fell fall falls rose rise rises rising grew grow g
 ASKING = words("""is are was were does do did can could would should what which whether suppose
     assume assuming imagine""")
 DENYING = words("not never neither nor cannot hardly without nobody doubt deny denies unlikely ≠")
+DENYING_PAIRS = {
+    ("!", "="),
+    ("no", "longer"),
+    ("no", "way"),
+    ("far", "from"),
+    ("differs", "from"),
+    ("half", "of"),
+}
 FALSE = words("false wrong untrue incorrect mistaken impossible myth")
 STANDING = words(", : ; = but and only than") | BREAKS  # behind these a "not" denies no more
 
@@ -172,7 +181,7 @@ def is_denied(tokens, i, named):
         before = tokens[k - 1].text if k else ""
         if k not in named and (text in DENYING or text.endswith(("n't", "n’t"))):
             return True
-        if (before, text) in (("!", "="), ("no", "longer"), ("no", "way")):
+        if (before, text) in DENYING_PAIRS:
             return True
         if text in STANDING or text.endswith("est") or tokens[k].value is not None:
             return False

@@ -57,7 +57,7 @@ NUMERALS = {
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 NUMERALS |= {word: 10 * number for number, word in enumerate(TENS, 2)}
 SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9}
-SCALES |= {"bn": 1e9, "trillion": 1e12, "tn": 1e12}
+SCALES |= {"bn": 1e9, "trillion": 1e12, "tn": 1e12, "dozen": 12, "m": 1e6, "b": 1e9}
 
 UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
 
@@ -194,9 +194,11 @@ def find_name(tokens, start, spellings):
 
 def is_marked(tokens, i):
     """Whether a word like "more" or "all" is shown to be a name."""
-    behind = tokens[i + 1] if i + 1 < len(tokens) else NOTHING
+    behind, next_ = (tokens[j] if j < len(tokens) else NOTHING for j in (i + 1, i + 2))
     if i and tokens[i - 1].text in ANSWERED or behind.value is not None or behind.text in SHOWING:
         return True
+    if behind.text in ("is", "are", "was", "were") and next_.value is not None:
+        return True  # "all is 5"
     return tokens[i].word not in NEVER_PLAIN and (behind.text in ENDING or not behind.word)
 
 
@@ -226,9 +228,17 @@ def read_number(tokens, i, numbers, units):
     before = [token.text for token in tokens[max(0, i - 2) : i]]
     if before[-1:] == ["negative"] or before[-1:] == ["minus"] and before[0] in COPULAS | {"at"}:
         value = -value
-    if end < len(tokens) and tokens[end].text in SCALES and tokens[end].text not in units:
-        value, end = value * SCALES[tokens[end].text], end + 1
+    scale = scale_of(tokens, end - 1)
+    if scale in SCALES and scale not in units:
+        value, end = value * SCALES[scale], end + (end < len(tokens) and scale == tokens[end].text)
     return value, end
+
+
+def scale_of(tokens, i):
+    """The scale of the number at token i: "3k", "3.0 billion"; "" without one."""
+    tail = tokens[i].text.lstrip("0123456789.,-−–")
+    behind = tokens[i + 1].text if i + 1 < len(tokens) else ""
+    return tail if tail in SCALES else behind if behind in SCALES and len(behind) > 1 else ""
 
 
 def read_numeral(tokens, i):
@@ -248,6 +258,6 @@ def read_numeral(tokens, i):
 
 def find_units(tokens):
     """The scales that several numbers of a text have: its unit, which a chart's table leaves out."""
-    pairs = zip(tokens, tokens[1:])
-    scales = Counter(two.text for one, two in pairs if one.value is not None and two.text in SCALES)
+    numbers = [i for i, token in enumerate(tokens) if token.value is not None]
+    scales = Counter(scale_of(tokens, i) for i in numbers)
     return {scale for scale, count in scales.items() if count > 1}

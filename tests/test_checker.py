@@ -95,7 +95,15 @@ def test_the_format_is_thinking_and_one_answer(response, reward):
         **dict.fromkeys(["<think>\n</think>", "<reasoning></reasoning>", "<br>", "# Thinking"], 0),
         **dict.fromkeys(["**Step one: what I see**", "Here is my reasoning:", "x", "so so so"], 0),
         **dict.fromkeys(
-            ["<|im_start|>", "&nbsp;", "...", "1.", "Yes.", "<!-- see above now -->"], 0
+            [
+                "<|im_start|>",
+                "&nbsp;",
+                "...",
+                "1. 2. 3. 4.",
+                "Let's see.",
+                "<!-- see above now -->",
+            ],
+            0,
         ),
         **dict.fromkeys(
             ["red 3", "3+4=7", "<think>It is red</think>", "因为黑色", "**It** is red"], 1
@@ -272,6 +280,8 @@ DENIALS = {
     "Latvia is below 99, Portugal has more than 5": [],
     "Latvia is ninety and Portugal is one of three": ["Latvia ninety"],
     "Latvia is three.": ["Latvia 3.0"],
+    "Latvia is twice 3.0, Portugal is far from 8.9": [],
+    "Latvia is 3.0 to 9, Portugal is 8.9m": ["Latvia 3.0 to 9", "Portugal 8.9m"],
     "Latvia 3.0 million, Portugal 8.9 million": ["Latvia 3.0", "Portugal 8.9"],  # the unit
 }
 
