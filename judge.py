@@ -125,15 +125,16 @@ class Judge(Rules):
     def hear(self, group: Group, g: int) -> None:
         """Score response g by the rules, and ask for what the update is now sure to need."""
         super().hear(group, g)
+        calls = self.calls[group.place]
         heard = [i for i, response in enumerate(group.responses) if response is not None]
         mode = dyme.choose(self.config, self.step, group)
         if mode == MEMORIZE and len(heard) == len(group.responses):
             self.ask_trace(group)
         for i in heard if mode == EXPLORE else []:
             thinking = scored_thinking(group, i)
-            if thinking is not None and thinking not in self.calls[group.place]:
-                call = self.submit(group.place, judge_thinking, thinking, group.example)
-                self.calls[group.place][thinking] = call
+            if thinking is not None and thinking not in calls:
+                args = (judge_thinking, thinking, group.example)
+                calls[thinking] = self.submit(group.place, *args)
 
     def ask_trace(self, group: Group) -> None:
         """Ask for the memorized trace once, unless the data's own is memorized."""
