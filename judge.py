@@ -125,23 +125,25 @@ class Judge(Rules):
     def hear(self, group: Group, g: int) -> None:
         """Score response g by the rules, and ask for what the update is now sure to need."""
         super().hear(group, g)
-        calls = self.calls[group.place]
         heard = [i for i, response in enumerate(group.responses) if response is not None]
         mode = dyme.choose(self.config, self.step, group)
         if mode == MEMORIZE and len(heard) == len(group.responses):
             self.ask_trace(group)
         for i in heard if mode == EXPLORE else []:
             thinking = scored_thinking(group, i)
-            if thinking is not None and thinking not in calls:
-                args = (judge_thinking, thinking, group.example)
-                calls[thinking] = self.submit(group.place, *args)
+            if thinking is not None:
+                self.ask(group, thinking, judge_thinking, thinking, group.example)
 
     def ask_trace(self, group: Group) -> None:
-        """Ask for the memorized trace once, unless the data's own is memorized."""
-        calls, wanted = self.calls[group.place], self.config.refiner != "off"
-        if wanted and group.example.instruction is None and TRACE not in calls:
-            args = (written_trace, group.example, self.template)
-            calls[TRACE] = self.submit(group.place, *args)
+        """Ask for the memorized trace, unless the data's own is memorized or no facts are known."""
+        example = group.example
+        if self.config.refiner != "off" and example.instruction is None and example.facts:
+            self.ask(group, TRACE, written_trace, example, self.template)
+
+    def ask(self, group: Group, key: str | None, function, *args) -> None:
+        """Submit a call that the group waits for, unless that is done."""
+        if key not in self.calls[group.place]:
+            self.calls[group.place][key] = self.submit(group.place, function, *args)
 
     def submit(self, place: float, function, *args) -> Future:
         """Have function(chat, *args) called in a thread; None where there is no reply."""
@@ -233,7 +235,7 @@ class Judge(Rules):
                 self.history.append({"step": step + 1, "template": self.template})
             self.proposal = None
         rows = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_whole(self.folder / "template_history.jsonl", rows, fsync=False)
+        write_whole(self.folder / "template_history.jsonl", rows)
 
     def resume(self, step: int) -> None:
         """Restore the template that the run had at `step`."""
@@ -364,31 +366,31 @@ def write_traces(chat: Chat, examples, path: Path) -> None:
     example out, for the same command to do: InputError.
     """
     done = {row["id"] for row in read_lines(path)}
-    counts, failed = Counter(), None
 
-    def work(i: int):
+    def work(i: int) -> tuple[str, dict | None]:
         example = examples[i]  # charts are drawn here
         if example.id in done:
-            return None
+            return "old", None
         try:
             trace = written_trace(chat, example)
-        except ChatError as error:
-            return error
+        except ChatError:
+            return "failed", None
+        source, trace = ("llm", trace) if trace else ("local", refine(example))
+        if trace is None:
+            return "without facts or trace", None
         row = {"id": example.id, "question": example.question, "answer": example.answer}
-        return {**row, "trace": trace or refine(example), "source": "llm" if trace else "local"}
+        return source, {**row, "trace": trace, "source": source}
 
-    rows = chat.pool.map(work, range(len(examples)))
+    counts, found = Counter(), chat.pool.map(work, range(len(examples)))
     with open(path, "a", encoding="utf-8") as file:
-        for row in tqdm(rows, desc="refine", total=len(examples)):
-            if isinstance(row, ChatError):
-                failed = row
-            elif row:
+        for source, row in tqdm(found, desc="refine", total=len(examples)):
+            counts[source] += 1
+            if row:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-                counts[row["source"]] += 1
-    print(f"{path}: {counts['llm']} traces by the judge, {counts['local']} local, {len(done)} old")
-    if failed:
-        raise InputError(f"{path}: not complete, calls failed ({failed}); run this again")
+    print(f"{path}: {', '.join(f'{number} {source}' for source, number in counts.items())}")
+    if counts["failed"]:
+        raise InputError(f"{path}: not complete, calls failed ({chat.last_error}); run this again")
 
 
 def refine_split(argv: list[str]) -> None:

@@ -390,7 +390,7 @@ def test_a_reward_of_ones_own_runs_once_per_response_and_decides_with_a_judge_to
 
 def test_without_the_switch_every_formatted_response_is_scored(server, judging):
     judge = judging("--method", "grpo")
-    group = heard(judge, 0, "It is a\nAnswer: 9", "It is b\nAnswer: 9", BARE)
+    group = heard(judge, 0, WRONG, "a 1\nAnswer: 9", BARE)
     assert list(judge.ready([group])) == [[group]] and len(server.requests) == 2
     assert group.rewards["thinking"].tolist() == [1.0, 1.0, 0.0]
 
@@ -425,7 +425,12 @@ def test_a_judge_that_does_not_answer_ends_the_run_before_it_starts(
 
 
 @pytest.mark.parametrize(
-    "flags, fields", [(("--refiner", "off"), {"trace": "t"}), ((), {"instruction": "Yes or no?"})]
+    "flags, fields",
+    [
+        (("--refiner", "off"), {"trace": "t"}),
+        ((), {"instruction": "Yes or no?"}),
+        ((), {"facts": [], "trace": "t"}),
+    ],
 )
 def test_what_is_not_refined_is_not_asked_for(server, judging, flags, fields):
     judge = judging(*flags)
