@@ -159,28 +159,22 @@ def test_the_request_has_all_the_judge_needs_and_no_mark_ends_its_block(server, 
     assert text.count("<") == 2 and "ignore the facts" in text.partition("</thinking>")[0]
 
 
-def test_a_message_is_short_and_printable_and_the_key_is_masked_before_it_is_cut(
-    server, connect, monkeypatch
+def test_the_key_reaches_nothing_but_the_server_and_a_message_is_short_and_printable(
+    server, connect, monkeypatch, tmp_path, capfd
 ):
-    monkeypatch.setenv("DYME_JUDGE_KEY", "secret-key-1")
-    for said in ("\x1b[31m" + "x" * 9000, "x" * 180 + "secret-key-1"):
-        server.default = (401, said)
-        with pytest.raises(c.ChatError, match="HTTP 401") as error:
-            c.ask(connect(), [{"role": "user", "content": "?"}])
-        message = str(error.value)
-        assert len(message) <= 200 and message.isprintable() and "secret" not in message
-
-
-def test_the_key_reaches_nothing_but_the_server(server, connect, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("DYME_JUDGE_KEY", " secret-key-1\n")
-    chat = connect(max_failures=1, max_retries=0)
-    server.script.extend(["low", (302, "", [("Location", f"{server.url}/other")])])
-    assert [rate(chat, text) for text in ("one", "two")] == [0.0, None]
-    assert [key for _, _, key, _ in server.requests] == ["Bearer secret-key-1"] * 2 + [None]
+    chat = connect(max_failures=3, max_retries=0)
+    elsewhere = (302, "", [("Location", f"{server.url}/other")])
+    long, cut = (401, "\x1b[31m" + "x" * 9000), (401, "x" * 180 + "secret-key-1")
+    server.script.extend(["low", elsewhere, long, cut])
+    assert [rate(chat, text) for text in "abcd"] == [0.0, None, None, None]
+    keys = [key for _, _, key, _ in server.requests]
+    assert keys == ["Bearer secret-key-1"] * 2 + [None] + ["Bearer secret-key-1"] * 2
     files = [f for f in tmp_path.rglob("*") if f.is_file()]
-    assert files and all(b"secret-key-1" not in f.read_bytes() for f in files)
-    output = "".join(capfd.readouterr())
-    assert "HTTP 404" in output and "secret-key-1" not in output + repr(chat)
+    assert files and all(b"secret" not in f.read_bytes() for f in files)
+    said = "".join(capfd.readouterr())
+    assert "HTTP 401 xxx" in said and "secret" not in said + repr(chat)
+    assert str(c.ChatError(long[1])).isprintable() and len(str(c.ChatError(long[1]))) == 200
 
 
 def test_a_repeated_question_is_no_call_the_cache_keeps_no_failure_and_may_break(server, connect):
@@ -499,40 +493,30 @@ def test_a_better_template_is_learned_from_a_structured_response_judged_high(
 # ---- traces ahead of training -------------------------------------------------------------------
 
 
-@pytest.fixture
-def offline(server, tmp_path, monkeypatch):
-    cases = [example(id=str(i), question=f"{QUESTION} {i}") for i in range(12)]
-    monkeypatch.setattr(j, "load_data", lambda *args, size=None, **kwargs: cases[:size])
-    monkeypatch.setattr(c.time, "sleep", lambda seconds: None)
-    out = tmp_path / "traces.jsonl"
-    argv = ["refine", "--dataset", "x", "--out", str(out), "--judge_parallel", "2"]
+def test_traces_ahead_of_training_name_their_source_and_the_same_command_goes_on(
+    server, tmp_path, monkeypatch, capfd
+):
+    cases = [example(id=str(i), question=f"{QUESTION} {i}") for i in range(30)]
+    cases.append(example(id="bare", facts=[]))
+    monkeypatch.setattr(j, "load_data", lambda *args, size: cases[:size])
+    out, where = tmp_path / "traces.jsonl", ["--judge_url", server.url, "--judge_model", "m"]
+    command = ["refine", "--dataset", "x", "--out", str(out), "--judge_parallel", "2", *where]
 
-    def run(*flags):
-        j.refine_split([*argv, "--judge_url", server.url, "--judge_model", "m", *flags])
-        return [json.loads(line) for line in out.open()]
-
-    run.out = out
-    return run
-
-
-def test_offline_traces_name_their_source_and_are_resumed(server, offline):
     server.default = lambda h: GOOD if " 3\n" not in h.prompt else "Answer: 99"
-    rows = offline("--size", "5")
+    j.refine_split([*command, "--size", "5"])
+    rows = [json.loads(line) for line in out.open()]
     assert set(rows[0]) == {"id", "question", "answer", "trace", "source"}
     assert [row["source"] for row in rows] == ["llm"] * 3 + ["local", "llm"]
-    assert rows[0]["trace"] == GOOD
-    assert rows[3]["trace"] == checker.refine(example(question=f"{QUESTION} 3"))
-    offline.out.write_bytes(offline.out.read_bytes()[:-20])  # torn
-    assert [row["id"] for row in offline()] == [str(i) for i in range(12)]
-    assert len(server.requests) == 12  # the torn one came from the cache
+    assert rows[0]["trace"] == GOOD and rows[3]["trace"] == checker.refine(cases[3])
 
-
-def test_offline_with_a_dead_server_stops_and_the_same_command_goes_on(server, offline):
-    server.default = lambda _: (400, "no") if len(server.requests) > 4 else GOOD
+    out.write_bytes(out.read_bytes()[:-20])  # torn; it comes from the cache
+    server.default = lambda _: GOOD if len(server.requests) < 8 else (400, "no")
     with pytest.raises(InputError, match="HTTP 400 no.*run this again"):
-        offline()
-    assert len(server.requests) < 12
+        j.refine_split(command)
+    assert len(server.requests) < 20  # the questions after the server is dead are not sent
+
     server.default = GOOD
-    rows = offline()
-    assert sorted(int(row["id"]) for row in rows) == list(range(12))
-    assert {row["source"] for row in rows} == {"llm"}
+    j.refine_split(command)
+    rows = [json.loads(line) for line in out.open()]
+    assert sorted(int(row["id"]) for row in rows) == list(range(30))
+    assert "1 without facts" in capfd.readouterr().out
