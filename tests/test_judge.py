@@ -400,7 +400,7 @@ def test_a_server_that_is_gone_costs_the_scores_and_not_the_run(server, judging)
     assert torch.equal(groups[0].rewards["total"], rules)
     assert judge.trace(groups[1]) == checker.refine(example())
     found = judge.end_step(0, groups, Ranks())
-    assert (found["judge_failures"], found["refiner_fallbacks"]) == (2, 1)
+    assert (found["judge_failures"], found["refiner_fallbacks"]) == (2, 1) and judge.chat.may_try
     said = judge.summary()
     assert "2 of 2 ratings and 1 of 1 traces" in said and "last error: URLError" in said
 
@@ -426,11 +426,11 @@ def test_a_judge_that_does_not_answer_ends_the_run_before_it_starts(
         ((), {"facts": [], "trace": "t"}),
     ],
 )
-def test_what_is_not_refined_is_not_asked_for(server, judging, flags, fields):
+def test_what_is_not_refined_is_not_asked_for(judging, flags, fields):
     judge = judging(*flags)
     group = heard(judge, 0, WRONG, WRONG, **fields)
     group.mode = MEMORIZE
-    assert list(judge.ready([group])) == [[group]] and server.requests == []
+    assert list(judge.ready([group])) == [[group]] and not judge.calls[0]
     assert judge.trace(group) == fields.get("trace")
 
 
