@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -32,16 +31,9 @@ from data import load_data
 from data.example import Example, InputError, fact_name, fact_value
 from data.own import split_marked
 from data.reading import write_whole
-from lib.answers import (
-    clean_answer,
-    extract_answer,
-    grade,
-    relaxed_accuracy,
-    split_response,
-    to_number,
-)
-from lib.chat import Chat, ChatError, ask, ask_anything, ask_word, close_chat, count, is_dead
-from lib.chat import open_chat, say, take_counts, try_again
+from evaluate import main, read_lines
+from lib.answers import clean_answer, grade, relaxed_accuracy, split_response, to_number
+from lib.chat import Chat, ChatError, ask, ask_word, close_chat, open_chat, try_again
 from lib.claims import claimed_facts
 from lib.ranks import Ranks, broadcast_object
 from rollout import EXPLORE, MEMORIZE, Group
@@ -77,26 +69,23 @@ GENERALISE = """A well structured explanation:
 Turn it into a generic template for such explanations: keep its headings, one to a line, and after
 each say in a few words what belongs there. No name, number or result of this case may remain.
 Reply with the template alone."""
-COMPARE = """Two templates for explaining the answer to a question about an image.
-
-Template A:
+COMPARE = """Template A for explaining the answer to a question about an image:
 {best}
 
 Template B:
 {proposal}
 
 Does B lead to clearer and better grounded explanations than A? Reply with one word: yes or no."""
-
+FIRST = "Reply with one word: yes."
 TRACE = None  # key of a call, where a thinking is the key of its score
 LEVELS = {"low": 0.0, "medium": 0.5, "high": 1.0}
 MIN_GROUNDING = 0.5  # the visual checker's score that a written trace needs
-MAX_TEMPLATE = 1000  # characters
 TOKEN = re.compile(r"<[^\s<>\d=][^<>\n]*>|\[/?g?[A-Z]{3,}\]")  # "<|im_end|>", "[INST]"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
-# of one process and step: HTTP attempts, what the cache knew, thinking that the rules score after
-# all, traces asked for, traces that the rules write after all, seconds that `ready` waited
-COUNTS = ("judge_calls", "judge_cache_hits", "judge_failures")
+# of one process and step: HTTP attempts, what the cache knew, thinking to be rated, that which the
+# rules score after all, traces asked for, those that the rules write after all, seconds waited
+COUNTS = ("judge_calls", "judge_cache_hits", "judge_ratings", "judge_failures")
 COUNTS += ("refiner_calls", "refiner_fallbacks", "judge_wait_s")
 
 # ---- the scorer of the loop ---------------------------------------------------------------------
@@ -106,34 +95,31 @@ class Judge(Rules):
     """Rules that ask a language model besides: its calls run in threads, their answers come late.
 
     Of the calls that wait, those of the first groups go first: without an order no group would be
-    complete before the very end, and no update would run beside the rest of the calls. The cache,
-    template.txt and template_history.jsonl are in config.output_dir.
+    complete before the very end, and no update would run beside the rest of the calls. The cache
+    and template_history.jsonl are in config.output_dir. InputError where the server doesn't answer
+    a first question: better now than after hours by the rules.
     """
 
     def __init__(self, config):
         super().__init__(config)
         self.folder = Path(config.output_dir)
-        settings = {"cache": self.folder / "judge_cache.sqlite", "parallel": config.judge_parallel}
-        self.chat = open_chat(config.judge_url, config.judge_model, **settings)
+        cache, parallel = self.folder / "judge_cache.sqlite", config.judge_parallel
+        self.chat = open_chat(config.judge_url, config.judge_model, cache=cache, parallel=parallel)
         self.step = 0  # the one under way: resume and end_step say so
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
         self.template = TEMPLATE
         self.history = [{"step": 0, "template": TEMPLATE}]  # the first process's alone
         self.proposal = None  # the Future of a better template
-        self.totals = Counter()  # of this process's whole run
-        self.first_question()
-
-    def first_question(self) -> None:
-        """InputError where the server doesn't answer: better now than after hours by the rules."""
+        self.totals = Counter()  # COUNTS of this process's whole run
         try:
-            ask_anything(self.chat)
+            ask(self.chat, [{"role": "user", "content": FIRST}], fresh=True)
         except ChatError as error:
             failed = f"--judge_url {self.chat.url}: doesn't answer the first question: {error}"
-            if not getattr(self.config, "judge_optional", False):
+            if not config.judge_optional:
                 self.close()
                 raise InputError(f"{failed}; or go on by the rules with --judge_optional") from None
-            say(f"{failed}; the rules take over until it does")
+            tqdm.write(f"{failed}; the rules take over until it does", file=sys.stderr)
             self.chat.failed_in_a_row = self.chat.max_failures  # dead
 
     def hear(self, group: Group, g: int) -> None:
@@ -143,22 +129,24 @@ class Judge(Rules):
         mode = dyme.choose(self.config, self.step, group)
         if mode == MEMORIZE and len(heard) == len(group.responses):
             self.ask_trace(group)
-        for thinking in [scored_thinking(group, i) for i in heard] if mode == EXPLORE else []:
+        for i in heard if mode == EXPLORE else []:
+            thinking = scored_thinking(group, i)
             if thinking is not None:
                 self.ask(group, thinking, judge_thinking, thinking, group.example)
 
     def ask_trace(self, group: Group) -> None:
-        """Ask for the memorized trace, unless the data's own is memorized."""
-        if self.config.refiner != "off" and group.example.instruction is None:
-            self.ask(group, TRACE, written_trace, group.example, self.template)
+        """Ask for the memorized trace, unless the data's own is memorized or no facts are known."""
+        example = group.example
+        if self.config.refiner != "off" and example.instruction is None and example.facts:
+            self.ask(group, TRACE, written_trace, example, self.template)
 
-    def ask(self, group: Group, key, function, *args) -> None:
-        """Have function(chat, *args) called in a thread, unless that is done; the group waits."""
-        calls = self.calls[group.place]
-        if key not in calls:
-            calls[key] = self.submit(group.place, function, *args)
+    def ask(self, group: Group, key: str | None, function, *args) -> None:
+        """Submit a call that the group waits for, unless that is done."""
+        if key not in self.calls[group.place]:
+            self.calls[group.place][key] = self.submit(group.place, function, *args)
 
     def submit(self, place: float, function, *args) -> Future:
+        """Have function(chat, *args) called in a thread; None where there is no reply."""
         future = Future()
         self.queue.put((place, next(self.order), future, function, args))
         self.chat.pool.submit(self.run_first)  # as many such jobs as there are calls
@@ -178,37 +166,36 @@ class Judge(Rules):
         for group in groups:
             if group.mode == MEMORIZE:
                 self.ask_trace(group)
-        waiting = list(groups)
-        while waiting:
-            pending = {group.place: self.pending(group) for group in waiting}
-            done = [group for group in waiting if not pending[group.place]]
-            waiting = [group for group in waiting if pending[group.place]]
+        while groups:
+            start = time.perf_counter()
+            pending = {
+                group.place: [call for call in self.calls[group.place].values() if not call.done()]
+                for group in groups
+            }
+            done = [group for group in groups if not pending[group.place]]
+            groups = [group for group in groups if pending[group.place]]
             for group in done:
                 self.finish(group)
             if done:
                 yield done
-                continue
-            start = time.perf_counter()
-            wait(itertools.chain(*pending.values()), return_when=FIRST_COMPLETED)
-            count(self.chat, "judge_wait_s", time.perf_counter() - start)
-
-    def pending(self, group: Group) -> list[Future]:
-        """The calls that a group waits for."""
-        return [call for call in self.calls[group.place].values() if not call.done()]
+            else:
+                wait(itertools.chain(*pending.values()), return_when=FIRST_COMPLETED)
+                self.chat.counts["judge_wait_s"] += time.perf_counter() - start
 
     def finish(self, group: Group) -> None:
         """The judge's scores in place of the rules', where it has any, and the totals with them."""
         scores = {key: call.result() for key, call in self.calls[group.place].items()}
+        counts = self.chat.counts
         if TRACE in scores:
-            count(self.chat, "refiner_calls")
-            count(self.chat, "refiner_fallbacks", scores.pop(TRACE) is None)
-        count(self.chat, "judge_failures", list(scores.values()).count(None))
-        self.totals["ratings"] += len(scores)
-        for g in range(len(group.responses)) if scores else []:
-            score = scores.get(scored_thinking(group, g))
-            if score is not None:
-                group.rewards["thinking"][g] = score
+            counts["refiner_calls"] += 1
+            counts["refiner_fallbacks"] += scores.pop(TRACE) is None
         if scores:
+            counts["judge_ratings"] += len(scores)
+            counts["judge_failures"] += list(scores.values()).count(None)
+            for g in range(len(group.responses)):
+                score = scores.get(scored_thinking(group, g))
+                if score is not None:
+                    group.rewards["thinking"][g] = score
             group.rewards["total"] = total_reward(group.rewards, self.config.reward_weights)
 
     def trace(self, group: Group) -> str | None:
@@ -224,36 +211,31 @@ class Judge(Rules):
         self.calls.clear()
         self.step = step + 1
         try_again(self.chat)
-        counts = take_counts(self.chat, COUNTS)
+        with self.chat.lock:
+            counts = {name: self.chat.counts.pop(name, 0) for name in COUNTS}
         self.totals.update(counts)
         return counts
 
     def learn_template(self, step: int, groups: list[Group]) -> None:
-        """One proposal at a time, taken over at a later step if the judge preferred it."""
+        """One proposal at a time, from a response that was judged high and has a structure; taken
+        over at a later step if the judge preferred it.
+        """
         if self.proposal is None:
-            self.proposal = self.propose(groups)
+            good = (
+                (thinking, group.example)
+                for group in groups
+                for thinking, call in self.calls[group.place].items()
+                if thinking is not TRACE and call.result() == 1.0 and is_structured(thinking)
+            )
+            for found in itertools.islice(good, 1):
+                self.proposal = self.submit(math.inf, propose_template, *found, self.template)
         elif self.proposal.done():
             if self.proposal.result() is not None:
                 self.template = self.proposal.result()
                 self.history.append({"step": step + 1, "template": self.template})
             self.proposal = None
-        self.save_template()
-
-    def propose(self, groups: list[Group]) -> Future | None:
-        """propose_template of the first well structured response that is judged high."""
-        for group in groups:
-            for thinking, call in self.calls[group.place].items():
-                high = thinking is not TRACE and call.result() == 1.0
-                if high and len(headings(thinking, group.example)) >= 3:
-                    call = (propose_template, thinking, group.example, self.template)
-                    return self.submit(math.inf, *call)
-        return None
-
-    def save_template(self) -> None:
-        """template.txt is the current one, template_history.jsonl all of them."""
         rows = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_whole(self.folder / "template.txt", self.template, fsync=False)
-        write_whole(self.folder / "template_history.jsonl", rows, fsync=False)
+        write_whole(self.folder / "template_history.jsonl", rows)
 
     def resume(self, step: int) -> None:
         """Restore the template that the run had at `step`."""
@@ -266,11 +248,10 @@ class Judge(Rules):
 
     def summary(self) -> str | None:
         """For the run's last lines: how often the rules answered in the judge's place."""
-        failed, fallbacks = self.totals["judge_failures"], self.totals["refiner_fallbacks"]
-        if not failed + fallbacks:
+        if not self.totals["judge_failures"] + self.totals["refiner_fallbacks"]:
             return None
-        ratings = f"{failed} of {self.totals['ratings']} ratings"
-        traces = f"{fallbacks} of {self.totals['refiner_calls']} traces"
+        ratings = "{judge_failures} of {judge_ratings} ratings".format(**self.totals)
+        traces = "{refiner_fallbacks} of {refiner_calls} traces".format(**self.totals)
         error = f"; its last error: {self.chat.last_error}" if self.chat.last_error else ""
         return f"the rules stood in for the judge in {ratings} and {traces}{error}"
 
@@ -305,62 +286,47 @@ def judge_thinking(chat: Chat, thinking: str, example: Example) -> float | None:
 
 
 def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
-    """The judge's own trace, or None if it is cut off, ends in another answer or is not grounded.
+    """The judge's own trace, or None if it is cut off, gives another answer or is not grounded.
 
-    Not one of its claims may be wrong: what is memorized is believed. The target it becomes part
-    of must have the format that the policy is rewarded for, and nothing that looks like a special
-    token. Without facts nothing could be grounded, so nothing is asked. Raises ChatError.
+    Not one of its claims may be wrong: what is memorized is believed. It must fit into a target of
+    the right format and have nothing like a special token. Without facts nothing is asked. Raises
+    ChatError.
     """
     if not example.facts:
         return None
     prompt = fill(REFINE, example, template=template)
     reply, finished = ask(chat, [{"role": "user", "content": prompt}])
-    trace = without_answer(reply, example)
-    if not finished or not trace or not format_reward(f"{trace}\nAnswer: {example.answer}"):
-        return None
-    if TOKEN.search(trace):
-        return None
+    lines = [(line, split_marked(line)[1]) for line in reply.splitlines()]
+    trace = "\n".join(line for line, answer in lines if answer is None).strip()
     facts = [tuple(fact) for fact in example.facts]
-    if contradicts(trace, example) or not set(claimed_facts(trace, facts)) <= set(facts):
-        return None
-    about = (example.facts, example.needed, example.question, example.trace or "")
-    return trace if visual_checker(trace, *about) >= MIN_GROUNDING else None
-
-
-def without_answer(reply: str, example: Example) -> str | None:
-    """A reply without its answer lines; None where one of them gives another answer."""
-    lines = []
-    for line in reply.splitlines():
-        thinking, given = split_marked(line)
-        if given is not None:
-            if grade(example, given) < 1:
-                return None
-            # nothing remains of "The final answer: 5"
-            thinking = re.match(r"(.*[.!?])?", thinking).group()
-        lines.append(thinking)
-    return "\n".join(lines).strip()
+    about = (facts, example.needed, example.question, example.trace or "")
+    good = (
+        finished
+        and all(answer is None or grade(example, answer) == 1 for _, answer in lines)
+        and format_reward(f"{trace}\nAnswer: {example.answer}")
+        and not TOKEN.search(trace)
+        and not contradicts(trace, example)
+        and set(claimed_facts(trace, facts)) <= set(facts)
+        and visual_checker(trace, *about) >= MIN_GROUNDING
+    )
+    return trace if good else None
 
 
 def contradicts(trace: str, example: Example) -> bool:
-    """True if the last sentence names answers of the right one's kind, but not the right one.
-
-    Kinds: numbers, yes and no, the facts' names, the options. Naming none contradicts nothing.
+    """True if the last sentence names answers of the right one's kind (numbers, yes and no, the
+    facts' names, the options), but not the right one.
     """
     closing = re.split(r"\n|[.!?]\s", trace.rstrip(" .!?\n"))[-1]
     answer = clean_answer(example.answer).rstrip("%")
     named = []
     if to_number(answer) is not None:
         named = [number.replace(",", "") for number in NUMBER.findall(closing)]
-    for words in (["yes", "no"], fact_names(example), example.options or []):
+    names = [name for *names, _ in example.facts for name in names]
+    for words in (["yes", "no"], names, example.options or []):
         if answer.casefold() in [word.casefold() for word in words]:
             named = [word for word in words if mentions(closing, word)]
     right = any(relaxed_accuracy(target=answer, prediction=word) for word in named)
     return bool(named) and not right
-
-
-def fact_names(example: Example) -> list[str]:
-    """The names in an example's facts, of a table those of rows and columns."""
-    return [name for *names, _ in example.facts for name in names]
 
 
 def mentions(text: str, word: str) -> bool:
@@ -369,27 +335,22 @@ def mentions(text: str, word: str) -> bool:
     return bool(word) and re.search(pattern, text, re.IGNORECASE) is not None
 
 
-# ---- the refiner's template ---------------------------------------------------------------------
-
-
-def headings(text: str, example: Example) -> set[str]:
-    """The distinct headings of a text ("Goal: ..."), the chart's own ("Latvia: 3.0") left out."""
-    names = {name.casefold() for name in fact_names(example)}
-    return {h.casefold().strip() for h in HEADING.findall(text)} - names - {"answer"}
+def is_structured(text: str) -> bool:
+    """True if a text has three or more lines with headings of their own ("Goal: ...")."""
+    return len(set(HEADING.findall(text))) >= 3
 
 
 def propose_template(chat: Chat, thinking: str, example: Example, best: str) -> str | None:
     """The generic template of a good response if the judge prefers it to `best`, else None.
 
-    Templates are learned from the policy's own responses (DyME, section 3.3), which is how the
-    paper gets by without hand-made ones. A proposal that keeps a name or value of this chart, has
-    no structure, is cut off or overlong is not compared at all. Raises ChatError.
+    Templates are learned from the policy's own responses (DyME, section 3.3). A proposal that keeps
+    a name or value of this chart, has no structure or is cut off isn't compared. Raises ChatError.
     """
     prompt = fill(GENERALISE, example, thinking=thinking)
     proposal, finished = ask(chat, [{"role": "user", "content": prompt}])
-    structured = len(headings(proposal, example)) >= 3 and len(proposal) <= MAX_TEMPLATE
     specific = any(mentions(proposal, word) for fact in example.facts for word in fact)
-    if not finished or not structured or specific or extract_answer(proposal):
+    generic = not specific and split_marked(proposal)[1] is None and is_structured(proposal)
+    if not finished or not generic:
         return None
     word = ask_word(chat, COMPARE.format(best=best, proposal=proposal), ["yes", "no"])
     return proposal if word == "yes" and proposal != best else None
@@ -398,100 +359,61 @@ def propose_template(chat: Chat, thinking: str, example: Example, best: str) -> 
 # ---- traces ahead of training -------------------------------------------------------------------
 
 
-def refine_all(chat: Chat | None, examples, path: str, template: str = TEMPLATE) -> None:
-    """Appends {"id", "question", "answer", "trace", "source"} of every example to a .jsonl.
+def write_traces(chat: Chat, examples, path: Path) -> None:
+    """Appends {"id", "question", "answer", "trace", "source"} of every example that the file lacks.
 
-    In the order of the data; source is "llm", or "local" where the judge's trace was no good or
-    there is no judge (None). What the file has already is skipped. A failed call leaves its
-    example out, for the same command to do. Raises InputError then, and for a foreign file.
+    source is "llm", or "local" where the judge's trace was no good. A failed call leaves its
+    example out, for the same command to do: InputError.
     """
-    done = read_done(path)
-    sources, errors = Counter(), []
-    each = chat.pool.map if chat else map
+    done = {row["id"] for row in read_lines(path)}
 
-    def work(example):
+    def work(i: int) -> tuple[str, dict | None]:
+        example = examples[i]  # charts are drawn here
+        if example.id in done:
+            return "old", None
         try:
-            trace = written_trace(chat, example, template) if chat else None
-        except ChatError as error:
-            return error
+            trace = written_trace(chat, example)
+        except ChatError:
+            return "failed", None
+        source, trace = ("llm", trace) if trace else ("local", refine(example))
+        if trace is None:
+            return "without facts or trace", None
         row = {"id": example.id, "question": example.question, "answer": example.answer}
-        source = "llm" if trace else "local"
-        return {**row, "trace": trace or refine(example), "source": source}
+        return source, {**row, "trace": trace, "source": source}
 
-    # not everything at once: charts are drawn, and rows written, as the work goes on
-    size = 64
-    progress = tqdm(desc="refine", total=len(examples), initial=len(done))
-    with open(path, "a", encoding="utf-8") as file, progress as bar:
-        for start in range(0, len(examples), size):
-            batch = [examples[i] for i in range(start, min(start + size, len(examples)))]
-            for row in each(work, [example for example in batch if example.id not in done]):
-                if isinstance(row, ChatError):
-                    errors.append(row)
-                    continue
+    counts, found = Counter(), chat.pool.map(work, range(len(examples)))
+    with open(path, "a", encoding="utf-8") as file:
+        for source, row in tqdm(found, desc="refine", total=len(examples)):
+            counts[source] += 1
+            if row:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-                sources[row["source"]] += 1
-                bar.update()
-            if errors and is_dead(chat):
-                break
-    written = f"{sources['llm']} traces by the judge, {sources['local']} local"
-    print(f"{path}: {written}, {len(done)} were there")
-    if errors:
-        raise InputError(
-            f"{path}: not complete, calls failed, the last with: {errors[-1]}; "
-            "run the same command again for the rest"
-        )
+    print(f"{path}: {', '.join(f'{number} {source}' for source, number in counts.items())}")
+    if counts["failed"]:
+        raise InputError(f"{path}: not complete, calls failed ({chat.last_error}); run this again")
 
 
-def read_done(path: str) -> set[str]:
-    """The ids in a file of refine_all; a last line that an interruption tore is cut off."""
-    if not os.path.exists(path):
-        return set()
-    with open(path, "rb+") as file:
-        *lines, torn = file.read().split(b"\n")
-        try:
-            done = {json.loads(line)["id"] for line in lines}
-        except (ValueError, LookupError, TypeError):
-            done = None
-        if done is None or not torn.startswith(b'{"id"'[: len(torn)]):
-            raise InputError(f"--out {path}: has lines that are no traces; name another file")
-        file.truncate(sum(len(line) + 1 for line in lines))
-    return done
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; bad input ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Write reference traces ahead of training.", allow_abbrev=False
-    )
-    parser.add_argument("command", choices=["refine"])
-    parser.add_argument("--dataset", required=True, help="as for train.py")
-    parser.add_argument("--data_dir")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--size", type=int, help="the first so many examples")
-    parser.add_argument("--out", required=True, help="the .jsonl for --traces; resumed if there")
-    parser.add_argument("--judge_url", help="http://host:8000/v1; without: local refiner")
-    parser.add_argument("--judge_model")
-    parser.add_argument("--parallel", type=int, default=8, help="requests at a time")
-    parser.add_argument("--template", help="a text file, such as a full run's template.txt")
+def refine_split(argv: list[str]) -> None:
+    """The command line: write_traces of the training examples."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add = parser.add_argument
+    add("command", choices=["refine"], help="write reference traces ahead of training")
+    add("--dataset", required=True, help="as for train.py")
+    add("--data_dir")
+    add("--size", type=int, help="the first so many examples")
+    add("--out", required=True, type=Path, help="the .jsonl for --traces; resumed if there")
+    add("--judge_url", required=True, help="http://host:8000/v1")
+    add("--judge_model", required=True)
+    add("--judge_parallel", type=int, default=8, help="requests at a time")
     args = parser.parse_args(argv)
-    chat, template = None, TEMPLATE
+    examples = load_data(args.dataset, "train", args.data_dir, size=args.size)
+    cache = f"{args.out}.cache"
+    chat = open_chat(args.judge_url, args.judge_model, cache=cache, parallel=args.judge_parallel)
     try:
-        examples = load_data(args.dataset, args.split, args.data_dir, size=args.size)
-        if args.template:
-            template = Path(args.template).read_text(encoding="utf-8").strip()
-        if args.judge_url:
-            fields = {"cache": args.out + ".cache", "parallel": args.parallel}
-            chat = open_chat(args.judge_url, args.judge_model, **fields)
-        refine_all(chat, examples, args.out, template)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        write_traces(chat, examples, args.out)
     finally:
-        if chat:
-            close_chat(chat)
-    return 0
+        close_chat(chat)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(refine_split, sys.argv[1:])

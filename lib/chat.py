@@ -4,8 +4,8 @@ A client of the OpenAI-compatible /v1/chat/completions (vLLM, llama.cpp, `transf
 public API) on the standard library: bounded retries, a cache on disk, a thread pool. A server that
 fails too often in a row is left alone for the rest of a step; each later step tries one call.
 
-The key comes from DYME_JUDGE_KEY, for api.openai.com also from OPENAI_API_KEY; it is read at each
-call, sent to no redirect's target, and kept nowhere. Left out: streaming, tools, images.
+The key comes from DYME_JUDGE_KEY, is sent to no redirect's target and is shown in no message. Left
+out: streaming, tools, images.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import http.client
 import itertools
 import json
 import os
-import random
 import re
 import sqlite3
 import sys
@@ -21,30 +20,29 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from data.example import InputError
 from lib.log import visible
 
-MAX_BYTES = 10_000_000  # of a reply
+SAMPLING = {"temperature": 0.0, "max_tokens": 300}
 LONGEST = 200  # characters of a server's own words in a message
-JITTER = random.Random()  # its own: the training's random states must not depend on the network
+MAX_WAIT = 30.0  # seconds between two attempts, whatever Retry-After says
 REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT, finished INTEGER)"
 
 
 class ChatError(Exception):
-    """A call without a reply: why, in a line or two; whether to try again; Retry-After in seconds."""
+    """A call without a reply: why, in one line; whether to try again; Retry-After in seconds."""
 
     def __init__(self, reason: str, retry: bool = True, wait: float | None = None):
         super().__init__(visible(" ".join(reason.split()))[:LONGEST])
-        self.retry = retry
-        self.wait = wait
+        self.retry, self.wait = retry, wait
 
 
 @dataclass
@@ -53,27 +51,24 @@ class Chat:
 
     url: str
     model: str
+    key: str = field(repr=False)
     pool: ThreadPoolExecutor
     cache: sqlite3.Connection
-    sampling: dict = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 300})
-    timeout: float = 60.0  # of one attempt
+    timeout: float = 60.0  # without a sign of the server
     max_retries: int = 3
     backoff: float = 1.0  # before the first retry, doubled at each
-    max_wait: float = 30.0  # cap of the backoff and of Retry-After
     max_failures: int = 5  # calls in a row without a reply that make a server dead
     failed_in_a_row: int = 0
     may_try: bool = False  # whether a dead server gets one more call in this step
     last_error: str = ""
     counts: Counter = field(default_factory=Counter)
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def open_chat(
-    url: str, model: str, *, cache: str | Path = ":memory:", parallel: int = 8, **fields
-) -> Chat:
+def open_chat(url: str, model: str, *, cache: str | Path = ":memory:", parallel: int = 8) -> Chat:
     """A Chat with `parallel` threads and its sqlite cache (a path; several processes may share it).
 
-    `fields` are Chat's own. Raises InputError for an address, model, key or cache that can't work.
+    Raises InputError for an address, model, key or cache that can't work.
     """
     if not re.fullmatch(r"https?://[^/?#@\s]+/[^?#\s]+", url):  # not shown: it may hold a password
         raise InputError(
@@ -82,7 +77,9 @@ def open_chat(
         )
     if not model:
         raise InputError("--judge_model: missing; name a model that the server at --judge_url has")
-    api_key(url)
+    key = os.environ.get("DYME_JUDGE_KEY", "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise InputError("DYME_JUDGE_KEY: has blanks or characters that no key has; set it again")
     try:
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(cache, timeout=60, check_same_thread=False)
@@ -91,7 +88,7 @@ def open_chat(
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{cache}: not usable as a cache ({error}); move it away") from None
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="chat")
-    return Chat(url.rstrip("/"), model, pool, db, **fields)
+    return Chat(url.rstrip("/"), model, key, pool, db)
 
 
 def close_chat(chat: Chat) -> None:
@@ -101,58 +98,51 @@ def close_chat(chat: Chat) -> None:
     chat.cache.close()
 
 
-# ---- a question ----------------------------------------------------------------------------------
-
-
-def ask(chat: Chat, messages: list[dict]) -> tuple[str, bool]:
+def ask(chat: Chat, messages: list[dict], fresh: bool = False) -> tuple[str, bool]:
     """(text, finished) of the reply to `messages`; finished is False where max_tokens cut it off.
 
-    From the cache where the same model was asked the same before: `judge_cache_hits` counts these,
-    `judge_calls` the attempts that went out. Raises ChatError without a reply.
+    From the cache where the same model was asked the same before, unless `fresh`. Counts
+    judge_cache_hits, and judge_calls, the attempts that went out. Raises ChatError without a reply.
     """
-    body = {"model": chat.model, "messages": messages, **chat.sampling}
-    key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    body = {"model": chat.model, "messages": messages, **SAMPLING}
+    body = json.dumps(body, sort_keys=True).encode()
+    key = hashlib.sha256(body).hexdigest()
     found = query_cache(chat, "SELECT text, finished FROM replies WHERE key = ?", key)
-    if found:
-        count(chat, "judge_cache_hits")
+    if found and not fresh:
+        with chat.lock:
+            chat.counts["judge_cache_hits"] += 1
         return found[0], bool(found[1])
     text, finished = ask_server(chat, body)
     query_cache(chat, "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", key, text, finished)
     return text, finished
 
 
-def ask_anything(chat: Chat) -> None:
-    """One question past the cache, to see that the server answers. Raises ChatError."""
-    messages = [{"role": "user", "content": "Reply with one word: yes."}]
-    ask_server(chat, {"model": chat.model, "messages": messages, **chat.sampling})
-
-
 def ask_word(chat: Chat, prompt: str, words: list[str]) -> str | None:
-    """One of `words`, asked again once if the reply is not one; then None. Raises ChatError."""
-    messages = [{"role": "user", "content": prompt}]
-    reply, _ = ask(chat, messages)
-    word = one_word(reply, words)
-    if word is None:
-        # as a dialogue: the same question would get the same reply, and from the cache
-        messages.append({"role": "assistant", "content": reply or "-"})
-        again = f"Reply with one word only: {', '.join(words)}."
-        messages.append({"role": "user", "content": again})
-        word = one_word(ask(chat, messages)[0], words)
-    return word
+    """The one of `words` that the reply has as a whole word in any case; None if none or several.
 
-
-def one_word(reply: str, words: list[str]) -> str | None:
-    """The one of `words` that occurs as a whole word in any case; None when none or several do."""
+    Raises ChatError.
+    """
+    reply, _ = ask(chat, [{"role": "user", "content": prompt}])
     # "highly" and "high-level" are not "high"
     found = re.findall(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", reply, re.IGNORECASE)
     found = {word.lower() for word in found}
     return found.pop() if len(found) == 1 else None
 
 
+def query_cache(chat: Chat, sql: str, *values):
+    """First row of a statement, or None; a cache that breaks costs calls, not the run."""
+    try:
+        with chat.lock, chat.cache:
+            return chat.cache.execute(sql, values).fetchone()
+    except sqlite3.Error as error:
+        warnings.warn(f"the judge's cache fails, going on without it: {error}")  # said once
+        return None
+
+
 # ---- retries, and a server that is dead ----------------------------------------------------------
 
 
-def ask_server(chat: Chat, body: dict) -> tuple[str, bool]:
+def ask_server(chat: Chat, body: bytes) -> tuple[str, bool]:
     """`post` with retries. Raises ChatError, at once where the server is dead."""
     with chat.lock:
         if is_dead(chat) and not chat.may_try:
@@ -167,8 +157,8 @@ def ask_server(chat: Chat, body: dict) -> tuple[str, bool]:
             if not error.retry or attempt >= chat.max_retries or is_dead(chat):
                 note(chat, error)
                 raise
-            backoff = chat.backoff * 2**attempt * JITTER.uniform(0.5, 1.0)
-            time.sleep(min(backoff if error.wait is None else error.wait, chat.max_wait))
+            wait = chat.backoff * 2**attempt if error.wait is None else error.wait
+            time.sleep(min(wait, MAX_WAIT))
 
 
 def is_dead(chat: Chat) -> bool:
@@ -183,118 +173,54 @@ def try_again(chat: Chat) -> None:
 
 def note(chat: Chat, error: ChatError | None = None) -> None:
     """Counts failures in a row; says when the server dies, and when it answers again."""
+    said = None
     with chat.lock:
-        was_dead, chat.last_error = is_dead(chat), str(error or chat.last_error)
-        chat.failed_in_a_row = chat.failed_in_a_row + 1 if error else 0
-        dead = is_dead(chat)
-    if dead and not was_dead:
-        failed = f"failed {chat.max_failures} times in a row, last: {error}"
-        say(f"judge: {chat.url} {failed}; the rules take over, one call per step tries it again")
-    if was_dead and not dead:
-        say(f"judge: {chat.url} answers again")
+        if error is None:
+            said = "answers again" if is_dead(chat) else None
+            chat.failed_in_a_row = 0
+        else:
+            chat.last_error = str(error)
+            chat.failed_in_a_row += 1
+            if chat.failed_in_a_row == chat.max_failures:
+                said = f"fails, the rules take over, one call per step tries it again; {error}"
+    if said:
+        tqdm.write(f"judge: {chat.url} {said}", file=sys.stderr)
 
 
 # ---- one attempt ---------------------------------------------------------------------------------
 
 
-def post(chat: Chat, body: dict) -> tuple[str, bool]:
+def post(chat: Chat, body: bytes) -> tuple[str, bool]:
     """One attempt: POST `body` -> (text, finished). Raises ChatError for whatever goes wrong."""
-    request = urllib.request.Request(f"{chat.url}/chat/completions", json.dumps(body).encode())
-    request.add_header("Content-Type", "application/json")
-    request.add_header("User-Agent", "dyme")  # urllib's own is turned away by some public APIs
-    key = api_key(chat.url)
-    if key:
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
-    count(chat, "judge_calls")
+    # urllib's own User-Agent is turned away by some public APIs
+    headers = {"Content-Type": "application/json", "User-Agent": "dyme"}
+    request = urllib.request.Request(f"{chat.url}/chat/completions", body, headers)
+    if chat.key:
+        request.add_unredirected_header("Authorization", f"Bearer {chat.key}")
+    with chat.lock:
+        chat.counts["judge_calls"] += 1
     try:
         try:
             answer = urllib.request.urlopen(request, timeout=chat.timeout)
         except urllib.error.HTTPError as error:
             answer = error  # a status other than 2xx, with its own headers and body
         with answer:
-            raw = read_body(answer, time.monotonic() + chat.timeout)
+            raw = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise ChatError(f"{type(error).__name__}: {error}") from None
     if answer.status != 200:
-        reason = mask(raw[: 4 * LONGEST].decode(errors="replace"), key)
+        said = raw.decode(errors="replace")
+        if chat.key:  # some servers repeat a wrong one
+            said = said.replace(chat.key, "***")
         retry = answer.status in (408, 429) or answer.status >= 500
-        wait = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*", answer.headers.get("Retry-After", ""))
-        raise ChatError(f"HTTP {answer.status} {reason}", retry, wait and float(wait[1]))
-    return read_reply(raw)
-
-
-def read_body(answer, deadline: float) -> bytes:
-    """A reply's bytes; TimeoutError past the deadline (a socket's starts anew at each byte)."""
-    raw = b""
-    while chunk := answer.read1(65536):
-        raw += chunk
-        if time.monotonic() > deadline or len(raw) > MAX_BYTES:
-            raise TimeoutError("the reply does not end")
-    return raw
-
-
-def read_reply(raw: bytes) -> tuple[str, bool]:
-    """(text, finished) of a chat completion's JSON; ChatError if it is none."""
+        wait = answer.headers.get("Retry-After", "")
+        wait = float(wait) if wait.isdecimal() else None
+        raise ChatError(f"HTTP {answer.status} {said}", retry, wait)
     try:
         choice = json.loads(raw)["choices"][0]
-        text = choice["message"]["content"]
-        reason = choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ChatError("the reply is no chat completion") from None
-    if not isinstance(text, str):
-        raise ChatError(f"the reply has no text (finish_reason {reason})")
-    # a reasoning model's own thoughts name every level; lone surrogates can't be stored
-    text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
-    return text.encode(errors="replace").decode().strip(), reason != "length"
-
-
-def mask(text: str, key: str) -> str:
-    """A text without the key, nor 8 characters of it in a row: some servers repeat a wrong one."""
-    size = min(len(key), 8)
-    starts = range(len(text) - size + 1) if key else []
-    hidden = {
-        i + n for i in starts if text[i : i + size].lower() in key.lower() for n in range(size)
-    }
-    return "".join("*" if i in hidden else char for i, char in enumerate(text))
-
-
-def api_key(url: str) -> str:
-    """The environment's key for this address, or "". Raises InputError if it can't be one."""
-    key = os.environ.get("DYME_JUDGE_KEY", "")
-    if not key and urlsplit(url).hostname == "api.openai.com":
-        key = os.environ.get("OPENAI_API_KEY", "")
-    if not re.fullmatch(r"[!-~]*", key.strip()):
-        raise InputError("DYME_JUDGE_KEY: has blanks or characters that no key has; set it again")
-    return key.strip()
-
-
-# ---- the cache, the counts -----------------------------------------------------------------------
-
-
-def query_cache(chat: Chat, sql: str, *values):
-    """First row of a statement, or None; a cache that breaks costs calls, not the run."""
-    try:
-        with chat.lock, chat.cache:
-            return chat.cache.execute(sql, values).fetchone()
-    except sqlite3.Error as error:
-        if not chat.counts["cache_errors"]:
-            say(f"judge: the cache fails ({error}), going on without it")
-        count(chat, "cache_errors")
-        return None
-
-
-def count(chat: Chat, name: str, amount: float = 1) -> None:
-    """Adds to one of the counts, from any thread."""
-    with chat.lock:
-        chat.counts[name] += amount
-
-
-def say(line: str) -> None:
-    """One line on stderr that leaves a progress bar whole."""
-    tqdm.write(line, file=sys.stderr)
-
-
-def take_counts(chat: Chat, names: tuple[str, ...]) -> dict[str, float]:
-    """Some of the counts since the last time."""
-    with chat.lock:
-        return {name: chat.counts.pop(name, 0) for name in names}
+        text, finished = choice["message"]["content"], choice.get("finish_reason") != "length"
+        # a reasoning model's own thoughts name every level; lone surrogates can't be stored
+        text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
+        return text.encode(errors="replace").decode().strip(), finished
+    except (ValueError, LookupError, TypeError):
+        raise ChatError("the reply is no chat completion with a text") from None
