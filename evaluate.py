@@ -224,7 +224,9 @@ def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
+    *lines, torn = path.read_bytes().split(b"\n")
+    if torn and not torn.startswith(b"{"):
+        raise InputError(f"{path}: was not written here; remove the file, or give another")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

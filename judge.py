@@ -129,7 +129,8 @@ class Judge(Rules):
         mode = dyme.choose(self.config, self.step, group)
         if mode == MEMORIZE and len(heard) == len(group.responses):
             self.ask_trace(group)
-        for i in heard if mode == EXPLORE else []:
+        # without facts there is nothing to rate by
+        for i in heard if mode == EXPLORE and group.example.facts else []:
             thinking = scored_thinking(group, i)
             if thinking is not None:
                 self.ask(group, thinking, judge_thinking, thinking, group.example)

@@ -216,3 +216,11 @@ def test_a_question_of_the_data_set_is_asked_and_judged(folder, capsys):
     sample.ask(argv.split())
     told = capsys.readouterr().out
     assert "(--seed 1 asks it again)" in told and told.count("accuracy") == 2
+
+
+def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes")
+    with pytest.raises(InputError, match="was not written here"):
+        read_lines(path)
+    assert path.read_text() == "my notes"
