@@ -9,7 +9,7 @@ import torch
 import evaluate as program
 import sample
 from data.charts import load_charts
-from data.example import Example
+from data.example import Example, InputError
 from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
 from lib.families import save_model
 from lib.tiny import tiny_vlm
