@@ -37,11 +37,11 @@ from data.charts import TASKS
 from data.example import InputError
 from data.forms import FORMS, stage_questions
 from data.reading import write_whole
-from evaluate import evaluate, evaluate_all, main, read_lines
+from evaluate import evaluate, evaluate_all, read_lines
 from lib.answers import grade
 from lib.checkpoint import step_folders
 from lib.families import save_model
-from lib.log import Log
+from lib.log import Log, run_program
 from lib.ranks import Ranks, broadcast_object, cleanup, setup_distributed
 from load import Task, first_load, load_finals, load_model, load_split
 from reject import account, keep_best, mix_examples, sample_rows
@@ -272,4 +272,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(run, sys.argv[1:], "what was saved goes on with --resume")
+    run_program(run, sys.argv[1:], "what was saved goes on with --resume")

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from data import load_data
 from data.example import DIRECT, Example, InputError
 from lib.answers import grade, split_response
 from lib.claims import claimed_facts
+from lib.log import run_program
 from lib.trained import find_model, load
 from rollout import Group, make_groups, rollout
 
@@ -318,19 +319,5 @@ def ask_split(argv: list[str]) -> None:
     print(", ".join(told), path, sep="\n")
 
 
-def main(
-    program: Callable, argv: list[str], advice: str = "the same command goes on from here"
-) -> None:
-    """Run program(argv); bad input ends in one line and exit code 2, Ctrl-C in 130."""
-    try:
-        program(argv)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"interrupted; {advice}", file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main(ask_split, sys.argv[1:])
+    run_program(ask_split, sys.argv[1:])

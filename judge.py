@@ -31,10 +31,11 @@ from data import load_data
 from data.example import Example, InputError, fact_name, fact_value
 from data.own import split_marked
 from data.reading import write_whole
-from evaluate import main, read_lines
+from evaluate import read_lines
 from lib.answers import clean_answer, grade, relaxed_accuracy, split_response, to_number
 from lib.chat import Chat, ChatError, ask, ask_word, close_chat, open_chat, try_again
 from lib.claims import claimed_facts
+from lib.log import run_program
 from lib.ranks import Ranks, broadcast_object
 from rollout import EXPLORE, MEMORIZE, Group
 
@@ -417,4 +418,4 @@ def refine_split(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(refine_split, sys.argv[1:])
+    run_program(refine_split, sys.argv[1:])

@@ -13,10 +13,10 @@ import sys
 
 from data import load_data, open_image
 from data.example import Example, InputError
-from evaluate import main, marks, parse
+from evaluate import marks, parse
 from lib.answers import split_response
 from lib.claims import claimed_facts
-from lib.log import visible
+from lib.log import run_program, visible
 from lib.trained import load
 from model import get_tokenizer
 from rollout import Group, make_groups, rollout
@@ -109,4 +109,4 @@ def ask(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(ask, sys.argv[1:])
+    run_program(ask, sys.argv[1:])

@@ -19,8 +19,8 @@ from collections import Counter
 import torch
 
 from config import Config, parse
-from data import InputError
 from dyme import choose, memorizes, normalizer, rows, update
+from lib.log import run_program
 from lib.optim import lr_at
 from lib.ranks import Ranks, cleanup, setup_distributed, sum_gradients
 from rollout import rollout
@@ -99,21 +99,14 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
 
 
 def main(argv: list[str]) -> None:
-    """The command line; bad input ends in one line and exit code 2."""
-    try:
-        config = parse(argv)
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
-        ranks = setup_distributed()
-        train(config, ranks)
-        cleanup(ranks)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # before the loop or after it; in it ranks.Interrupt saves first
-        print("interrupted; what was saved goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+    """The command line."""
+    config = parse(argv)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    ranks = setup_distributed()
+    train(config, ranks)
+    cleanup(ranks)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, sys.argv[1:], "what was saved goes on with --resume")

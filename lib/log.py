@@ -9,7 +9,9 @@ import io
 import json
 import math
 import os
+import sys
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -174,3 +176,17 @@ def visible(text: str) -> str:
         return c if fine else c.encode("unicode_escape").decode()
 
     return "".join(map(spell, text))
+
+
+def run_program(
+    program: Callable, argv: list[str], advice: str = "the same command goes on from here"
+) -> None:
+    """Run program(argv); bad input ends in one line and exit code 2, Ctrl-C in 130."""
+    try:
+        program(argv)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"interrupted; {advice}", file=sys.stderr)
+        sys.exit(130)

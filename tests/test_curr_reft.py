@@ -18,7 +18,7 @@ from data import charts
 from data.charts import TASKS, load_charts
 from data.example import DIRECT, Example, InputError
 from data.forms import FORMS, stage_questions
-from evaluate import main
+from lib.log import run_program
 from lib.answers import grade, read_box, read_letters
 from lib.chat import close_chat, open_chat
 from lib.ranks import Ranks
@@ -296,5 +296,5 @@ def test_a_kill_at_any_of_the_small_files_is_made_good_by_resume(quick, monkeypa
 @pytest.mark.parametrize("flags", ["--stages", "--resume out/x", "--mix_share 1", "--method dyme"])
 def test_flags_that_cannot_be_are_one_line_and_code_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(curr_reft.run, flags.split())
+        run_program(curr_reft.run, flags.split())
     assert stop.value.code == 2 and "error: " in capsys.readouterr().err.splitlines()[-1]

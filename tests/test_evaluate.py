@@ -11,6 +11,7 @@ import sample
 from data.charts import load_charts
 from data.example import Example, InputError
 from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
+from lib.log import run_program
 from lib.families import save_model
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
@@ -166,7 +167,7 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(folder, capsys)
 def test_what_cannot_be_asked_is_one_line_and_code_2(ask, argv, folder, tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text("[1]\n")
     with pytest.raises(SystemExit) as stop:
-        program.main(ask, argv.format(tmp=tmp_path, run=folder).split())
+        run_program(ask, argv.format(tmp=tmp_path, run=folder).split())
     error = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and error[-1].startswith("error: ")
 

@@ -45,9 +45,7 @@ def test_a_question_with_a_special_token_is_an_error_or_left_out(tmp_path, vlm, 
     assert left == [f"row {i}" for i in range(10)] and "left out: 2 examples" in said
 
 
-@pytest.mark.parametrize(
-    "label", ["red\nblue", "nan", "Infinity", "$", "...", "[]"]
-)
+@pytest.mark.parametrize("label", ["red\nblue", "nan", "Infinity", "$", "...", "[]"])
 def test_a_label_that_nothing_can_match_is_left_out_of_training(tmp_path, vlm, capsys, label):
     left, said = checked(tmp_path, vlm, rows({"answer": label}), capsys=capsys)
     assert "row 10" not in left and len(left) == 10

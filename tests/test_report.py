@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.log import visible
+from lib.log import run_program
 from tools import curves, gallery, report
 from tools.curves import COLOURS, group_seeds, line_of, read_run
 
@@ -157,7 +158,7 @@ def test_bad_input_is_one_line_that_names_it(argv, written, said, tmp_path, caps
     for name, text in written.items():
         (tmp_path / "run" / name).write_text(text)
     with pytest.raises(SystemExit) as stop:
-        report.main(argv.format(tmp=tmp_path, run=run, again=again).split())
+        run_program(report.main, argv.format(tmp=tmp_path, run=run, again=again).split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert said in error

@@ -26,7 +26,7 @@ import train
 from checker import Rules
 from lib import ranks as several
 from lib.checkpoint import step_folders
-from lib.log import Log
+from lib.log import Log, run_program
 from rollout import EXPLORE, MEMORIZE, SKIP
 
 FLAGS = """
@@ -58,7 +58,7 @@ def in_child(folder, said, argv, faults, environment):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     for fault in faults:
         fault()
-    train.main(argv)
+    run_program(train.main, argv, "what was saved goes on with --resume")
 
 
 def run(folder, name, *flags, **settings):
@@ -231,7 +231,9 @@ def test_a_run_is_not_written_over_and_not_resumed_from_nothing(folder):
 
 
 def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
-    code, said = run(folder, "often", "--save_steps", "6", "--save_minutes", "1e-9", faults=(killed,))
+    code, said = run(
+        folder, "often", "--save_steps", "6", "--save_minutes", "1e-9", faults=(killed,)
+    )
     assert code == -9 and steps(folder / "often") == [1, 2, 3]
 
 

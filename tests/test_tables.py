@@ -5,6 +5,7 @@ import json
 import pytest
 
 from data import InputError
+from lib.log import run_program
 from tools import compare
 from tools.tables import accuracy, paired, table
 
@@ -118,6 +119,6 @@ def test_results_are_written_only_where_asked(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("argv", ["nothing", "--table {tmp}/x", "sft --out {tmp}/no/x"])
 def test_what_cannot_be_compared_is_one_line_and_code_2(argv, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        compare.main(argv.format(tmp=tmp_path).split())
+        run_program(compare.main, argv.format(tmp=tmp_path).split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1

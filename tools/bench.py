@@ -26,6 +26,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from lib.log import run_program
 from pathlib import Path
 
 import numpy as np
@@ -422,7 +423,7 @@ def read_result(path: str) -> dict:
 
 
 def main(argv: list[str]) -> None:
-    """The command line; bad input ends in one line and exit code 2."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="tools.bench", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
@@ -434,22 +435,18 @@ def main(argv: list[str]) -> None:
     add("--table", nargs="+", metavar="FILE", help="print the rows of such files")
     add("--memory", action="store_true", help="print the computed peaks of published models")
     args = parser.parse_args(argv)
-    try:
-        if args.memory:
-            print(memory_table())
-        elif args.table:
-            print(table([read_result(path) for path in args.table]))
-        else:
-            if args.json:
-                open(args.json, "a").close()  # said now, and not after all has been measured
-            result = bench(args)
-            print(table([result]))
-            if args.json:
-                Path(args.json).write_text(json.dumps(result, indent=1))
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if args.memory:
+        print(memory_table())
+    elif args.table:
+        print(table([read_result(path) for path in args.table]))
+    else:
+        if args.json:
+            open(args.json, "a").close()  # said now, and not after all has been measured
+        result = bench(args)
+        print(table([result]))
+        if args.json:
+            Path(args.json).write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, sys.argv[1:])

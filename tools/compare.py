@@ -24,6 +24,7 @@ from statistics import mean
 from tqdm import tqdm
 
 from data.example import InputError
+from lib.log import run_program
 from tools.tables import forms_table, paired, table
 
 ROOT = Path(__file__).parent.parent
@@ -180,33 +181,29 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """The command line; bad input ends in one line and exit code 2."""
+    """The command line."""
     args = arguments(argv)
-    try:
-        if unknown := [row for row in args.rows if row not in ROWS]:
-            raise InputError(f"{unknown[0]}: unknown row; there are {', '.join(ROWS)}")
-        out = None if args.table else args.out
-        if out:
-            open(out, "a").close()  # said now, and not after all has run
-        records = read_records(args.table) if args.table else compare(args)
-        if out:
-            kept = {
-                "command": "python -m tools.compare " + " ".join(argv),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} at a time",
-                "versions": {name: version(name) for name in ("torch", "transformers")},
-                "code": code_version(),
-                "records": records,
-            }
-            Path(out).write_text(json.dumps(kept, indent=1))
-        print(table(records, args.brief))
-        if any(record.get("stages") for record in records):
-            print(f"\n{forms_table(records)}")
-        if args.paired:
-            print(f"\n{paired(records, *args.paired)}")
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if unknown := [row for row in args.rows if row not in ROWS]:
+        raise InputError(f"{unknown[0]}: unknown row; there are {', '.join(ROWS)}")
+    out = None if args.table else args.out
+    if out:
+        open(out, "a").close()  # said now, and not after all has run
+    records = read_records(args.table) if args.table else compare(args)
+    if out:
+        kept = {
+            "command": "python -m tools.compare " + " ".join(argv),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} at a time",
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "code": code_version(),
+            "records": records,
+        }
+        Path(out).write_text(json.dumps(kept, indent=1))
+    print(table(records, args.brief))
+    if any(record.get("stages") for record in records):
+        print(f"\n{forms_table(records)}")
+    if args.paired:
+        print(f"\n{paired(records, *args.paired)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, sys.argv[1:])

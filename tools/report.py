@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from data.example import InputError
+from lib.log import run_program
 from evaluate import interval
 from tools import curves
 from tools.curves import Variant, group_seeds, is_number, read_run
@@ -160,7 +161,7 @@ def save_png(variants: list[Variant], noise: str | None, folder: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """The command line; bad input ends in one line and exit code 2."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="tools.report", description="One HTML page about any number of runs."
     )
@@ -170,20 +171,16 @@ def main(argv: list[str]) -> None:
     add("--png", metavar="FOLDER", help="write the pictures as PNG files, and no page")
     add("--noise", metavar="JSON", help="with --png: results of tools.compare at several noises")
     args = parser.parse_args(argv)
-    try:
-        if not args.runs and not (args.png and args.noise):
-            raise InputError("give the folders of one or more runs")
-        variants = group_seeds([read_run(folder) for folder in args.runs])
-        if args.png:
-            save_png(variants, args.noise, Path(args.png))
-        else:
-            text = page(variants)
-            Path(args.out).write_text(text, encoding="utf-8", errors="backslashreplace")
-            print(f"{args.out}: {len(text) / 2**20:.1f} MB")
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if not args.runs and not (args.png and args.noise):
+        raise InputError("give the folders of one or more runs")
+    variants = group_seeds([read_run(folder) for folder in args.runs])
+    if args.png:
+        save_png(variants, args.noise, Path(args.png))
+    else:
+        text = page(variants)
+        Path(args.out).write_text(text, encoding="utf-8", errors="backslashreplace")
+        print(f"{args.out}: {len(text) / 2**20:.1f} MB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, sys.argv[1:])
