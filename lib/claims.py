@@ -14,8 +14,8 @@ in one sentence and its value in the next, except under a heading or the head of
 from itertools import product
 
 from lib.answers import read_value
-from lib.mentions import read_clauses
-from lib.names import UNKNOWN, name_words, read_chart, tokenize, words
+from lib.mentions import Clause, Mention, read_clauses
+from lib.names import UNKNOWN, Chart, Token, name_words, read_chart, tokenize, words
 
 # "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3": both have it.
 TYING = words("""of in for among from at with said say says saying who were are was is by belongs
@@ -59,7 +59,9 @@ def locate_claims(thinking: str, facts):
         yield claim, tokens[start].start, tokens[end - 1].end
 
 
-def state(tokens, clause, chart, last, heads):
+def state(
+    tokens: list[Token], clause: Clause, chart: Chart, last: list, heads: list
+) -> list[tuple]:
     """The claims of a clause, [(claim, first token, end)]; `last` and `heads` go on to the next."""
     values = [mention for mention in clause.mentions if mention.kind is None]
     owners = []  # by kind, then by value: the names it may belong to
@@ -93,7 +95,7 @@ def state(tokens, clause, chart, last, heads):
     ]
 
 
-def places(owned, last):
+def places(owned: list, last: list):
     """The (row, column) a value is claimed for; a part that isn't said comes from before."""
     if not any(owned):
         return ()
@@ -103,7 +105,9 @@ def places(owned, last):
     return product(*({name.part: name for name in names}.values() for names in choices))
 
 
-def exceed(tokens, clause, chart, last, value):
+def exceed(
+    tokens: list[Token], clause: Clause, chart: Chart, last: list, value: Mention
+) -> list[tuple]:
     """The wrong claim of a bound that the name before it doesn't keep: "A is above 99"."""
     named = [m for m in clause.mentions if m.end <= value.start and m.kind is not None]
     place = [([m for m in named if m.kind == kind] or last[kind])[-1:] for kind in range(len(last))]
@@ -114,7 +118,7 @@ def exceed(tokens, clause, chart, last, value):
     return [(write(tokens, chart, key, value.start - 1, value.end), value.start, value.end)]
 
 
-def find_fact(chart, key, part):
+def find_fact(chart: Chart, key: tuple, part: object) -> tuple | None:
     """The fact of a name that has this value, or None."""
     for fact in chart.table.get(key, ()):
         number = read_value(fact[-1])
@@ -123,7 +127,7 @@ def find_fact(chart, key, part):
     return None
 
 
-def write(tokens, chart, key, start, end):
+def write(tokens: list[Token], chart: Chart, key: tuple, start: int, end: int):
     """A claim about a name with the value that the text states in tokens [start, end)."""
     if key in chart.table:
         names = chart.table[key][0][:-1]
@@ -132,7 +136,7 @@ def write(tokens, chart, key, start, end):
     return *names, " ".join(token.text for token in tokens[start:end])
 
 
-def is_guess(tokens, values, v):
+def is_guess(tokens: list[Token], values: list[Mention], v: int) -> bool:
     """Whether value v is another guess at what the value before it is: "6 or 7", "6 7", "6, 7, 8"."""
 
     def gap(v):
@@ -151,7 +155,9 @@ def is_guess(tokens, values, v):
     return GUESSING.issuperset(gap(v - 1)) or GUESSING.issuperset(gap(v + 1))
 
 
-def pair(tokens, clause, kind, once, heads):
+def pair(
+    tokens: list[Token], clause: list[Mention], kind: int, once: bool, heads: list
+) -> list[list[Mention]]:
     """The names of `kind` that each value of a clause belongs to: a list of lists, one per value.
 
     Lists of equal length go one to one ("A and B: 3, 8"; `heads`: the names of an earlier list).
@@ -196,7 +202,7 @@ def pair(tokens, clause, kind, once, heads):
     return owners
 
 
-def split_runs(clause, kind):
+def split_runs(clause: list[Mention], kind: int) -> list[list[Mention]]:
     """Runs of names of `kind` and of values; a name of the other kind ends a run of values."""
     runs, ended = [], True
     for mention in clause:
@@ -210,14 +216,21 @@ def split_runs(clause, kind):
     return runs
 
 
-def is_shared(tokens, names, value):
+def is_shared(tokens: list[Token], names: list[Mention], value: Mention) -> bool:
     """Whether several names have the one value: "both A and B are at 11"."""
     near = tokens[max(0, names[0].start - 2) : names[0].start]
     near += tokens[names[-1].end : min(value.start, names[-1].end + 8)]
     return any(token.text in SHARING for token in near)
 
 
-def choose(tokens, value, previous, following, used, once):
+def choose(
+    tokens: list[Token],
+    value: Mention,
+    previous: Mention | None,
+    following: Mention | None,
+    used: set[int],
+    once: bool,
+) -> Mention | None:
     """The name before or behind a value that it belongs to, or None."""
     free = previous is not None and previous.start not in used
     near = free and value.start - previous.end <= 3

@@ -13,6 +13,8 @@ from lib.names import (
     NOTHING,
     NUMERALS,
     UNKNOWN,
+    Chart,
+    Token,
     find_name,
     find_units,
     is_year,
@@ -112,7 +114,7 @@ class Clause:
     denied: bool = False  # it says that something is false
 
 
-def read_clauses(tokens, chart):
+def read_clauses(tokens: list[Token], chart: Chart):
     """Yields each Clause: its names, and values that are read off and neither computed nor denied."""
     clause, i, names, computed = Clause(), 0, 0, False
     units = find_units(tokens)
@@ -153,7 +155,9 @@ def read_clauses(tokens, chart):
     yield clause
 
 
-def read_value_at(tokens, value, i, clause, named, chart):
+def read_value_at(
+    tokens: list[Token], value: Mention, i: int, clause: Clause, named: set[int], chart: Chart
+) -> None:
     """Adds a value to its clause, with the name that it brings along, or as a bound."""
     relation = read_bound(tokens, i, named)
     gap = next((k for k in (1, 2) if i - k in named), 9)
@@ -166,7 +170,7 @@ def read_value_at(tokens, value, i, clause, named, chart):
         clause.mentions.append(value)
 
 
-def add_unknown(tokens, start, end, clause, named):
+def add_unknown(tokens: list[Token], start: int, end: int, clause: Clause, named: set[int]) -> None:
     """Adds a name that the picture hasn't, at tokens [start, end), to a clause."""
     if start < end:
         text = " ".join(token.raw for token in tokens[start:end])
@@ -174,7 +178,7 @@ def add_unknown(tokens, start, end, clause, named):
         named.update(range(start, end))
 
 
-def is_denied(tokens, i, named):
+def is_denied(tokens: list[Token], i: int, named: set[int]) -> bool:
     """Whether a "not" before the number at token i denies it."""
     for k in range(i - 1, max(-1, i - 10), -1):
         text = tokens[k].text
@@ -188,7 +192,7 @@ def is_denied(tokens, i, named):
     return False
 
 
-def read_bound(tokens, i, named):
+def read_bound(tokens: list[Token], i: int, named: set[int]) -> int:
     """1 for "A is above 5", "A has more than 5", -1 for below and less, 0 for no such bound of A."""
     k = i - 1
     while k > 0 and tokens[k].text in ADVERBS:
@@ -209,7 +213,9 @@ def read_bound(tokens, i, named):
     return 0
 
 
-def unknown_name(tokens, value, named, chart):
+def unknown_name(
+    tokens: list[Token], value: Mention, named: set[int], chart: Chart
+) -> tuple[int, int]:
     """[start, end) of the name that a value has and the picture hasn't, empty where there is none.
 
     "Estonia is 5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
@@ -236,14 +242,14 @@ def unknown_name(tokens, value, named, chart):
     return (start, end) if is_listed(tokens, start, value.end + percent, named, chart) else (i, i)
 
 
-def is_nameable(token, chart):
+def is_nameable(token: Token, chart: Chart) -> bool:
     """Whether a word can be part of a name."""
     if token.value is not None:
         return chart.years and is_year(token.text)
     return bool(token.word) and token.text not in NAMELESS
 
 
-def unknown_listed(tokens, i, named, chart):
+def unknown_listed(tokens: list[Token], i: int, named: set[int], chart: Chart) -> int:
     """The end of a name at token i that the picture hasn't but a list has: "Latvia, Estonia and"."""
     end = i
     while end < min(len(tokens), i + 4) and is_nameable(tokens[end], chart):
@@ -262,7 +268,7 @@ def unknown_listed(tokens, i, named, chart):
     return end if listed and find_name(tokens, end + 1, chart.spellings)[1] else i
 
 
-def is_listed(tokens, start, end, named, chart):
+def is_listed(tokens: list[Token], start: int, end: int, named: set[int], chart: Chart) -> bool:
     """Whether a pair at [start, end) follows or precedes a pair with a name of the picture."""
     k = start - 1
     while k > 0 and (tokens[k].text in PARTED or tokens[k].text == "%"):
@@ -283,7 +289,7 @@ def is_listed(tokens, start, end, named, chart):
     return False
 
 
-def is_break(tokens, i):
+def is_break(tokens: list[Token], i: int) -> bool:
     """Whether a clause ends at token i."""
     text = tokens[i].text
     if text not in BREAKS:
@@ -297,7 +303,7 @@ def is_break(tokens, i):
     return text != "." or not (len(before) == 1 and before.isalpha() or before in ABBREVIATIONS)
 
 
-def is_operator(tokens, i, chart, named):
+def is_operator(tokens: list[Token], i: int, chart: Chart, named: set[int]) -> bool:
     """Whether token i computes: a word does, a mark only between operands ("-" may be a dash)."""
     text, word = tokens[i].text, tokens[i].word
     if text not in OPERATORS or word:
@@ -310,7 +316,7 @@ def is_operator(tokens, i, chart, named):
     return text not in "-–*/" or before.value is not None or before.text in BRACKETS or between
 
 
-def is_stated(tokens, value, i, chart, adjacent):
+def is_stated(tokens: list[Token], value: Mention, i: int, chart: Chart, adjacent: bool) -> bool:
     """Whether the number at token i can be a name's value; `adjacent`: right behind a name."""
     number = value.part
     before = [token.text for token in tokens[max(0, i - 8) : i] if token.text not in ADVERBS]

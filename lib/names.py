@@ -64,7 +64,7 @@ UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
 # ---- words and names ----------------------------------------------------------------------------
 
 
-def normal(word):
+def normal(word: str) -> str:
     """A word as names are compared: possessive and plural dropped."""
     word = word.replace("’", "'").removesuffix("'s")
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
@@ -84,7 +84,7 @@ class Token(NamedTuple):
 NOTHING = Token("", "", None, 0, 0)
 
 
-def tokenize(text):
+def tokenize(text: str) -> list[Token]:
     """The Tokens of a text."""
     tokens = []
     for match in TOKEN.finditer(text):
@@ -99,7 +99,7 @@ def tokenize(text):
     return tokens
 
 
-def name_words(text):
+def name_words(text: str) -> tuple[str, ...]:
     """A name as it is looked for: its words without articles."""
     found = tuple(token.word for token in tokenize(text) if token.word)
     return tuple(word for word in found if word not in ARTICLES) or found
@@ -122,7 +122,7 @@ class Chart:
 
 
 @lru_cache(maxsize=1024)
-def read_chart(facts):
+def read_chart(facts: tuple) -> Chart:
     """The Chart of a tuple of facts; where all names are the embedded charts' colours, others are
     known to be none of its names."""
     in_table = all(len(fact) == 3 for fact in facts)
@@ -152,17 +152,17 @@ def read_chart(facts):
     return Chart(spellings, table, set(values), bool(facts) and not equations, years)
 
 
-def is_year(text):
+def is_year(text: str) -> bool:
     """Whether a token is a year of our time."""
     return len(text) == 4 and text.isdecimal() and 1800 <= int(text) <= 2100
 
 
-def spell(spelt, word):
+def spell(spelt: str, word: str) -> str:
     """Words run together: tables that were read off images have their spaces wrong ("Spa in")."""
     return f"{spelt} {word}" if spelt[-1:].isdigit() and word[0].isdigit() else spelt + word
 
 
-def add_spelling(spellings, name, entry):
+def add_spelling(spellings: dict, name: tuple, entry: tuple) -> None:
     """Enters a name and what it begins with; what is there already stays."""
     spelt = reduce(spell, name, "")
     for end in range(1, len(spelt)):
@@ -171,7 +171,7 @@ def add_spelling(spellings, name, entry):
         spellings[spelt] = entry
 
 
-def find_name(tokens, start, spellings):
+def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tuple]:
     """(end, ((kind, name), ...)) of the longest name from token `start` on, or (start, ())."""
     found, spelt, parted = (start, ()), "", False
     for i in range(start, len(tokens)):
@@ -192,7 +192,7 @@ def find_name(tokens, start, spellings):
     return found
 
 
-def is_marked(tokens, i):
+def is_marked(tokens: list[Token], i: int) -> bool:
     """Whether a word like "more" or "all" is shown to be a name."""
     behind, next_ = (tokens[j] if j < len(tokens) else NOTHING for j in (i + 1, i + 2))
     if i and tokens[i - 1].text in ANSWERED or behind.value is not None or behind.text in SHOWING:
@@ -205,7 +205,7 @@ def is_marked(tokens, i):
 # ---- numbers ------------------------------------------------------------------------------------
 
 
-def read_number(tokens, i, numbers, units):
+def read_number(tokens: list[Token], i: int, numbers: set, units: set) -> tuple[float | None, int]:
     """(value, end) of the number that begins at token i, or (None, i).
 
     With its sign and scale: "negative 4", "3.0 billion"; `units`: scales that are just the
@@ -234,14 +234,14 @@ def read_number(tokens, i, numbers, units):
     return value, end
 
 
-def scale_of(tokens, i):
+def scale_of(tokens: list[Token], i: int) -> str:
     """The scale of the number at token i: "3k", "3.0 billion"; "" without one."""
     tail = tokens[i].text.lstrip("0123456789.,-−–")
     behind = tokens[i + 1].text if i + 1 < len(tokens) else ""
     return tail if tail in SCALES else behind if behind in SCALES and len(behind) > 1 else ""
 
 
-def read_numeral(tokens, i):
+def read_numeral(tokens: list[Token], i: int) -> tuple[float | None, int]:
     """(value, end) of a number in words from token i on ("twenty-five"), or (None, i)."""
     value, j = None, i
     while j < len(tokens):
@@ -256,7 +256,7 @@ def read_numeral(tokens, i):
     return value, j
 
 
-def find_units(tokens):
+def find_units(tokens: list[Token]) -> set[str]:
     """The scales that several numbers of a text have: its unit, which a chart's table leaves out."""
     numbers = [i for i, token in enumerate(tokens) if token.value is not None]
     scales = Counter(scale_of(tokens, i) for i in numbers)
