@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.log import run_program
 from tools import bench, shapes
 
 LLAVA = shapes.SIZES["small"]
@@ -79,7 +80,7 @@ def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("argv", ["--json {tmp}/no/o.json", "--table {tmp}", "--table README.md"])
 def test_bad_files_are_one_line_and_code_2(argv, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench.main(argv.format(tmp=tmp_path).split())
+        run_program(bench.main, argv.format(tmp=tmp_path).split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
 
