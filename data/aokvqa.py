@@ -36,7 +36,7 @@ def load_aokvqa(
         raw = row["image"]["bytes"]
         image = folder / f"{hashlib.sha256(raw).hexdigest()}.jpg"
         if not image.exists():
-            write_whole(image, raw)
+            write_whole(image, raw, fsync=False)
         read_image(image, header_only=True)
         if isinstance(row["direct_answers"], str):  # "['a', 'b']", a literal
             row["direct_answers"] = ast.literal_eval(row["direct_answers"])

@@ -39,11 +39,15 @@ def leaves_folder(name: str) -> bool:
     return ".." in re.split(r"[/\\]", name) or bool(re.match(r"[/\\]|[A-Za-z]:", name))
 
 
-def write_whole(path: str | Path, content: bytes | str):
+def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
     """Writes a file that is all there or not at all, also when several processes write it."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if fsync:  # else a power cut can leave the new name without the content
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
