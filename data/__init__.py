@@ -7,10 +7,10 @@ from data.chartqa import load_chartqa
 from data.charts import load_charts
 from data.example import SPLITS, Example, InputError, NoSplit
 from data.gsm8k import load_gsm8k
-from data.images import ZipImage, open_image
+from data.images import open_image
 from data.own import attach_traces, load_own
 
-__all__ = ["Example", "InputError", "NoSplit", "ZipImage", "load_data", "open_image"]
+__all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
 
 # To add a data set: a function that returns a split as a list of Examples, its line here, and where
 # its knobs differ from ChartQA's an entry in config.DEFAULTS. --dataset mine.jsonl needs no code.

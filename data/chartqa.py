@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from data.example import SPLITS, Example, InputError, NoSplit
-from data.images import ZipImage, open_zip, read_image
+from data.images import open_zip, read_image
 from data.reading import BROKEN, MAX_LINE, hub_file, leaves_folder, parse_file, say, text
 
 ZIP = "ChartQA Dataset.zip"
@@ -73,8 +73,7 @@ def read_questions(file, skip_bad_rows: bool = False) -> list[Example]:
         image = folder / "png" / name
         if not image.is_file():
             raise InputError(f"the image {split}/png/{name} is missing")
-        in_zip = isinstance(image, zipfile.Path)
-        image = ZipImage(image.root.filename, image.at) if in_zip else str(image)
+        image = image if isinstance(image, zipfile.Path) else str(image)
         read_image(image, header_only=True)
         return image, read_table(folder / "tables" / f"{name.removesuffix('.png')}.csv")
 

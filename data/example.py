@@ -12,7 +12,7 @@ MAX_MESSAGE = 300  # characters per line of an InputError
 
 @dataclass
 class Example:
-    image: object = None  # a PIL image, a path, a ZipImage, or None (text only)
+    image: object = None  # a PIL image, a path, one in a zip, or None (text only)
     question: str = ""
     answer: str = ""
     facts: list = field(default_factory=list)  # the visual facts I_c of DyME: see fact_name

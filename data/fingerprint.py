@@ -2,10 +2,10 @@
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 
 from data.example import Example
-from data.images import ZipImage, open_zip
 
 FIELDS = ("question", "options", "answers", "facts", "needed", "trace", "image")
 
@@ -26,9 +26,9 @@ def fingerprint(examples: Sequence[Example]) -> dict:
 
 def look(image) -> object:
     """What tells an image from another, without decoding it: files end on data or checksums."""
-    if isinstance(image, ZipImage):
-        return open_zip(image.zip_path).getinfo(image.member).CRC
-    if not isinstance(image, str):
+    if isinstance(image, zipfile.Path):
+        return image.root.getinfo(image.at).CRC
+    if not isinstance(image, str | os.PathLike):
         return image and image.tobytes()
     with open(image, "rb") as file:
         size = os.fstat(file.fileno()).st_size

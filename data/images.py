@@ -6,9 +6,8 @@ InputError. Left out: several frames, colour profiles.
 
 import functools
 import math
-import os
 import zipfile
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,17 +19,6 @@ MAX_PIXELS = 64 * 2**20  # ours, so that nobody's Image.MAX_IMAGE_PIXELS = None 
 MAX_ASPECT = 200  # the longer side by the shorter: what Qwen's processors take
 # PIL's other readers are seldom met and widely attackable (EPS starts a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-
-
-@dataclass(frozen=True)
-class ZipImage:
-    """An image inside a zip file, opened when used."""
-
-    zip_path: str
-    member: str
-
-    def __str__(self):
-        return f"{self.zip_path}:{self.member}"
 
 
 @functools.lru_cache(maxsize=4)  # reading the index of 60,000 names takes a second
@@ -47,17 +35,17 @@ def open_zip(path: str) -> zipfile.ZipFile:
 
 
 def read_image(image, header_only: bool = False, example: str = "") -> Image.Image:
-    """The RGB image at a path or in a zip; header_only: checked for kind and size, not decoded.
+    """The RGB image at a path (a str or a zipfile.Path); header_only: only its kind and size checked.
 
     InputError names it, and the example's id, if it is missing, no image, broken or over a limit.
     """
     try:
         if isinstance(image, Image.Image):
             return show(image)
-        in_zip = isinstance(image, ZipImage)
-        if not in_zip and not os.path.isfile(image):
+        path = image if isinstance(image, zipfile.Path) else Path(image)
+        if not path.is_file():
             raise InputError("no such image file")
-        with open_zip(image.zip_path).open(image.member) if in_zip else open(image, "rb") as file:
+        with path.open("rb") as file:
             opened = Image.open(file, formats=FORMATS)
             size = f"{opened.width} x {opened.height} pixels"
             if math.prod(opened.size) > MAX_PIXELS:
