@@ -8,7 +8,6 @@ import sys
 import types
 import zipfile
 import zlib
-from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -103,18 +102,10 @@ def test_chartqa_reports_every_bad_row_at_once(tmp_path):
     assert "train_human.json: not valid JSON" in message and "\n" not in message
 
 
-def test_chartqa_missing_table_means_no_facts_and_is_said(tmp_path, capsys):
-    (write_chartqa(tmp_path) / "tables" / "b.csv").unlink()
-    examples = load_data("chartqa", "train", str(tmp_path))
-    assert len(examples[0].facts) == 2 and examples[1].facts == examples[2].facts == []
-    assert "2 of 3 questions have no table" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "table, facts",
     [
         (b"", []),
-        (b"\xef\xbb\xbf\r\n\r\n", []),
         (b"A,B\nx,1,2\n\ny\n", [("x", "1"), ("x", "2")]),
         (b"A,B, C\nx,1,2\n,3", [("x", "B", "1"), ("x", "C", "2"), ("", "B", "3")]),
         (b'A,B\n"x\ny",1', [("x\ny", "1")]),
@@ -130,11 +121,16 @@ def test_odd_tables_are_read_and_broken_or_huge_ones_reported(tmp_path, table, f
         assert read_table(tmp_path / "a.csv") == facts
 
 
-def test_chartqa_human_and_augmented_questions_are_selectable_and_an_absent_one_is_said(tmp_path):
-    write_chartqa(tmp_path, augmented=[dict(ROWS[0], query="machine?")])
+def test_chartqa_human_and_augmented_questions_are_selectable_and_what_is_absent_is_said(
+    tmp_path, capsys
+):
+    train = write_chartqa(tmp_path, augmented=[dict(ROWS[0], query="machine?")])
+    (train / "tables" / "b.csv").unlink()
     for questions, tasks in (("human", "hhh"), ("augmented", "a"), ("all", "hhha")):
         examples = load_data("chartqa", "train", str(tmp_path), questions=questions)
         assert "".join(e.task[0] for e in examples) == tasks
+    assert len(examples[0].facts) == 2 and examples[1].facts == examples[2].facts == []
+    assert "2 of 4 questions have no table" in capsys.readouterr().err
     message = error_of(load_data, "chartqa", "test", str(tmp_path))
     assert "test has no human" in message and "--eval_split" in message and "\n" not in message
 
@@ -149,23 +145,13 @@ def test_without_network_one_line_names_both_ways_out(tmp_path, monkeypatch):
     assert "--data_dir" in message and "--dataset charts" in message and "\n" not in message
 
 
-def test_real_charts_open_and_have_facts():
-    folder = Path(__file__).resolve().parent.parent.parent / "shared" / "chartqa"
-    if not folder.is_dir():
-        pytest.skip("no sample of the real ChartQA beside the project (../shared/chartqa)")
-    examples = load_data("chartqa", "val", str(folder))
-    assert len({e.id for e in examples}) == len(examples) and all(e.facts for e in examples)
-    assert all(open_image(e, 10_000).mode == "RGB" for e in examples[:8])
-
-
 # ---- images -------------------------------------------------------------------------------------
 
 
 def test_transparency_becomes_white(tmp_path):
-    for image in (Image.new("RGBA", (2, 2), (0, 0, 255, 0)), Image.new("LA", (2, 2), (0, 0))):
-        assert open_image(image).getpixel((0, 0)) == (255, 255, 255)
     Image.new("P", (2, 2), 0).save(tmp_path / "p.png", transparency=0)
-    assert open_image(tmp_path / "p.png").getpixel((0, 0)) == (255, 255, 255)
+    for image in (Image.new("LA", (2, 2), (0, 0)), tmp_path / "p.png"):
+        assert open_image(image).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
@@ -266,28 +252,21 @@ def fake_hub(monkeypatch, rows):
     return asked
 
 
-def test_gsm8k_gives_result_trace_and_equations_from_a_folder_and_the_hub(tmp_path, monkeypatch):
+def test_gsm8k_gives_result_trace_and_equations_and_val_is_cut_off_train(tmp_path, monkeypatch):
     rows = [
         {"question": "q1", "answer": "He has 2*600 = <<2*600=1200>>1200.\n#### 1,200"},
         {"question": "q2", "answer": "It is $<<3+4=7>>7 and <<7*1.5=10.5>>10.5.\n#### -3"},
-    ]
-    write_jsonl(tmp_path / "test.jsonl", rows * 2)
-    examples = load_data("gsm8k", "test", str(tmp_path))
-    assert [e.answer for e in examples] == ["1200", "-3"] * 2 and examples[0].image is None
-    assert [e.trace for e in examples[:2]] == ["He has 2*600 = 1200.", "It is $7 and 10.5."]
-    assert examples[1].facts == [("3+4", "7"), ("7*1.5", "10.5")]
-    assert fake_hub(monkeypatch, rows) == []
-    assert load_data("gsm8k", "test") == examples
-
-
-def test_gsm8k_val_is_cut_off_train(tmp_path):
-    rows = [{"question": f"q{i}", "answer": "#### 1"} for i in range(40)]
+    ] * 10
     write_jsonl(tmp_path / "train.jsonl", rows)
     train, val = (load_data("gsm8k", split, str(tmp_path)) for split in ("train", "val"))
-    assert (len(train), len(val)) == (36, 4)
-    assert not {e.id for e in train} & {e.id for e in val}
-    write_jsonl(tmp_path / "train.jsonl", [{"question": "q", "answer": "none"}])
-    assert "####" in error_of(load_data, "gsm8k", "train", str(tmp_path))
+    assert [e.id for e in train + val] == [f"gsm8k/train/{i}" for i in range(1, 21)]
+    assert len(val) == 2 and [e.answer for e in val] == ["1200", "-3"] and val[0].image is None
+    assert [e.trace for e in val] == ["He has 2*600 = 1200.", "It is $7 and 10.5."]
+    assert val[1].facts == [("3+4", "7"), ("7*1.5", "10.5")]
+    fake_hub(monkeypatch, rows[:10])
+    assert load_data("gsm8k", "val") == val
+    write_jsonl(tmp_path / "test.jsonl", [{"question": "q", "answer": "none"}])
+    assert "####" in error_of(load_data, "gsm8k", "test", str(tmp_path))
 
 
 def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_path, monkeypatch):
