@@ -35,7 +35,7 @@ def open_zip(path: str) -> zipfile.ZipFile:
 
 
 def read_image(image, header_only: bool = False, example: str = "") -> Image.Image:
-    """The RGB image at a path (a str or a zipfile.Path); header_only: only its kind and size checked.
+    """The RGB image at a path, a str or a zipfile.Path; header_only: checked and not decoded.
 
     InputError names it, and the example's id, if it is missing, no image, broken or over a limit.
     """

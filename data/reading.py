@@ -112,7 +112,8 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) ->
 
 def filled(row: dict, *names: str) -> list[str]:
     """Which of the fields hold something."""
-    return [name for name in names if row.get(name) not in (None, "", [], {})]
+    held = {name: row.get(name) for name in names}
+    return [name for name, v in held.items() if v not in (None, [], {}) and str(v).strip()]
 
 
 def pick(row: dict, *names: str) -> tuple[str, object]:
@@ -131,8 +132,8 @@ def as_text(value, name: str) -> str:
     number = type(value) is int or type(value) is float and math.isfinite(value)
     if not (number or isinstance(value, str)):
         raise InputError(f"{name} must be a text or a number, not {type(value).__name__}")
-    if not str(value).strip() or re.search("[\ud800-\udfff]", str(value)):
-        raise InputError(f"{name} is empty, or has half of a surrogate pair")
+    if re.search("[\ud800-\udfff]", str(value)):
+        raise InputError(f"{name} has half of a surrogate pair")
     return str(value)
 
 
