@@ -75,8 +75,8 @@ def object_facts(value) -> list[tuple]:
 # ---- a row --------------------------------------------------------------------------------------
 
 # The names a field goes by, in DyME's published lists too. Two in one row must agree, but
-# question_wo_prompt comes before question, right are answer and answers, and a solution is the trace
-# where there is an answer besides.
+# question_wo_prompt comes before question, answer and answers are all right, and a solution beside
+# an answer is the trace.
 NAMES = {
     "image": ("image", "images"),
     "question": ("question", "problem", "question_wo_prompt"),
@@ -153,28 +153,28 @@ def image_name(row: dict) -> str | None:
     return text({name: value}, name, required=False)
 
 
-def find_image(name: str, folder) -> str:
-    """The path of a row's image; a gone absolute one is looked for in the folder by its bare name.
-
-    InputError for a URL, a relative path that leaves the folder, and what is no image.
+def find_image(name: str, folder, moved: dict) -> str:
+    """The path of a row's image; a gone absolute one is looked for in the folder by its bare name,
+    and noted in `moved`. InputError for a URL, a relative path that leaves the folder, no image.
     """
     if re.match(r"[A-Za-z][\w+.-]+:", name):
         raise InputError(f"the image {name[:80]!r} is a URL: download it and give its path")
     path = os.path.join(folder, name)  # an absolute path stays as it is
     if os.path.isabs(name) or ntpath.isabs(name):
-        moved = os.path.join(folder, ntpath.basename(name))
-        path = moved if os.path.isfile(moved) and not os.path.isfile(path) else path
+        other = os.path.join(folder, ntpath.basename(name))
+        if os.path.isfile(other) and not os.path.isfile(path):
+            path = moved[name] = other
     elif leaves_folder(name):
         raise InputError(f"the image {name!r} leaves the folder of the data")
     read_image(path, header_only=True)
     return path
 
 
-def own_row(path: Path, folder, row: dict, number: int) -> Example:
-    """An Example from the fields of NAMES; question and answer must be there.
+def own_row(row: dict, name: str, folder, moved: dict) -> Example:
+    """An Example, its id `name`, from the fields of NAMES; question and answer must be there.
 
     Several right answers are a list. One that is written as "thinking \n Answer: x" is taken
-    apart, an option's letter becomes its text.
+    apart, an option's letter becomes its text. folder, moved: see find_image.
     """
     check_fields(row)
     question = text(row, "question_wo_prompt", required=False) or text(row, "question", "problem")
@@ -189,13 +189,13 @@ def own_row(path: Path, folder, row: dict, number: int) -> Example:
     machine = {"0": "human", "1": "augmented"}.get(machine, "")
     image = image_name(row)
     return Example(
-        image and find_image(image, folder),
+        image and find_image(image, folder, moved),
         question.strip(),
         answers[0],
         read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
         trace=clean_trace(trace),
         task=text(row, "task", required=False) or machine,
-        id=f"{path.name}/{number}",
+        id=name,
         options=options or None,
         answers=answers,
     )
@@ -209,12 +209,8 @@ def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     unused, moved = set(), {}
 
     def parse(row, number):
-        example = own_row(file, folder, row, number)
         unused.update(name for name in row if name not in KNOWN)
-        name = image_name(row)
-        if name and os.path.join(folder, name) != example.image:
-            moved[name] = example.image
-        return example
+        return own_row(row, f"{file.name}/{number}", folder, moved)
 
     examples = parse_file(file, parse, skip_bad_rows)
     if len(set(moved.values())) < len(moved):
