@@ -38,8 +38,6 @@ def load_data(
     (charts.TASKS): charts only. questions: "human", "augmented" or "all", ChartQA only. traces: a
     .jsonl of reference traces. skip_bad_rows: they are left out and counted, not an InputError.
     """
-    if questions not in ("human", "augmented", "all"):
-        raise InputError(f"--questions {questions}: must be human, augmented or all")
     if size is not None and size < 1:
         raise InputError(f"{name}: size {size} must be 1 or more")
     if name in PUBLISHED and split not in SPLITS:

@@ -78,20 +78,15 @@ def load_charts(
     trace_noise is the share of wrong facts in the train split's traces. A misread value goes on
     into the Reasoning clause, whose result is right all the same ("7 - 4 = 2"): it is fluent, ends
     well, and is not about the picture. So are traces that a model wrote who knew the answer.
-    InputError for an unknown split or task, or a number out of range.
+    InputError for an unknown split or task.
     """
     if split not in SIZES:
         raise InputError(f"charts: no split {split!r}; there are {', '.join(SIZES)}")
     if not tasks or not set(tasks) <= set(TASKS):
         raise InputError(f"charts: tasks {tasks} must be some of {', '.join(TASKS)}")
-    if not 0 <= trace_noise <= 1:
-        raise InputError(f"charts: trace_noise {trace_noise} is a share, give 0 to 1")
-    size = SIZES[split] if size is None else size
-    if size < 1 or data_seed < 0:
-        raise InputError(f"charts: size {size} must be 1 or more, data_seed {data_seed} 0 or more")
     kinds = turns(tasks)
     examples = []
-    for index in range(size):
+    for index in range(SIZES[split] if size is None else size):
         kind = kinds[index % len(kinds)]
         task, count, unseen = kind, 4, False
         if split == "ood":
@@ -102,8 +97,7 @@ def load_charts(
         # the noise has random numbers of its own: its level changes the trace and nothing else
         noise = trace_noise if split == "train" else 0.0
         example = to_example(kind, *item, np.random.default_rng([*seed, 1]), noise)
-        name = f"charts-{data_seed}-{split}-{index}"
-        examples.append(replace(example, task=task, id=name))
+        examples.append(replace(example, task=task, id=f"charts-{data_seed}-{split}-{index}"))
     return examples
 
 
