@@ -94,8 +94,8 @@ def load_chartqa(
     files = [root / split / f"{split}_{kind}.json" for kind in kinds]
     examples = [e for file in files if file.is_file() for e in read_questions(file, skip_bad_rows)]
     if not examples:
-        found = f"{root}: the split {split} has no {questions} questions here"
-        raise NoSplit(f"{found}; try --questions all, or another split: --eval_split")
+        found = f"{root}: the split {split} has no {' or '.join(kinds)} questions here"
+        raise NoSplit(f"{found} (another split: --eval_split)")
     bare = sum(not example.facts for example in examples)
     if bare:
         say(f"chartqa {split}: {bare} of {len(examples)} questions have no table: no facts")
