@@ -394,7 +394,7 @@ def find_run(config: Config) -> Path | None:
 
 def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) -> dict:
     """Put a checkpoint into model, optimizer and logs; returns the loop's state. Says which flags
-    and which of the data, a fingerprint, have changed; InputError for another data set.
+    and which of the data, a fingerprint, have changed; InputError for another run.
     """
     state = checkpoint.load_checkpoint(found, model, optimizer)
     if data and state["data"] and (changed := changes(state["data"], data)):

@@ -6,11 +6,11 @@ from data.aokvqa import load_aokvqa
 from data.chartqa import load_chartqa
 from data.charts import load_charts
 from data.example import SPLITS, Example, InputError, NoSplit
-from data.files import attach_traces, load_own
 from data.gsm8k import load_gsm8k
-from data.images import ZipImage, open_image
+from data.images import open_image
+from data.own import attach_traces, load_own
 
-__all__ = ["Example", "InputError", "NoSplit", "ZipImage", "load_data", "open_image"]
+__all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
 
 # To add a data set: a function that returns a split as a list of Examples, its line here, and where
 # its knobs differ from ChartQA's an entry in config.DEFAULTS. --dataset mine.jsonl needs no code.
@@ -35,12 +35,9 @@ def load_data(
 
     name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl or .json. data_dir: where its
     files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise, tasks
-    (charts.TASKS): charts only. questions: "human", "augmented" or "all", where the data tells them
-    apart. traces: a .jsonl of reference traces. InputError lists every bad row; skip_bad_rows
-    leaves them out and counts them in a line.
+    (charts.TASKS): charts only. questions: "human", "augmented" or "all", ChartQA only. traces: a
+    .jsonl of reference traces. skip_bad_rows: they are left out and counted, not an InputError.
     """
-    if questions not in ("human", "augmented", "all"):
-        raise InputError(f"--questions {questions}: must be human, augmented or all")
     if size is not None and size < 1:
         raise InputError(f"{name}: size {size} must be 1 or more")
     if name in PUBLISHED and split not in SPLITS:
@@ -51,7 +48,7 @@ def load_data(
         load = PUBLISHED[name]
         examples = load(split, data_dir, cache_dir, questions, skip_bad_rows)[:size]
     elif name.lower().endswith((".jsonl", ".json")):
-        examples = load_own(name, split, data_dir, questions, skip_bad_rows)[:size]
+        examples = load_own(name, split, data_dir, skip_bad_rows)[:size]
     else:
         raise InputError(
             f"--dataset {name}: not known; known are charts, {', '.join(PUBLISHED)} "

@@ -6,7 +6,6 @@ Left out: axes with numbers, legends, any text inside the picture (no room in 32
 """
 
 import zlib
-from dataclasses import dataclass
 
 from PIL import Image
 
@@ -24,79 +23,59 @@ COLOURS = {
 }
 FLOOR_COLOUR = (205, 205, 205)
 
-KINDS = ("value", "max", "min", "difference", "sum", "comparison")
-GOALS = {
-    "value": "find value",
-    "max": "find highest",
-    "min": "find lowest",
-    "difference": "find difference",
-    "sum": "find sum",
-    "comparison": "compare",
-    "detection": "find box",
-    "classification": "find colours",
+# kind: (its goal, a colour); only `ood` asks the kind about that colour, or has it as the answer of
+# max and min. Classification names every colour: nothing can be held out of it.
+TABLE = {
+    "value": ("find value", "purple"),
+    "max": ("find highest", "orange"),
+    "min": ("find lowest", "cyan"),
+    "difference": ("find difference", "green"),
+    "sum": ("find sum", "red"),
+    "comparison": ("compare", "blue"),
+    "detection": ("find box", "yellow"),
+    "classification": ("find colours", None),
 }
-
-# Only `ood` asks this kind of question about this colour (max, min: with this colour as answer).
-HELD_OUT = {
-    "value": "purple",
-    "max": "orange",
-    "min": "cyan",
-    "difference": "green",
-    "sum": "red",
-    "comparison": "blue",
-    "detection": "yellow",
-}
+KINDS = tuple(TABLE)[:6]  # of the task "chart"
+GOALS = {kind: goal for kind, (goal, _) in TABLE.items()}
+HELD_OUT = {kind: colour for kind, (_, colour) in TABLE.items()}
 
 
-@dataclass
-class Chart:
-    """bars: [(colour, value)] from left to right; dx, dy: the jitter in pixels, -1, 0 or 1."""
+def sample_chart(rng, homes, count=4) -> tuple[dict, dict]:
+    """({colour: value}, {colour: box}) of a random chart at home in `homes`, from left to right.
 
-    bars: list[tuple[str, int]]
-    dx: int
-    dy: int
-
-
-def bar_boxes(chart: Chart) -> dict[str, tuple]:
-    """{colour: (left, top, right, bottom)} in pixels, right and bottom exclusive."""
-    # with four bars each stays inside one column of 8 pixel patches, jitter included
-    slot = SIDE // len(chart.bars)
-    floor = SIDE - 3 + chart.dy
-    boxes = {}
-    for i, (colour, value) in enumerate(chart.bars):
-        left = slot * i + 1 + chart.dx
-        boxes[colour] = (left, floor - UNIT * value, left + slot - 2, floor)
-    return boxes
-
-
-def draw(chart: Chart) -> Image.Image:
-    """The chart as a 32 x 32 RGB image: bars on a grey line, on white."""
-    image = Image.new("RGB", (SIDE, SIDE), "white")
-    floor = SIDE - 3 + chart.dy
-    image.paste(FLOOR_COLOUR, (0, floor, SIDE, floor + 1))
-    for colour, box in bar_boxes(chart).items():
-        image.paste(COLOURS[colour], box)
-    return image
-
-
-def sample_chart(rng, homes, count=4) -> Chart:
-    """A random chart of `count` bars at home in `homes`; all colours and values differ."""
+    All colours and values differ. A box is (left, top, right, bottom) in pixels, right and bottom
+    exclusive.
+    """
     names = list(COLOURS)
     while True:
         colours = rng.permutation(len(names))[:count].tolist()
         values = rng.permutation(9)[:count].tolist()
         bars = [(names[c], v + 1) for c, v in zip(colours, values)]
         if zlib.crc32(repr(bars).encode()) % 10 in homes:
-            dx, dy = rng.integers(-1, 2, 2).tolist()
-            return Chart(bars, dx, dy)
+            break
+    dx, dy = rng.integers(-1, 2, 2).tolist()  # jitter
+    # with four bars each stays inside one column of 8 pixel patches, jitter included
+    slot, floor = SIDE // count, SIDE - 3 + dy
+    boxes = {}
+    for left, (colour, value) in zip(range(1 + dx, SIDE, slot), bars):
+        boxes[colour] = (left, floor - UNIT * value, left + slot - 2, floor)
+    return dict(bars), boxes
 
 
-def pose(rng, kind: str, chart: Chart) -> tuple[str, list[str], str]:
+def draw(boxes: dict[str, tuple]) -> Image.Image:
+    """The chart as a 32 x 32 RGB image: bars on a grey line, on white."""
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    for _, _, _, floor in boxes.values():
+        image.paste(FLOOR_COLOUR, (0, floor, SIDE, floor + 1))
+    for colour, box in boxes.items():
+        image.paste(COLOURS[colour], box)
+    return image
+
+
+def pose(rng, kind: str, value: dict, boxes: dict) -> tuple[str, list[str], str]:
     """A question of `kind`: (question, names of the bars it needs in the order stated, answer)."""
-    value = dict(chart.bars)
     names = list(value)
-    i, j = rng.permutation(len(names))[:2].tolist()
-    a, b = names[i], names[j]
+    a, b = (names[i] for i in rng.permutation(len(names))[:2])
     if kind == "value":
         return f"What is the value of {a}", [a], str(value[a])
     if kind == "max":
@@ -111,19 +90,18 @@ def pose(rng, kind: str, chart: Chart) -> tuple[str, list[str], str]:
     if kind == "comparison":
         return f"Is {a} higher than {b}", [a, b], "yes" if value[a] > value[b] else "no"
     if kind == "detection":
-        return f"What is the box of {a}", [a], ",".join(map(str, bar_boxes(chart)[a]))
+        return f"What is the box of {a}", [a], ",".join(map(str, boxes[a]))
     return "Which colours are there", names, ", ".join(names)
 
 
 def sample_item(rng, kind, homes, count=4, unseen=False):
-    """(chart, question, names, answer) as pose has them, of HELD_OUT if `unseen`, else never."""
+    """(image, {colour: value}, question, names, answer), of HELD_OUT if `unseen`, else never."""
     while True:
-        chart = sample_chart(rng, homes, count)
-        question, names, answer = pose(rng, kind, chart)
+        value, boxes = sample_chart(rng, homes, count)
+        question, names, answer = pose(rng, kind, value, boxes)
         asked = [answer] if kind in ("max", "min") else names
-        # classification names every colour: nothing can be held out of it
-        if kind == "classification" or (HELD_OUT[kind] in asked) == unseen:
-            return chart, question, names, answer
+        if (HELD_OUT[kind] in asked) == unseen:
+            return draw(boxes), value, question, names, answer
 
 
 def conclude(kind: str, stated: list, answer: str, so: str = "so") -> str:

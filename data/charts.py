@@ -7,13 +7,13 @@ and the visual facts, those the question needs and the reference thinking are kn
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
-from data.bars import COLOURS, GOALS, KINDS, conclude, corrupt, draw, sample_item, write_trace
+from data.bars import COLOURS, GOALS, KINDS, conclude, corrupt, sample_item, write_trace
 from data.example import DIRECT, THINK, Example, InputError
 
 TASKS = ("chart", "detection", "classification")  # Curr-ReFT's three, "chart" being all of KINDS
@@ -52,44 +52,13 @@ def pick(rng, options):
     return options[rng.integers(len(options))]
 
 
-@dataclass
-class Charts(Sequence):
-    """Items drawn when they are indexed; see load_charts."""
-
-    split: str
-    size: int
-    data_seed: int
-    trace_noise: float
-    kinds: list[str]
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        index = range(self.size)[index]  # IndexError, negative numbers
-        kind = self.kinds[index % len(self.kinds)]
-        task, count, unseen = kind, 4, False
-        if self.split == "ood":
-            unseen = index // len(self.kinds) % 2 == 1 and kind != "classification"
-            task, count = (f"{kind}-unseen", 4) if unseen else (f"{kind}-5bars", 5)
-        seed = [self.data_seed, SPLIT_IDS[self.split], index]
-        item = sample_item(np.random.default_rng(seed), kind, HOMES[self.split], count, unseen)
-        # the noise has random numbers of its own: its level changes the trace and nothing else
-        noise = self.trace_noise if self.split == "train" else 0.0
-        example = to_example(kind, *item, np.random.default_rng(seed + [1]), noise)
-        return replace(example, task=task, id=f"charts-{self.data_seed}-{self.split}-{index}")
-
-
-def to_example(kind, chart, question, names, answer, noise_rng=None, noise=0.0) -> Example:
+def to_example(kind, image, bars, question, names, answer, noise_rng=None, noise=0.0) -> Example:
     """The Example of an item: its trace may be noisy, its facts and answer are true."""
-    facts = [(colour, str(value)) for colour, value in chart.bars]
+    facts = [(colour, str(value)) for colour, value in bars.items()]
     needed = [(name, dict(facts)[name]) for name in names]
     stated = corrupt(noise_rng, needed, noise) if noise else needed
     trace = write_trace(kind, stated, answer)
     answered = {"detection": "box", "classification": "labels"}.get(kind, "text")
-    image = draw(chart)
     return Example(image, question, answer, facts, needed, trace, task=kind, kind=answered)
 
 
@@ -98,30 +67,38 @@ def load_charts(
     size: int | None = None,
     data_seed: int = 0,
     trace_noise: float = 0.0,
-    tasks: str | Sequence[str] = ("chart",),
-) -> Charts:
-    """A lazy list of Examples, each a pure function of (data_seed, split, index) and `tasks`.
+    tasks: Sequence[str] = ("chart",),
+) -> list[Example]:
+    """Examples, each a pure function of (data_seed, split, index) and `tasks`.
 
     Splits: train, val, test, and ood, which alternates between charts of five bars (task
     "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
     tasks are Curr-ReFT's (arXiv 2503.07065): "chart" (KINDS), "detection" (answer
-    "left,top,right,bottom" in pixels, see bar_boxes), "classification" (the colours there).
+    "left,top,right,bottom" in pixels, see sample_chart), "classification" (the colours there).
     trace_noise is the share of wrong facts in the train split's traces. A misread value goes on
     into the Reasoning clause, whose result is right all the same ("7 - 4 = 2"): it is fluent, ends
     well, and is not about the picture. So are traces that a model wrote who knew the answer.
-    InputError for an unknown split or task, or a number out of range.
+    InputError for an unknown split or task.
     """
     if split not in SIZES:
         raise InputError(f"charts: no split {split!r}; there are {', '.join(SIZES)}")
-    tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     if not tasks or not set(tasks) <= set(TASKS):
         raise InputError(f"charts: tasks {tasks} must be some of {', '.join(TASKS)}")
-    if not 0 <= trace_noise <= 1:
-        raise InputError(f"charts: trace_noise {trace_noise} is a share, give 0 to 1")
-    size = SIZES[split] if size is None else size
-    if size < 1 or data_seed < 0:
-        raise InputError(f"charts: size {size} must be 1 or more, data_seed {data_seed} 0 or more")
-    return Charts(split, size, data_seed, trace_noise, turns(tasks))
+    kinds = turns(tasks)
+    examples = []
+    for index in range(SIZES[split] if size is None else size):
+        kind = kinds[index % len(kinds)]
+        task, count, unseen = kind, 4, False
+        if split == "ood":
+            unseen = index // len(kinds) % 2 == 1 and kind != "classification"
+            task, count = (f"{kind}-unseen", 4) if unseen else (f"{kind}-5bars", 5)
+        seed = [data_seed, SPLIT_IDS[split], index]
+        item = sample_item(np.random.default_rng(seed), kind, HOMES[split], count, unseen)
+        # the noise has random numbers of its own: its level changes the trace and nothing else
+        noise = trace_noise if split == "train" else 0.0
+        example = to_example(kind, *item, np.random.default_rng([*seed, 1]), noise)
+        examples.append(replace(example, task=task, id=f"charts-{data_seed}-{split}-{index}"))
+    return examples
 
 
 def turns(tasks: Sequence[str]) -> list[str]:
@@ -168,22 +145,21 @@ def base_batch(
             continue
         example = to_example(kind, *sample_item(rng, kind, HOMES["base"]))
         stated = ", ".join(f"{name} {value}" for name, value in example.facts)
+        instruction, target = DIRECT, example.answer
         if mode == "caption":
-            caption = Example(example.image, CAPTION_QUESTION, stated, example.facts, task=mode)
-            batch.append((caption, CAPTION, stated))
-        elif mode == "text" and kind != "detection":  # no box can be told from words
-            # the chart in words: looking a name up is learnt far sooner without a picture
-            working = explain(rng, kind, example.needed, example.answer)
-            example = replace(example, image=None, question=f"{stated}. {example.question}")
-            batch.append((example, EXPLAIN, working))
+            example = Example(example.image, CAPTION_QUESTION, stated, example.facts, task=mode)
+            instruction, target = CAPTION, stated
         elif mode == "goal":
-            batch.append((example, GOAL, f"Goal: {GOALS[kind]}."))
-        elif mode == "explain":
-            batch.append((example, EXPLAIN, explain(rng, kind, example.needed, example.answer)))
-        elif mode == "think" and formatted:
-            batch.append((example, THINK, f"{example.trace}\nAnswer: {example.answer}"))
-        else:
-            batch.append((example, THINK if mode == "think" else DIRECT, example.answer))
+            instruction, target = GOAL, f"Goal: {GOALS[kind]}."
+        elif mode == "think":
+            instruction = THINK
+            target = f"{example.trace}\nAnswer: {example.answer}" if formatted else target
+        elif mode == "explain" or mode == "text" and kind != "detection":
+            instruction, target = EXPLAIN, explain(rng, kind, example.needed, example.answer)
+            if mode == "text":  # the chart in words: names are learnt far sooner without a picture
+                question = f"{stated}. {example.question}"
+                example = replace(example, image=None, question=question)
+        batch.append((example, instruction, target))
     return batch
 
 
@@ -201,8 +177,8 @@ def vocabulary() -> list[str]:
         texts += [f"{word}", f" {word}"]
     rng = np.random.default_rng(0)
     for kind in turns(TASKS) * 20:
-        chart, question, names, answer = sample_item(rng, kind, range(10))
-        stated = [(name, dict(chart.bars)[name]) for name in names]
+        _, bars, question, names, answer = sample_item(rng, kind, range(10))
+        stated = [(name, bars[name]) for name in names]
         texts += [question, answer, write_trace(kind, stated, answer)]
         texts += [explain(rng, kind, stated, answer), *text_question(rng)]
     split = ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str

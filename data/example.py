@@ -12,7 +12,7 @@ MAX_MESSAGE = 300  # characters per line of an InputError
 
 @dataclass
 class Example:
-    image: object = None  # a PIL image, a path, a ZipImage, or None (text only)
+    image: object = None  # a PIL image, a path, one in a zip, or None (text only)
     question: str = ""
     answer: str = ""
     facts: list = field(default_factory=list)  # the visual facts I_c of DyME: see fact_name
@@ -44,8 +44,7 @@ def fact_value(fact: tuple) -> str:
 class InputError(ValueError):
     """Bad input from outside (a file, a flag): what is wrong and what to do, in one line.
 
-    rows: a line for each of several things. Whatever a file holds, the lines are no more and none
-    is longer than MAX_MESSAGE.
+    rows: a line for each of several things.
     """
 
     def __init__(self, message: str, rows: Iterable[str] = ()):
@@ -57,15 +56,10 @@ class NoSplit(InputError):
 
 
 def shorten(text: str) -> str:
-    """A text as a line of at most MAX_MESSAGE characters; what is cut is its middle.
+    """A text, whatever a file holds, as a line of at most MAX_MESSAGE characters.
 
-    Its end often says what to do. Terminal escapes, which a file's name may hold, are taken out.
+    What is cut is its middle: the end often says what to do. Terminal escapes are taken out.
     """
-    text = text if len(text) < 10 * MAX_MESSAGE else text[: 2 * MAX_MESSAGE] + text[-MAX_MESSAGE:]
-    text = " ".join(
-        "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text).split()
-    )
-    if len(text) <= MAX_MESSAGE:
-        return text
-    end = MAX_MESSAGE // 2 - 5
-    return f"{text[: MAX_MESSAGE - end - 5]} ... {text[-end:]}"
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    kept = MAX_MESSAGE // 2 - 5
+    return text if len(text) <= MAX_MESSAGE else f"{text[:kept]} ... {text[-kept:]}"

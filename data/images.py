@@ -6,9 +6,8 @@ InputError. Left out: several frames, colour profiles.
 
 import functools
 import math
-import os
 import zipfile
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,124 +21,90 @@ MAX_ASPECT = 200  # the longer side by the shorter: what Qwen's processors take
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
-@dataclass(frozen=True)
-class ZipImage:
-    """An image inside a zip file, opened when used."""
-
-    zip_path: str
-    member: str
-
-    def __str__(self):
-        return f"{self.zip_path}:{self.member}"
-
-
-@functools.lru_cache(maxsize=4)
-def open_zip(path: str, pid: int) -> zipfile.ZipFile:
-    """The open zip file of a process: reading the index of 60,000 names takes a second."""
+@functools.lru_cache(maxsize=4)  # reading the index of 60,000 names takes a second
+def open_zip(path: str) -> zipfile.ZipFile:
+    """The open zip file; InputError for a broken one, and for names that leave it."""
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a zip file that can be read ({error})") from error
     for name in archive.namelist():
-        if leaves_folder(name) or os.path.isabs(name):
+        if leaves_folder(name):
             raise InputError(f"{path}: the entry {name!r} points outside the zip; it is refused")
     return archive
 
 
-def open_stream(image):
-    """The bytes of an image, a path or a ZipImage, as an open file."""
-    if isinstance(image, ZipImage):
-        return open_zip(image.zip_path, os.getpid()).open(image.member)
-    if not os.path.isfile(image):
-        raise InputError("no such image file")
-    return open(image, "rb")
+def read_image(image, header_only: bool = False, example: str = "") -> Image.Image:
+    """The RGB image at a path, a str or a zipfile.Path; header_only: checked and not decoded.
 
-
-def check_image(image):
-    """InputError, naming it, for an image whose header says that it can't be used."""
+    InputError names it, and the example's id, if it is missing, no image, broken or over a limit.
+    """
     try:
-        read_image(image, header_only=True)
-    except InputError as error:
-        raise InputError(f"{image}: {error}") from error
-
-
-def read_image(image, header_only: bool = False) -> Image.Image:
-    """The PIL image at a path or in a zip; header_only: checked for kind and size, not decoded."""
-    try:
-        with open_stream(image) as stream:
-            opened = Image.open(stream, formats=FORMATS)
+        if isinstance(image, Image.Image):
+            return show(image)
+        path = image if isinstance(image, zipfile.Path) else Path(image)
+        if not path.is_file():
+            raise InputError("no such image file")
+        with path.open("rb") as file:
+            opened = Image.open(file, formats=FORMATS)
             size = f"{opened.width} x {opened.height} pixels"
             if math.prod(opened.size) > MAX_PIXELS:
                 raise Image.DecompressionBombError(size)
             if max(opened.size) > MAX_ASPECT * min(opened.size):
                 raise InputError(f"{size}: a side is over {MAX_ASPECT} times the other; crop it")
-            if not header_only:
-                opened.load()
-            return opened
-    except InputError:
-        raise
+            return opened if header_only else show(opened)
+    except InputError as error:
+        reason = error
     except Image.DecompressionBombError as error:
-        raise InputError(f"image too large, limit {MAX_PIXELS} pixels: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise InputError(f"not an image ({', '.join(FORMATS)})") from error
+        reason = f"image too large, limit {MAX_PIXELS} pixels: {error}"
+    except Image.UnidentifiedImageError:
+        reason = f"not an image ({', '.join(FORMATS)})"
     except Exception as error:  # a broken file: the decoders raise a dozen types
-        raise InputError(f"broken image: {' '.join(str(error).split())}") from error
+        reason = f"broken image: {error}"
+    where = "an image" if isinstance(image, Image.Image) else image
+    raise InputError(f"{where}{example and f' (example {example})'}: {reason}")
 
 
 def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
     """RGB image of an Example (or of what its `image` may be), None where it has none.
 
     As viewers show it: turned as its EXIF says, grey of any depth in its range, transparency on
-    white. `max_pixels`: a larger image is shrunk to at most so many pixels, aspect kept. InputError
-    names the file and the example when it is missing, no image, broken, can't be shown or is over
-    MAX_PIXELS.
+    white. `max_pixels`: a larger image is shrunk to at most so many pixels, aspect kept.
+    InputError: see read_image.
     """
-    image, name = getattr(example, "image", example), getattr(example, "id", "")
+    image = getattr(example, "image", example)
     if image is None:
         return None
-    try:
-        shown = show(image if isinstance(image, Image.Image) else read_image(image))
-    except InputError as error:
-        where = "an image" if isinstance(image, Image.Image) else image
-        raise InputError(f"{where}{name and f' (example {name})'}: {error}") from error
-    return shrink(shown, max_pixels) if max_pixels else shown
+    shown = read_image(image, example=getattr(example, "id", ""))
+    if not max_pixels or math.prod(shown.size) <= max_pixels:
+        return shown
+    scale = math.sqrt(max_pixels / math.prod(shown.size))
+    width, height = (max(1, int(side * scale)) for side in shown.size)
+    size = min(width, MAX_ASPECT * height), min(height, MAX_ASPECT * width)
+    return shown.resize(size, Image.Resampling.BICUBIC)
 
 
 def show(image: Image.Image) -> Image.Image:
-    """The image in RGB as a viewer shows it; InputError for one that has no such form."""
+    """The image in RGB as a viewer shows it."""
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF, a dozen types: viewers show such an image as it is
         pass
-    try:
-        if image.mode == "F" or image.mode.startswith("I"):
-            image = show_grey(np.asarray(image))
-        if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except ValueError as error:  # a mode that PIL can't convert
-        raise InputError(f"can't be shown: {error}; save it as an RGB PNG") from error
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = show_grey(np.asarray(image))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def show_grey(values: np.ndarray) -> Image.Image:
-    """Grey values as 8 bits: floats to 1, values to 255 as they are, 16 bits; convert() clips."""
+    """Grey values as 8 bits: floats to 1, values to 255 as they are, 16 bits."""
     low, high = values.min(), values.max()
     if not 0 <= low <= high < 2**16:  # also NaN
-        raise ValueError(f"grey values from {low} to {high}, not in 0 to 65535")
+        raise InputError(f"can't be shown: grey values from {low} to {high}, not in 0 to 65535")
     if values.dtype.kind == "f" and high <= 1:
         values = values * 255
     elif high > 255:
         values = values / 256
     return Image.fromarray(values.astype(np.uint8))
-
-
-def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
-    """The image with at most so many pixels; its aspect is kept, but for MAX_ASPECT's sake."""
-    if image.width * image.height <= max_pixels:
-        return image
-    scale = math.sqrt(max_pixels / (image.width * image.height))
-    height = max(1, int(image.height * scale))
-    width = max(1, min(int(image.width * scale), max_pixels // height, MAX_ASPECT * height))
-    height = min(height, max_pixels // width, MAX_ASPECT * width)
-    return image.resize((width, height), Image.Resampling.BICUBIC)

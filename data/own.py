@@ -1,17 +1,18 @@
-"""A row of one's own .jsonl or .json, or of DyME's published lists, as an Example.
+"""A .jsonl or .json of one's own, or DyME's published lists: rows as Examples, splits, traces.
 
 Besides what other data sets share with them: cutting a trace's answer off, facts in several forms.
-Left out: the files (files.py) and how they are read safely (reading.py).
+Left out: how files are read safely (reading.py).
 """
 
 import ntpath
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from data.example import OPTION_LETTERS, Example, InputError
-from data.images import check_image
-from data.reading import decode, leaves_folder, say, text, texts
+from data.example import OPTION_LETTERS, Example, InputError, NoSplit
+from data.images import read_image
+from data.reading import as_text, decode, filled, leaves_folder, parse_file, pick, say, text, texts
 
 # "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
 MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
@@ -46,12 +47,11 @@ def clean_trace(trace: str | None) -> str | None:
 def read_facts(value) -> list[tuple]:
     """Facts from an object, or a list of [name, value] or [row, column, value], as strings."""
     items = list(value.items()) if isinstance(value, dict) else value or []
-    if not isinstance(items, list) or any(
-        not isinstance(item, list | tuple) or len(item) not in (2, 3) for item in items
+    if not isinstance(items, list) or not all(
+        isinstance(item, list | tuple) and len(item) in (2, 3) for item in items
     ):
         raise InputError("facts must be an object or a list of [name, value], [row, column, value]")
-    part = "a part of a fact"
-    return [tuple(text({part: value}, part) for value in item) for item in items]
+    return [tuple(as_text(part, "a part of a fact") for part in item) for item in items]
 
 
 def object_facts(value) -> list[tuple]:
@@ -60,194 +60,228 @@ def object_facts(value) -> list[tuple]:
     [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects",
     gives ("bag", "red") and ("bag", "left"). Anything else (a failed answer of the LLM): none.
     """
-    if isinstance(value, str):
-        try:
-            value = decode(value.encode("utf-8", "replace"))
-        except InputError:
-            return []
-    things = value.get("objects") if isinstance(value, dict) else value
     facts = []
-    for thing in things if isinstance(things, list) else []:
-        name = thing.get("name", thing.get("object")) if isinstance(thing, dict) else None
-        if isinstance(name, str):
-            seen = thing.get("attributes")
-            seen = [*seen] if isinstance(seen, list) else [seen]
-            facts += [(name, str(item)) for item in [*seen, thing.get("position")] if item]
+    try:
+        value = decode(value.encode()) if isinstance(value, str) else value
+        for thing in value["objects"] if isinstance(value, dict) else value or []:
+            name, seen = thing.get("name") or thing["object"], thing.get("attributes")
+            seen = [*(seen if isinstance(seen, list) else [seen]), thing.get("position")]
+            facts += [(str(name), str(item)) for item in seen if item]
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return []
     return facts
 
 
-# ---- a row of one's own -------------------------------------------------------------------------
+# ---- a row --------------------------------------------------------------------------------------
 
-KNOWN = (
-    "image images question question_wo_prompt problem answer answers solution trace hint facts "
-    "visual_fact options choices task human_or_machine"
+# The names a field goes by, in DyME's published lists too. Two in one row must agree, but
+# question_wo_prompt comes before question, answer and answers are all right, and a solution beside
+# an answer is the trace.
+NAMES = {
+    "image": ("image", "images"),
+    "question": ("question", "problem", "question_wo_prompt"),
+    "answer": ("answer", "answers", "solution"),
+    "trace": ("trace", "hint"),
+    "facts": ("facts", "visual_fact"),
+    "options": ("options", "choices"),
+    "task": ("task", "human_or_machine"),
+}
+KNOWN = [name for names in NAMES.values() for name in names]
+# The last word of a name that is about a row: such a field is not used, and that is said. Any other
+# unknown field is an error, for it may hold what belongs to the prompt or to the target.
+ABOUT = (
+    "id ids idx index uuid number count type types kind format language category topic subject "
+    "domain level difficulty size width height score source dataset split version license date"
 ).split()
-EMPTY = (None, "", [], {})  # nothing
-# An unknown field is an error where it may hold what belongs to the prompt or to the target: by the
-# beginning of a word of its name, unless that ends on the id, kind or size of such a thing ...
-MATTERS = re.compile(
-    "img|imag|pict|photo|figure|video|audio|quest|query|problem|prompt|instruct|input|answer|label"
-    "|ans$|target|gold|gt$|truth|expect|result|refer|output|respon|assist|solution|complet|convers"
-    "|messag|dialog|option|choice|candidate|fact|trace|ration|reason|explan|think|thought|cot$|conte"
-    "|passage|document|table|caption|descri|text$|b?box"
-)
-ABOUT = re.compile(
-    "ids?|idx|index|types?|kind|size|width|height|count|num|source|license|lang.*|hash|categor.*"
-    "|topic|subject|level|difficulty|length|format"
-)
-# ... and by what it holds.
-MEDIA = r"\.(png|jpe?g|webp|gif|bmp|tiff?|heic|svg|pdf|mp4|webm|avi|mov|wav|mp3)\b"
-HOLDS = re.compile(MEDIA + r"|data:image|base64|[\w+/]{200}", re.IGNORECASE)
 
 
-def matters(name: str, value) -> bool:
-    """Whether an unknown field seems to hold what a question, its image or its answer needs."""
-    if isinstance(value, bool) or value in EMPTY:
-        return False
-    words = [word.casefold() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
-    named = any(map(MATTERS.match, words)) and not ABOUT.fullmatch(words[-1])
-    if named or len(name) == 1 or HOLDS.search(str(value)):  # A, B, C, D: options
-        return True
-    if isinstance(value, dict):
-        return any(matters(*item) for item in value.items())
-    return isinstance(value, list) and any(isinstance(item, dict) for item in value)  # turns
-
-
-def filled_in(row: dict, *names: str) -> list[str]:
-    """Which of the fields hold something."""
-    return [name for name in names if row.get(name) not in EMPTY]
-
-
-def one_of(row: dict, *names: str) -> str:
-    """Which of the fields is filled in, the first where none is; InputError where two differ."""
-    filled = filled_in(row, *names)
-    if any(row[name] != row[filled[0]] for name in filled):
-        raise InputError(f"{' and '.join(filled)} differ: keep one of them")
-    return (filled or names)[0]
+def check_fields(row: dict):
+    """InputError that names an unknown field that may matter."""
+    for name in filled(row, *row):
+        last = re.sub(r".*_|.*(?=[A-Z][a-z]+$)", "", name).lower()  # image_id, imageId
+        if name not in KNOWN and last not in ABOUT and not isinstance(row[name], bool):
+            known = ", ".join(KNOWN)
+            raise InputError(f"unknown field {name!r}: rename or remove it; known: {known}")
 
 
 def read_answers(row: dict) -> tuple[list[str], str | None]:
     """(all right answers, the thinking that is written before the first)."""
     written = []
-    for name in filled_in(row, "answer", "answers") or [one_of(row, "answer", "solution")]:
-        values = row[name] if row.get(name) and isinstance(row[name], list) else [row.get(name)]
-        written += [split_marked(text({name: value}, name).strip()) for value in values]
+    for name in filled(row, "answer", "answers") or filled(row, "solution") or ["answer"]:
+        value = row.get(name)
+        for item in value if isinstance(value, list) and value else [value]:
+            written.append(split_marked(text({name: item}, name).strip()))
     right = [thinking if bare is None else bare for thinking, bare in written]
     if "" in right:
         raise InputError("there is nothing behind the answer's marker")
     return list(dict.fromkeys(right)), None if written[0][1] is None else written[0][0]
 
 
-def read_options(row: dict) -> list[str] | None:
+def read_options(row: dict) -> list[str]:
     """The texts that are to be chosen from, without letters of their own."""
-    name = one_of(row, "options", "choices")
-    value = row.get(name)
+    name, value = pick(row, *NAMES["options"])
     if isinstance(value, dict) and list(value) == list(OPTION_LETTERS[: len(value)]):
         value = list(value.values())
     options = texts({name: value}, name)
-    if options and len(options) > len(OPTION_LETTERS):
+    if len(options) > len(OPTION_LETTERS):
         raise InputError(f"{name} has {len(options)} entries, over {len(OPTION_LETTERS)}")
-    pairs = list(zip(OPTION_LETTERS, options or []))
-    written = [re.match(rf"\(?{letter}[).:]\s*(?=\S)", option) for letter, option in pairs]
-    if options and all(written):
-        options = [option[match.end() :] for option, match in zip(options, written)]
-    return options
+    pairs = list(zip(OPTION_LETTERS, options))
+    letters = [re.match(rf"\(?{letter}[).:]\s*(?=\S)", option) for letter, option in pairs]
+    return [m.string[m.end() :] for m in letters] if all(letters) else options
 
 
-def choose(answer: str, options: list[str]) -> str | None:
-    """The option that an answer names: by its text, its letter, or both ("B", "(B)", "B. cab")."""
-    places = {option.casefold(): place for place, option in reversed([*enumerate(options)])}
-    named = re.fullmatch(r"\(?([A-Z])[).:]*(?:\s+(.*))?", answer, re.IGNORECASE | re.DOTALL)
-    place = places.get(answer.casefold())
-    if place is None and named:
-        letter = OPTION_LETTERS.index(named[1].upper())
-        place = letter if not named[2] or places.get(named[2].casefold()) == letter else None
-    return options[place] if place is not None and place < len(options) else None
+def choose(answer: str, options: list[str]) -> str:
+    """The option that an answer names, by its text, its letter, or both ("B", "(B)", "B. cab");
+    else the answer.
+    """
+    for option in options:
+        if answer.casefold() == option.casefold():
+            return option
+    for letter, option in zip(OPTION_LETTERS, options):
+        if re.fullmatch(rf"\(?{letter}[).:]*(\s+{re.escape(option)})?", answer, re.IGNORECASE):
+            return option
+    return answer
 
 
-def read_path(row: dict) -> str | None:
+def image_name(row: dict) -> str | None:
     """The image of a row as it is written, also as a list of one; None without one."""
-    name = one_of(row, "image", "images")
-    images = row[name] if isinstance(row.get(name), list) else [row.get(name)]
-    if len(images) > 1:
-        raise InputError(f"{name} has {len(images)} entries: one image per question is supported")
-    return text({name: images[0]}, name, required=False) if images else None
+    name, value = pick(row, *NAMES["image"])
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise InputError(f"{name} has {len(value)} entries: one image per question")
+        value = value[0]
+    return text({name: value}, name, required=False)
 
 
-# The images that were found: the file's path to the paths that rows gave for it, in all files that
-# this process read, so that two splits can't show one picture for two either.
-FOUND: dict[str, set[str]] = {}
-
-
-def find_image(name: str, folder) -> str:
-    """The path of a row's image; a gone absolute one is looked for in the folder by its bare name.
-
-    InputError for a URL, a relative path that leaves the folder, and what is no image.
+def find_image(name: str, folder, moved: dict) -> str:
+    """The path of a row's image; a gone absolute one is looked for in the folder by its bare name,
+    and noted in `moved`. InputError for a URL, a relative path that leaves the folder, no image.
     """
     if re.match(r"[A-Za-z][\w+.-]+:", name):
         raise InputError(f"the image {name[:80]!r} is a URL: download it and give its path")
-    absolute = os.path.isabs(name) or ntpath.isabs(name)
-    if not absolute and leaves_folder(name):
+    path = os.path.join(folder, name)  # an absolute path stays as it is
+    if os.path.isabs(name) or ntpath.isabs(name):
+        other = os.path.join(folder, ntpath.basename(name))
+        if os.path.isfile(other) and not os.path.isfile(path):
+            path = moved[name] = other
+    elif leaves_folder(name):
         raise InputError(f"the image {name!r} leaves the folder of the data")
-    wanted = path = os.path.join(folder, name)  # an absolute path stays as it is
-    if absolute and not os.path.isfile(path):
-        moved = os.path.join(folder, ntpath.basename(name))
-        path = moved if os.path.isfile(moved) else path
-    check_image(path)
-    FOUND.setdefault(os.path.normpath(path), set()).add(os.path.normpath(wanted))
+    read_image(path, header_only=True)
     return path
 
 
-def check_moved(file: Path, folder, examples: list[Example]):
-    """Says how many images were found by their names alone; InputError where it can't be right."""
-    paths = {os.path.normpath(example.image) for example in examples if example.image}
-    moved = [path for path in sorted(paths) if FOUND[path] != {path}]
-    for path in moved:
-        if len(FOUND[path]) > 1:
-            first, second = sorted(FOUND[path])[:2]
-            raise InputError(
-                f"{file}: for two images, {first} and {second}, there is one file, {path}; "
-                "put them where their paths say, or make the paths relative to --data_dir"
-            )
-    if moved:
-        say(f"{file}: {len(moved)} images are not where it says; found in {folder} by their names")
+def own_row(row: dict, name: str, folder, moved: dict) -> Example:
+    """An Example, its id `name`, from the fields of NAMES; question and answer must be there.
 
-
-def own_row(path: Path, folder, row: dict, number: int) -> Example:
-    """An Example from image, question, answer and, where given, facts, trace, options, task.
-
-    Other names that are read, DyME's published lists among them: `images` (a list of one),
-    `question_wo_prompt` before `question`, `problem`; `solution` is the answer, or beside an
-    answer the trace, and so is `hint`; `visual_fact` the facts, `choices` the options,
-    `human_or_machine` the task. Several right answers are a list. An answer written as
-    "thinking \n Answer: x" is taken apart, an option's letter becomes its text.
+    Several right answers are a list. One that is written as "thinking \n Answer: x" is taken
+    apart, an option's letter becomes its text. folder, moved: see find_image.
     """
-    for name in row:
-        if name not in KNOWN and matters(name, row[name]):
-            known = ", ".join(KNOWN)
-            raise InputError(
-                f"the field {name!r} is not known: rename or remove it; known: {known}"
-            )
-    question = text(row, "question_wo_prompt", one_of(row, "question", "problem")).strip()
+    check_fields(row)
+    question = text(row, "question_wo_prompt", required=False) or text(row, "question", "problem")
     answers, thinking = read_answers(row)
     options = read_options(row)
-    if options:
-        answers = [choose(answer, options) or answer for answer in answers]
-        if answers[0] not in options:
-            raise InputError(f"the answer {answers[0]!r} is none of the options")
-    image = read_path(row)
-    worked = ["solution"] if filled_in(row, "answer", "answers") else []
-    trace = text(row, one_of(row, "trace", "hint", *worked), required=False) or thinking
+    answers = [choose(answer, options) for answer in answers]
+    if options and answers[0] not in options:
+        raise InputError(f"the answer {answers[0]!r} is none of the options")
+    worked = ["solution"] if filled(row, "answer", "answers") else []
+    trace = text(row, *NAMES["trace"], *worked, required=False) or thinking
     machine = text(row, "human_or_machine", required=False)
     machine = {"0": "human", "1": "augmented"}.get(machine, "")
+    image = image_name(row)
     return Example(
-        image and find_image(image, folder),
-        question,
+        image and find_image(image, folder, moved),
+        question.strip(),
         answers[0],
         read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
         trace=clean_trace(trace),
         task=text(row, "task", required=False) or machine,
-        id=f"{path.name}/{number}",
-        options=options,
+        id=name,
+        options=options or None,
         answers=answers,
     )
+
+
+# ---- a file, its splits, its traces -------------------------------------------------------------
+
+
+def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
+    """The Examples of a file; says which fields aren't used and which images are elsewhere."""
+    unused, moved = set(), {}
+
+    def parse(row, number):
+        unused.update(name for name in row if name not in KNOWN)
+        return own_row(row, f"{file.name}/{number}", folder, moved)
+
+    examples = parse_file(file, parse, skip_bad_rows)
+    if len(set(moved.values())) < len(moved):
+        raise InputError(
+            f"{file}: of images that are not where it says, several have one name; put them where "
+            "their paths say, or make the paths relative to --data_dir"
+        )
+    if moved:
+        say(f"{file}: {len(moved)} images are not where it says; found in {folder} by their names")
+    if unused:
+        say(f"{file}: not used are the fields {', '.join(sorted(unused))}")
+    return examples
+
+
+def hold_out(examples: list, split: str, path, most: int | None = None) -> list:
+    """The last tenth (at most `most`) for val, the others for train."""
+    held = max(1, len(examples) // 10) if len(examples) > 1 else 0
+    cut = len(examples) - min(held, most or held)
+    kept = examples[:cut] if split == "train" else examples[cut:]
+    if not kept:
+        raise InputError(f"{path}: {len(examples)} examples are too few to hold some out for val")
+    return kept
+
+
+def beside(path: Path, split: str) -> Path | None:
+    """The file of another split: own.val.jsonl or own_val.jsonl, val.json beside train.json."""
+    stems = {f"{path.stem}.{split}", f"{path.stem}_{split}", re.sub("train$", split, path.stem)}
+    files = [path.with_name(stem + path.suffix) for stem in sorted(stems - {path.stem})]
+    return next(filter(Path.is_file, files), None)
+
+
+def load_own(path: str, split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
+    """A split of one's own file: the file is train; val and test are files beside it.
+
+    Without a val file the last tenth is held out. Relative images start from `data_dir`, else from
+    the file's folder; where an absolute one is gone, it is looked for there by its name.
+    """
+    path = Path(path)
+    file = path if split == "train" else beside(path, split)
+    if file is None and split != "val":
+        raise NoSplit(
+            f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
+            "beside it, or evaluate another with --eval_split"
+        )
+    examples = read_own(file or path, data_dir or path.parent, skip_bad_rows)
+    if file in (None, path) and not beside(path, "val"):
+        return hold_out(examples, split, path)
+    return examples
+
+
+def attach_traces(examples, path: str) -> list[Example]:
+    """The examples with the traces of a .jsonl of {"id", "trace"}, as `judge.py refine` writes it.
+
+    An example's last line counts. An id whose "question" is another one (the data changed) fits
+    none; how many do is said.
+    """
+
+    def parse(row, number):
+        trace = clean_trace(text(row, "trace"))
+        return text(row, "id"), (text(row, "question", required=False), trace)
+
+    traces = dict(parse_file(Path(path), parse))
+    attached, used = [], 0
+    for example in examples:
+        question, trace = traces.get(example.id, (None, None))
+        if trace and question in (None, example.question):
+            example = replace(example, trace=trace)
+            used += 1
+        attached.append(example)
+    told = f"{path}: traces for {used} of {len(attached)} examples, {len(traces) - used} fit none"
+    if not used:
+        raise InputError(f"{told}; write it with judge.py refine from the same --dataset and split")
+    say(told)
+    return attached

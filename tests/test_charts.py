@@ -2,30 +2,28 @@
 
 import re
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from data import charts
+from data import charts, load_data
 from data.bars import COLOURS, HELD_OUT
 from data.charts import SIZES, TASKS, base_batch, load_charts
 from data.example import DIRECT, THINK, InputError
 
-NAME_OF = {rgb: name for name, rgb in COLOURS.items()}
-
 
 def read_bars(image):
-    """{colour: box} from the pixels alone, left to right; white and grey are no bar's colour."""
-    pixels = np.asarray(image.convert("RGB"))
+    """{colour: box} from the pixels alone, left to right."""
+    pixels = np.asarray(image)
     boxes = {}
-    for x in range(pixels.shape[1]):
-        for y in range(pixels.shape[0]):
-            name = NAME_OF.get(tuple(pixels[y, x].tolist()))
-            if name:
-                left, top, right, bottom = boxes.get(name, (x, y, x, y))
-                boxes[name] = (left, min(top, y), x + 1, max(bottom, y + 1))
-    return boxes
+    for name, rgb in COLOURS.items():
+        rows, columns = np.nonzero((pixels == rgb).all(-1))
+        if len(rows):
+            box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            boxes[name] = tuple(map(int, box))
+    return dict(sorted(boxes.items(), key=lambda item: item[1]))
 
 
 def names_in(text):
@@ -92,11 +90,11 @@ def test_a_chart_of_val_test_or_ood_can_not_come_up_in_training():
         bars = [(name, int(value)) for name, value in example.facts]
         return zlib.crc32(repr(bars).encode()) % 10
 
-    homes = {"base": {home(e) for e, *_ in base_batch(0, 0, 200) if e.image is not None}}
+    seen = {"base": {home(e) for e, *_ in base_batch(0, 0, 200) if e.image is not None}}
     for split in SIZES:
-        homes[split] = {home(e) for s in (0, 1) for e in load_charts(split, 60, data_seed=s)}
+        seen[split] = {home(e) for s in (0, 1) for e in load_charts(split, 60, data_seed=s)}
     for split in ("val", "test", "ood"):
-        assert all(not homes[split] & homes[other] for other in homes if other != split)
+        assert all(not seen[split] & seen[other] for other in seen if other != split)
 
 
 def test_held_out_questions_are_asked_in_ood_alone():
@@ -135,9 +133,8 @@ def test_trace_noise_changes_nothing_but_training_traces_and_levels_can_be_compa
         low, high = (load_charts(split, 60, trace_noise=noise) for noise in (0.25, 0.9))
         assert all(a.trace == b.trace for a, b in zip(low, high)) == (split != "train")
         for a, b in zip(low, high):
+            assert replace(a, trace="", image=None) == replace(b, trace="", image=None)
             assert a.image.tobytes() == b.image.tobytes()
-            for name in ("question", "answer", "facts", "needed"):
-                assert getattr(a, name) == getattr(b, name)
             for stated, more, true in zip(stated_facts(a.trace), stated_facts(b.trace), a.needed):
                 assert stated == true or more == stated  # wrong at 0.25: wrong alike at 0.9
 
@@ -172,11 +169,8 @@ def test_the_base_stage_is_pure_and_follows_the_format_as_often_as_told():
         assert {example.image is None for example, *_ in batch} == {True, False}
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [{"split": "dev"}, {"size": 0}, {"trace_noise": 1.5}, {"data_seed": -1}, {"tasks": "ocr"}],
-)
+@pytest.mark.parametrize("flags", [{"split": "dev"}, {"size": 0}, {"tasks": ("ocr",)}])
 def test_a_bad_flag_is_an_error_of_one_line(flags):
     with pytest.raises(InputError, match=next(iter(flags))) as error:
-        load_charts(**{"split": "train", **flags})
+        load_data("charts", **{"split": "train", **flags})
     assert "\n" not in str(error.value)
