@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 
 from data.bars import COLOURS, GOALS, KINDS, conclude, corrupt, sample_item, write_trace
-from data.example import DIRECT, THINK, Example, InputError
+from data.example import DIRECT, TASK_KINDS, THINK, Example, InputError
 
 TASKS = ("chart", "detection", "classification")  # Curr-ReFT's three, "chart" being all of KINDS
 
@@ -58,7 +58,7 @@ def to_example(kind, image, bars, question, names, answer, noise_rng=None, noise
     needed = [(name, dict(facts)[name]) for name in names]
     stated = corrupt(noise_rng, needed, noise) if noise else needed
     trace = write_trace(kind, stated, answer)
-    answered = {"detection": "box", "classification": "labels"}.get(kind, "text")
+    answered = TASK_KINDS.get(kind, "text")
     return Example(image, question, answer, facts, needed, trace, task=kind, kind=answered)
 
 

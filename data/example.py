@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 THINK = "Think step by step, then finish with a line of the form Answer: x"
 DIRECT = "Answer with a single word or number."
 SPLITS = ("train", "val", "test")
+TASK_KINDS = {"detection": "box", "classification": "labels"}  # Example.kind; others: text
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_MESSAGE = 300  # characters per line of an InputError
 

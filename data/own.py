@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from data.example import OPTION_LETTERS, Example, InputError, NoSplit
+from data.example import OPTION_LETTERS, TASK_KINDS, Example, InputError, NoSplit
 from data.images import read_image
 from data.reading import as_text, decode, filled, leaves_folder, parse_file, pick, say, text, texts
 
@@ -174,7 +174,9 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     """An Example, its id `name`, from the fields of NAMES; question and answer must be there.
 
     Several right answers are a list. One that is written as "thinking \n Answer: x" is taken
-    apart, an option's letter becomes its text. folder, moved: see find_image.
+    apart, an option's letter becomes its text. The task "detection" asks for a box,
+    left,top,right,bottom in pixels, "classification" for labels between commas. folder, moved: see
+    find_image.
     """
     check_fields(row)
     question = text(row, "question_wo_prompt", required=False) or text(row, "question", "problem")
@@ -187,6 +189,7 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     trace = text(row, *NAMES["trace"], *worked, required=False) or thinking
     machine = text(row, "human_or_machine", required=False)
     machine = {"0": "human", "1": "augmented"}.get(machine, "")
+    task = text(row, "task", required=False) or machine
     image = image_name(row)
     return Example(
         image and find_image(image, folder, moved),
@@ -194,7 +197,8 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
         answers[0],
         read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
         trace=clean_trace(trace),
-        task=text(row, "task", required=False) or machine,
+        task=task,
+        kind=TASK_KINDS.get(task.split("-")[0], "text"),
         id=name,
         options=options or None,
         answers=answers,

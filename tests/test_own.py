@@ -268,3 +268,13 @@ def test_traces_are_attached_by_id_and_strangers_are_counted(tmp_path, capsys):
     wrong = write_jsonl(tmp_path / "wrong.jsonl", rows[-1:])
     message = error_of(load_data, "chartqa", "train", str(tmp_path), traces=wrong)
     assert "0 of 3 examples, 1 fit none" in message
+
+
+def test_a_task_of_curr_reft_asks_for_its_kind_of_answer(tmp_path):
+    rows = [
+        {"question": "?", "answer": answer, "task": task}
+        for answer, task in [("1,2,3,4", "detection"), ("a, b", "classification"), ("3", "sum")]
+    ]
+    write_jsonl(tmp_path / "own.test.jsonl", rows)
+    examples = load_data(str(tmp_path / "own.jsonl"), "test")
+    assert [example.kind for example in examples] == ["box", "labels", "text"]
