@@ -216,15 +216,24 @@ DEFAULTS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are InputErrors: one line, without the usage."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; --help lists the flags")
+
+
 def parse(argv: list[str], kind: type = Config, defaults: dict | None = None, **about: str):
     """The command line as a Config, or as another dataclass of knobs; InputError, one line, for a
-    number out of range. Unknown flags and wrong types end with argparse's own message.
+    number out of range, an unknown flag or a wrong type.
 
     defaults: what a None means, in DEFAULTS' form, before DEFAULTS itself. about: argparse's
     prog and description.
     """
     about = about or {"prog": "train.py", "description": "Teach a small VLM to think."}
-    parser = argparse.ArgumentParser(allow_abbrev=False, **about)
+    if kind is Config and "curr_reft" in argv:
+        raise InputError("--method curr_reft: is a program of its own: python curr_reft.py")
+    parser = Parser(allow_abbrev=False, **about)
     headings = {}
     for flag in fields(kind):
         heading = flag.metadata["group"]

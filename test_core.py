@@ -596,7 +596,11 @@ def test_a_number_out_of_range_is_said_in_one_line(argv):
 
 
 @pytest.mark.parametrize("argv", [["--lerning_rate", "1"], ["--over"]])
-def test_an_unknown_flag_or_a_prefix_is_an_error(argv, capsys):
-    with pytest.raises(SystemExit):
+def test_an_unknown_flag_or_a_prefix_is_an_error(argv):
+    with pytest.raises(InputError, match=argv[0]):
         parse(argv)
-    assert argv[0] in capsys.readouterr().err
+
+
+def test_curr_reft_is_a_program_of_its_own():
+    with pytest.raises(InputError, match="python curr_reft.py"):
+        parse(["--method", "curr_reft"])
