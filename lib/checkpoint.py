@@ -3,23 +3,21 @@
 A checkpoint is written under a temporary name, flushed to the disk, then renamed, and only then are
 older ones removed: whatever moment a kill falls on, a whole one exists. state.json comes last and
 lists the sizes of the other files, so a folder without it, or with other sizes, isn't whole.
-No random state is kept: whatever is drawn is keyed by (seed, step, place), see rollout.py, or has
-a generator of its own, which is in the optimizer's state.
+No random state is kept: what is drawn is keyed by (seed, step, place), see rollout.py, or has a
+generator of its own in the optimizer's state.
 """
 
 import errno
-import functools
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from data.example import InputError
-from data.reading import write_whole
+from data.reading import say, write_whole
 from lib.families import NO_CODE, one_line, save_model
 
 
@@ -60,8 +58,10 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         if not disk_full(error):
             raise
-        kept = [folder.name for folder in step_folders(root)[-1:]] or ["none"]
-        warn(f"{root}: disk full, step {step} is not saved; the last checkpoint: {kept[0]}")
+        kept = [folder.name for folder in step_folders(root)] or ["none"]
+        say(
+            f"warning: {root}: disk full, step {step} is not saved; the last checkpoint: {kept[-1]}"
+        )
         return False
     for folder in step_folders(root)[:-save_total_limit] if save_total_limit else []:
         if folder != best_checkpoint(output_dir):
@@ -118,10 +118,6 @@ def disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
 # ---- finding and loading -------------------------------------------------------------------------
 
 
@@ -139,7 +135,7 @@ def find_checkpoint(path: str | Path) -> Path | None:
     for folder in reversed(step_folders(path / "checkpoints")):
         if not (fault := damage(folder)):
             return folder
-        warn(f"{folder}: damaged ({fault}); trying the checkpoint before it")
+        say(f"warning: {folder}: damaged ({fault}); trying the checkpoint before it")
     return None
 
 
@@ -203,12 +199,10 @@ def load_weights(path: Path, model) -> None:
     kind = read_json(path / "config.json").get("model_type")
     if kind != model.config.model_type:
         raise InputError(f"{path}: holds a {kind} model, not a {model.config.model_type}")
-    # The files have the hub's names, which differ from the module's in many families, so the
-    # class itself reads them. fp32 holds bf16 and fp16 exactly, so a mix of types is safe in it.
-    dtype = functools.reduce(torch.promote_types, {param.dtype for param in model.parameters()})
-    saved, info = type(model).from_pretrained(
-        path, dtype=dtype, output_loading_info=True, **NO_CODE
-    )
+    # The files have the hub's names, so the class itself reads them; bf16 fits into fp32 exactly.
+    mixed = len({param.dtype for param in model.parameters()}) > 1
+    knobs = dict(dtype=torch.float32 if mixed else model.dtype, output_loading_info=True)
+    saved, info = type(model).from_pretrained(path, **knobs, **NO_CODE)
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{path}: has no {missing[0]} ({len(missing)} tensors are missing)")
     try:
@@ -219,9 +213,7 @@ def load_weights(path: Path, model) -> None:
 
 def read_state(folder: Path) -> dict:
     """What save_checkpoint was given as `state`, and the step."""
-    state = read_json(folder / "state.json")
-    state.pop("sizes", None)
-    return state
+    return {k: v for k, v in read_json(folder / "state.json").items() if k != "sizes"}
 
 
 def read_json(path: Path) -> dict:

@@ -106,9 +106,9 @@ def unsupported(config) -> str | None:
         told = f"model_type {config.model_type!r} is not supported; supported: "
         return told + f"{', '.join(supported)}; to add it: lib/families.py's FAMILIES"
     text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or []
-    if set(kinds) - {"full_attention"}:
-        return f"has {sorted(set(kinds))} layers; full_attention alone is supported"
+    kinds = {*(getattr(text, "layer_types", None) or [])}
+    if kinds - {"full_attention"}:
+        return f"has {sorted(kinds)} layers; full_attention alone is supported"
     if (window := getattr(text, "sliding_window", None)) and not kinds:
         return f"attends in windows of {window} tokens; full attention alone is supported"
     code = type(config).__module__.replace(".configuration_", ".modeling_")
@@ -144,11 +144,10 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
     """Freezes the vision tower (or not), and notes on the model what a response needs to know.
 
-    model.forbidden_ids: what it can't contain: the placeholders in the config, which a forward
-    would take for an image, and, with the tokenizer given, all tokens that belong to an image.
-    model.end_ids: what ends it: the end of a turn in the chat template, which is what is learned,
-    and every other end token that the model was published with.
-    model.cache_name: what its forward calls the cache of keys and values.
+    model.forbidden_ids: what it can't contain: the config's image placeholders, and with the
+    tokenizer all tokens that belong to an image. model.end_ids: what ends it: the end of a turn in
+    the chat template, which is learned, and every other end token that the model was published
+    with. model.cache_name: what its forward calls the cache of keys and values.
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
@@ -191,9 +190,7 @@ def take_features(model_class) -> None:
 
 
 def checkpoint_activations(model) -> None:
-    """Recomputes the layers' activations in the backward pass instead of keeping them, in
-    model.train() mode.
-    """
+    """Recomputes the layers' activations in backward instead of keeping them, in train() mode."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:  # its name up to transformers 5.17 at least
@@ -224,10 +221,8 @@ def load_processor(name_or_path: str, family: Family | None):
         settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
         processor = processor_class(image_processor=images, tokenizer=tokenizer, **settings)
     if processor.chat_template is None:
-        raise InputError(
-            "has no chat template, so no prompt can be written; use an instruction-tuned model, "
-            "or put a chat_template.jinja beside its config.json"
-        )
+        way_out = "use an instruction-tuned model, or put a chat_template.jinja in its folder"
+        raise InputError(f"has no chat template, so no prompt can be written; {way_out}")
     # a response ends as the template ends a turn, not always with the tokenizer's own end token
     after = turn_edges(processor)[1].lstrip()
     candidates = [token for token in tokenizer.get_added_vocab() if after.startswith(token)]
@@ -238,9 +233,8 @@ def load_processor(name_or_path: str, family: Family | None):
 
 
 def turn_edges(processor) -> tuple[str, str]:
-    """What the chat template writes before and after the assistant's words.
-
-    Before: between the generation prompt and the first word. Mostly nothing; a blank in Idefics3.
+    """What the chat template writes before the assistant's words, after the generation prompt
+    (mostly nothing; a blank in Idefics3), and after them.
     """
     said = "ANSWER"
     content = [{"type": "text", "text": said}] if hasattr(processor, "image_processor") else said

@@ -40,12 +40,11 @@ class StochasticAdamW(torch.optim.Optimizer):
     with the same `seed` and gradients stay equal. InputError for a parameter of another dtype.
     """
 
-    def __init__(self, params, lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, seed=0):
+    def __init__(self, params, lr, weight_decay, betas, eps, seed):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps))
         everything = [param for group in self.param_groups for param in group["params"]]
-        for param in everything:
-            if param.dtype not in (torch.bfloat16, torch.float32):
-                raise InputError(f"adamw_bf16: bf16 and fp32 weights only, not {param.dtype}")
+        if wrong := {param.dtype for param in everything} - {torch.bfloat16, torch.float32}:
+            raise InputError(f"adamw_bf16: bf16 and fp32 weights only, not {wrong.pop()}")
         self.generator = torch.Generator(everything[0].device).manual_seed(seed)
 
     @torch.no_grad()
@@ -99,14 +98,12 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters of `model`.
+    """The optimizer of the trainable parameters of `model`; InputError without any.
 
     optim: "adamw_bf16" (above; `seed` is that of its rounding) or "adamw" (torch's, which rounds
-    bf16 weights to the nearest). Weights that multiply, of two dimensions or more, decay; biases
-    and norms, of one, don't. InputError where there is nothing to train.
+    to the nearest). Weights of two dimensions or more decay; biases and norms, of one, don't.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     if not params:
@@ -114,7 +111,7 @@ def build_optimizer(
     matrices = [param for param in params if param.dim() >= 2]
     vectors = [param for param in params if param.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
-    settings = dict(lr=learning_rate, weight_decay=0.0, betas=betas, eps=eps)
+    settings = dict(lr=learning_rate, weight_decay=0.0, betas=betas, eps=1e-8)
     if optim == "adamw_bf16":
         return StochasticAdamW(groups, **settings, seed=seed)
     # One kernel for all parameters pays on a GPU; on a CPU the plain loop is as quick.

@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from data.example import InputError
 from lib import checkpoint
-from lib.checkpoint import best_checkpoint, changed_flags, clean_checkpoints, find_checkpoint
+from lib.checkpoint import best_checkpoint, clean_checkpoints, find_checkpoint
 from lib.checkpoint import load_checkpoint, save_checkpoint, step_folders, write_whole
 from lib.optim import build_optimizer
 
@@ -217,12 +217,3 @@ def test_a_small_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     assert path.read_text() == "old"
     write_whole(path, b"new")
     assert path.read_text() == "new"
-
-
-def test_changed_flags_are_named_with_both_values():
-    old = {"seed": 0, "betas": [0.9, 0.99], "max_steps": 10, "beta": 0.0}
-    new = {"seed": 1, "betas": (0.9, 0.99), "max_steps": 20, "beta": 0.0, "optim": "adamw"}
-    assert changed_flags(old, new, ignore={"max_steps"}) == [
-        "--optim: was None, is now 'adamw'",
-        "--seed: was 0, is now 1",
-    ]
