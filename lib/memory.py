@@ -17,7 +17,7 @@ from model import PREFILL_TOKENS
 
 FLAGS = (
     "--gradient_checkpointing, --micro_batch_prompts 1, a smaller --max_pixels, "
-    "--prompts_per_step, --num_generations, --max_completion_length or --head_chunk_tokens"
+    "--prompts_per_step, --num_generations or --max_completion_length"
 )
 
 

@@ -82,7 +82,6 @@ def tiny_vlm(seed: int = 0):
         **sizes,
         num_key_value_heads=2,
         vocab_size=len(tokenizer),
-        max_position_embeddings=4096,
         tie_word_embeddings=True,
         initializer_range=0.08,  # at 0.02 the captions stay wrong for thousands of steps
         bos_token_id=None,
@@ -95,9 +94,7 @@ def tiny_vlm(seed: int = 0):
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=pinpoints,
-        vision_feature_layer=-1,
         tie_word_embeddings=True,
-        vision_feature_select_strategy="full",
     )
     torch.manual_seed(seed)
     return prepare(LlavaOnevisionForConditionalGeneration(config)), processor

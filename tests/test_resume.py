@@ -32,7 +32,8 @@ from rollout import EXPLORE, MEMORIZE, SKIP
 
 FLAGS = """
 --base_steps 2 --max_steps 6 --save_steps 2 --eval_steps 2 --eval_size 2 --final_splits val
---no-eval_base --prompts_per_step 2 --num_generations 2 --max_completion_length 6 --num_threads 1 --log_groups_every 1
+--no-eval_base --prompts_per_step 2 --num_generations 2 --max_completion_length 6 --num_threads 1
+--log_groups_every 1
 """.split()
 
 
@@ -78,7 +79,7 @@ def pair(folder, name, *flags, **settings):
 
 
 def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
 
 
 def outcome(folder):
@@ -160,28 +161,20 @@ PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKI
 
 
 def planned():
-    """Plain SGD; each step has its own modes for even and odd prompts; gradients are kept, and
-    summed in pieces that cut through weights.
+    """Plain SGD; each step has its own modes for even and odd prompts; gradients are summed in
+    pieces that cut through weights.
     """
     several.PIECE = 1000
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    choose, sum_gradients = train.choose, train.sum_gradients
-    kept = []
+    choose = train.choose
 
     def by_plan(config, step, group):
         modes = PLAN[step]
         return choose(config, step, group) if modes is None else modes[group.place % 2]
 
-    def sum_and_keep(model, ranks):
-        sum_gradients(model, ranks)
-        kept.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
-        torch.save(kept, f"gradients-{rank}-of-{world_size}.pt")
-
     def sgd(model, *_, **__):
         return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
     train.choose = by_plan
-    train.sum_gradients = sum_and_keep
     run_file.build_optimizer = sgd
 
 
@@ -355,6 +348,11 @@ def agreeing():
     interrupt = Interrupt()
     interrupt.signal = 15 * ranks.rank
     assert interrupt.agreed(ranks) == 15
+    model = torch.nn.Linear(2, 2)  # a gradient on one process, on none
+    if ranks.rank == 1:
+        model.weight.grad = torch.ones(2, 2)
+    several.sum_gradients(model, ranks)
+    assert torch.equal(model.weight.grad, torch.ones(2, 2)) and model.bias.grad is None
     several.cleanup(ranks)
     sys.exit(0)
 
@@ -366,7 +364,7 @@ def dying():
     several.sum_gradients(torch.nn.Linear(2, 2), ranks)
 
 
-def test_processes_agree_on_sums_objects_and_the_end(tmp_path):
+def test_processes_agree_on_sums_objects_gradients_and_the_end(tmp_path):
     for rank, process in enumerate(pair(tmp_path, "agreeing", faults=(agreeing,))):
         process.join(600)
         assert process.exitcode == 0, (tmp_path / f"agreeing{rank}.said").read_text()
@@ -402,16 +400,7 @@ def test_two_processes_of_train_are_one(tmp_path):
     one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
     assert one["readings"]["final"].keys() == two["readings"]["final"].keys()
     for mine, theirs in zip(one["metrics"], two["metrics"], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
-    names = ("0-of-1", "0-of-2", "1-of-2")
-    first, *others = [torch.load(tmp_path / f"gradients-{name}.pt") for name in names]
-    for modes, step, *same in zip(PLAN, first, *others, strict=True):
-        assert any(grad is not None for grad in step) == (modes != (SKIP, SKIP))
-        for grads in same:
-            assert [g is None for g in grads] == [g is None for g in step]
-            pairs = [(a, b) for a, b in zip(step, grads) if a is not None]
-            difference = sum(((a - b) ** 2).sum() for a, b in pairs) ** 0.5
-            assert difference <= 1e-5 * sum((a**2).sum() for a, _ in pairs) ** 0.5
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)  # the gradient's norm, too
     base = load_file(next((tmp_path / "out").glob("base*")) / "model.safetensors")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name in base:
