@@ -144,15 +144,15 @@ def damage(folder: Path) -> str | None:
     that an older version of this code wrote.
     """
     if (folder / "complete.json").exists():
-        told = "is of an older version's layout; go on with that version, or start anew"
-        raise InputError(f"--resume: {folder} {told}")
+        way_out = "go on with that version, or start anew"
+        raise InputError(f"--resume: {folder} is of an older version's layout; {way_out}")
     name = "state.json"
     try:
         for name, size in read_json(folder / name)["sizes"].items():
-            if (folder / name).stat().st_size != size:
-                return f"{name} has {(folder / name).stat().st_size} bytes, not {size}"
-        for name in sorted(path.name for path in folder.glob("*.safetensors")):
-            safe_open(folder / name, "pt")
+            if (found := (folder / name).stat().st_size) != size:
+                return f"{name} has {found} bytes, not {size}"
+            if name.endswith(".safetensors"):
+                safe_open(folder / name, "pt")
         name = "optimizer.pt"
         torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:

@@ -117,22 +117,12 @@ def family_tokenizer(kind):
 
 def family_config(name, kind, tokenizer, **own):
     """The config class of the hub's checkpoints, at a width of 32 and with three layers."""
-    text = dict(
-        model_type={"idefics3": "llama", "smolvlm": "llama"}.get(name, "qwen2"),
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,  # an image enters Qwen3-VL after the first two as well
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
+    # three layers: an image enters Qwen3-VL after the first two as well
+    text = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    text |= dict(num_key_value_heads=2, head_dim=8, max_position_embeddings=4096)
+    text |= dict(vocab_size=len(tokenizer), initializer_range=0.3, tie_word_embeddings=False)
+    text |= {f"{part}_token_id": getattr(tokenizer, f"{part}_token_id") for part in ("eos", "pad")}
+    text |= dict(bos_token_id=None, model_type="llama" if kind.template == SMOLVLM else "qwen2")
     if name not in FAMILIES:
         return transformers.AutoConfig.for_model(**{**text, "model_type": name, **own})
     id_of = tokenizer.convert_tokens_to_ids
@@ -173,16 +163,12 @@ def auto_class(name):
 
 
 def write_checkpoint(folder, name, config=None):
-    """A folder as the hub has it; the names of the files and what is in which of them, too.
-
-    config: what its text model's config says besides.
-    """
+    """A folder as the hub has it; config: what its text model's config says besides."""
     kind = KINDS[name]
     tokenizer = family_tokenizer(kind)
     torch.manual_seed(0)
     model = auto_class(name).from_config(family_config(name, kind, tokenizer, **(config or {})))
-    with torch.no_grad():  # so that some responses end
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 3
+    model.get_output_embeddings().weight.data[tokenizer.eos_token_id] *= 3  # some responses end
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     template = kind.template.replace("<image>", kind.image)
@@ -425,8 +411,7 @@ def test_a_frozen_tower_keeps_no_activations_under_checkpointing(folders):
     model, _, groups = loaded(folders, "llava_onevision")
     checkpoint_activations(model)
     outputs = []
-    tower = model.model.vision_tower
-    tower.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model.model.vision_tower.register_forward_hook(lambda *call: outputs.append(call[-1]))
     features = image_features(model, groups[0].prompt)
     assert features.pooler_output[0].requires_grad
     assert not outputs[0].last_hidden_state.requires_grad
@@ -597,8 +582,7 @@ def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, 
     for key, value in sizes.items():
         setattr(config.text_config, key, value)
     model = prepare(AutoModelForImageTextToText.from_config(config, dtype=torch.float32))
-    # so that all responses reach their full length
-    model.forbidden_ids.append(get_tokenizer(processor).eos_token_id)
+    model.forbidden_ids.append(processor.tokenizer.eos_token_id)  # all reach their full length
     if knobs.get("gradient_checkpointing"):
         checkpoint_activations(model)
     example = Example(picture(64, 64, 0), "how much " * 8, "3")
