@@ -212,9 +212,8 @@ def load_processor(name_or_path: str, family: Family | None):
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **NO_CODE)
     processor = tokenizer
     if family is not None:
-        images = getattr(transformers, f"{family.images}ImageProcessorPil")
-        images = images.from_pretrained(name_or_path, **NO_CODE)
-        processor_class = without_video(getattr(transformers, f"{family.name}Processor"))
+        processor_class, image_class = processor_classes(family)
+        images = image_class.from_pretrained(name_or_path, **NO_CODE)
         settings, _ = processor_class.get_processor_dict(name_or_path)
         for key in "image_processor video_processor tokenizer processor_class auto_map".split():
             settings.pop(key, None)
@@ -245,10 +244,14 @@ def turn_edges(processor) -> tuple[str, str]:
     return before.removeprefix(prompt) if before.startswith(prompt) else "", after
 
 
-def without_video(processor_class):
-    """The processor class without its video part, which without torchvision can't even be None."""
+def processor_classes(family: Family) -> tuple[type, type]:
+    """The family's processor class, less its video part, which without torchvision can't even be
+    None, and its class for images.
+    """
+    whole = getattr(transformers, f"{family.name}Processor")
     attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
-    return type(processor_class.__name__, (processor_class,), {"get_attributes": attributes})
+    processor = type(whole.__name__, (whole,), {"get_attributes": attributes})
+    return processor, getattr(transformers, f"{family.images}ImageProcessorPil")
 
 
 def one_line(error: Exception) -> str:

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-from transformers import LlavaOnevisionImageProcessorPil, LlavaOnevisionProcessor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
 
 from data import charts
 from data.forms import answer_pool, mix_forms
 from lib.answers import grade
-from lib.families import load_vlm, prepare, save_model, without_video
+from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_model
 from model import completion_hidden, encode_prompt, get_tokenizer
 
 IMAGE_SIZE = 32
@@ -65,8 +64,9 @@ def tiny_vlm(seed: int = 0):
     tokenizer = tiny_tokenizer()
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     pinpoints = [[IMAGE_SIZE, IMAGE_SIZE]]
-    processor = without_video(LlavaOnevisionProcessor)(
-        LlavaOnevisionImageProcessorPil(
+    processor_class, image_class = processor_classes(FAMILIES["llava_onevision"])
+    processor = processor_class(
+        image_class(
             size=size, image_grid_pinpoints=pinpoints, image_mean=[0.5] * 3, image_std=[0.5] * 3
         ),
         tokenizer,

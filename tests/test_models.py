@@ -24,7 +24,7 @@ from dyme import update
 from lib import families
 from lib.checkpoint import find_checkpoint, save_checkpoint
 from lib.families import FAMILIES, TEXT_FAMILIES, checkpoint_activations, load_vlm, one_line
-from lib.families import parameter_counts, prepare, save_model, turn_edges
+from lib.families import parameter_counts, prepare, processor_classes, save_model, turn_edges
 from lib.memory import memory_estimate, report_memory, shape_of
 from lib.optim import build_optimizer
 from lib.tiny import CHAT_TEMPLATE, tiny_tokenizer
@@ -193,7 +193,7 @@ def folders(tmp_path_factory):
     def folder(name):
         if name in FAMILIES:
             try:
-                getattr(transformers, f"{FAMILIES[name].images}ImageProcessorPil")()
+                processor_classes(FAMILIES[name])[1]()
             except ImportError as error:  # transformers 5.17: Idefics3's needs torchvision
                 pytest.skip(one_line(error))
         if name not in written:
