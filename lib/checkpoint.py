@@ -3,34 +3,29 @@
 A checkpoint is written under a temporary name, flushed to the disk, then renamed, and only then are
 older ones removed: whatever moment a kill falls on, a whole one exists. state.json comes last and
 lists the sizes of the other files, so a folder without it, or with other sizes, isn't whole.
-No random state is kept: whatever is drawn is keyed by (seed, step, place), see rollout.py, or has
-a generator of its own, which is in the optimizer's state.
+No random state is kept: what is drawn is keyed by (seed, step, place), see rollout.py, or has a
+generator of its own in the optimizer's state.
 """
 
 import errno
-import functools
 import json
 import os
-import re
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from data.example import InputError
-from data.reading import write_whole
+from data.reading import say, write_whole
 from lib.families import NO_CODE, one_line, save_model
-
-STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
 
 # ---- writing -------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
-    output_dir,
+    output_dir: str | Path,
     step: int,
     model,
     processor,
@@ -42,10 +37,9 @@ def save_checkpoint(
 ) -> bool:
     """Writes `<output_dir>/checkpoints/step-000123`; False, after a warning, if the disk is full.
 
-    state: whatever JSON the run needs to go on (config, positions in the logs, ...).
-    best: this step is the best so far; `best.json` then names it and pruning spares it.
-    save_total_limit: how many of the newest are kept besides; None or 0 keeps all.
-    Only the first process calls this. A step that is there with this state isn't written again.
+    state: whatever JSON the run needs to go on (config, positions in the logs, ...). best: the
+    best step so far, which pruning spares. save_total_limit: how many of the newest are kept
+    besides; None or 0 keeps all. Only the first process calls this.
     """
     root = Path(output_dir) / "checkpoints"
     final = root / f"step-{step:06d}"
@@ -55,7 +49,7 @@ def save_checkpoint(
         if not final.is_dir() or read_state(final) != state:
             temporary.mkdir(parents=True)
             write_files(temporary, model, processor, optimizer, state)
-            remove(final)  # mostly nothing is there; else it is of a run that took another way
+            shutil.rmtree(final, ignore_errors=True)  # of a run that took another way
             os.rename(temporary, final)
             flush(root)
         if best:
@@ -64,13 +58,14 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         if not disk_full(error):
             raise
-        kept = [folder.name for folder in step_folders(root)[-1:]] or ["none"]
-        warn(f"{root}: disk full, step {step} is not saved; the last checkpoint: {kept[0]}")
+        kept = [folder.name for folder in step_folders(root)] or ["none"]
+        say(
+            f"warning: {root}: disk full, step {step} is not saved; the last checkpoint: {kept[-1]}"
+        )
         return False
-    spared = best_checkpoint(output_dir)
     for folder in step_folders(root)[:-save_total_limit] if save_total_limit else []:
-        if folder != spared:
-            remove(folder)
+        if folder != best_checkpoint(output_dir):
+            shutil.rmtree(folder)
     return True
 
 
@@ -80,41 +75,30 @@ def write_files(folder: Path, model, processor, optimizer, state: dict) -> None:
     with open(folder / "optimizer.pt", "wb") as file:  # a path would hide a full disk's OSError
         torch.save(optimizer.state_dict(), file)
     sizes = {}
-    for path in sorted(folder.rglob("*")):
+    for path in folder.iterdir():
         flush(path)
-        if path.is_file():
-            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+        sizes[path.name] = path.stat().st_size
     write_whole(folder / "state.json", json.dumps({**state, "sizes": sizes}, indent=1))
     flush(folder)
 
 
-def name_best(output_dir, step: int) -> None:
+def name_best(output_dir: str | Path, step: int) -> None:
     """Lets `best.json` name a step's checkpoint, if there is one: the best by validation."""
     folder = Path(output_dir) / "checkpoints" / f"step-{step:06d}"
     if folder.is_dir():
         write_whole(folder.with_name("best.json"), json.dumps({"folder": folder.name}))
 
 
-def remove(folder: Path) -> None:
-    """Renamed first: a kill in between then leaves a leftover, not a damaged checkpoint."""
-    if folder.exists():
-        leftover = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-old")
-        os.rename(folder, leftover)
-        shutil.rmtree(leftover)
-
-
-def clean_checkpoints(output_dir, step: int) -> None:
-    """At a run's start: removes what a kill left half written, and what is further than `step`.
-
-    step: where the run starts, 0 for a new one. From there it takes its own way; checkpoints
-    further along the old way would be what the next resume finds. Only the first process calls.
+def clean_checkpoints(output_dir: str | Path, step: int) -> None:
+    """At a run's start, by the first process: removes what a kill left half written, and what is
+    further than `step`, where it starts: from there it takes its own way.
     """
     root = Path(output_dir) / "checkpoints"
     for leftover in root.glob("*.tmp-*"):
         leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
     for folder in step_folders(root):
-        if int(STEP_FOLDER.fullmatch(folder.name)[1]) > step:
-            remove(folder)
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
 
 
 def flush(path: Path) -> None:
@@ -134,47 +118,41 @@ def disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
 # ---- finding and loading -------------------------------------------------------------------------
 
 
-def find_checkpoint(path) -> Path | None:
-    """The newest whole checkpoint of a run's output folder; or `path` itself if it is one.
+def find_checkpoint(path: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run's output folder, None without one; or `path` itself if
+    it is one. What isn't whole is passed over with a warning.
 
-    One that isn't whole is named in a warning, and the one before it is taken; None if there is
-    none. Raises InputError where the one that was asked for is damaged, or of the older layout.
+    InputError where the one that was asked for is damaged, or of the older layout.
     """
     path = Path(path)
-    if STEP_FOLDER.fullmatch(path.name) or (path / "state.json").exists():
+    if path.parent.name == "checkpoints" or (path / "state.json").exists():
         if fault := damage(path):
             raise InputError(f"--resume {path}: damaged ({fault}); give the run's folder instead")
         return path
     for folder in reversed(step_folders(path / "checkpoints")):
-        fault = damage(folder)
-        if not fault:
+        if not (fault := damage(folder)):
             return folder
-        warn(f"{folder}: damaged ({fault}); trying the checkpoint before it")
+        say(f"warning: {folder}: damaged ({fault}); trying the checkpoint before it")
     return None
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint can't be loaded, in a few words; None for a whole one.
-
-    Raises InputError for one that an older version of this code wrote.
+    """Why a checkpoint can't be loaded, in a few words; None for a whole one. InputError for one
+    that an older version of this code wrote.
     """
     if (folder / "complete.json").exists():
-        told = "is of an older version's layout; go on with that version, or start anew"
-        raise InputError(f"--resume: {folder} {told}")
+        way_out = "go on with that version, or start anew"
+        raise InputError(f"--resume: {folder} is of an older version's layout; {way_out}")
     name = "state.json"
     try:
         for name, size in read_json(folder / name)["sizes"].items():
-            if (folder / name).stat().st_size != size:
-                return f"{name} has {(folder / name).stat().st_size} bytes, not {size}"
-        for name in sorted(path.name for path in folder.glob("*.safetensors")):
-            safe_open(folder / name, "pt")
+            if (found := (folder / name).stat().st_size) != size:
+                return f"{name} has {found} bytes, not {size}"
+            if name.endswith(".safetensors"):
+                safe_open(folder / name, "pt")
         name = "optimizer.pt"
         torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
@@ -184,7 +162,7 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def best_checkpoint(output_dir) -> Path | None:
+def best_checkpoint(output_dir: str | Path) -> Path | None:
     """The checkpoint that `best.json` names, if it is there."""
     pointer = Path(output_dir) / "checkpoints" / "best.json"
     folder = pointer.with_name(read_json(pointer)["folder"]) if pointer.exists() else None
@@ -193,14 +171,14 @@ def best_checkpoint(output_dir) -> Path | None:
 
 def step_folders(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first."""
-    found = [path for path in root.glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = [folder for folder in root.glob("step-*") if folder.name[5:].isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name[5:]))
 
 
-def load_checkpoint(path, model, optimizer=None) -> dict:
+def load_checkpoint(path: str | Path, model, optimizer=None) -> dict:
     """Puts a checkpoint into `model` and `optimizer`; returns the state it was saved with.
 
-    No file is unpickled as code. Raises InputError if the checkpoint is another model's or another
+    No file is unpickled as code. InputError if the checkpoint is another model's or another
     optimizer's.
     """
     path = Path(path)
@@ -221,12 +199,10 @@ def load_weights(path: Path, model) -> None:
     kind = read_json(path / "config.json").get("model_type")
     if kind != model.config.model_type:
         raise InputError(f"{path}: holds a {kind} model, not a {model.config.model_type}")
-    # The files have the hub's names, which differ from the module's in many families, so the
-    # class itself reads them. fp32 holds bf16 and fp16 exactly, so a mix of types is safe in it.
-    dtype = functools.reduce(torch.promote_types, {param.dtype for param in model.parameters()})
-    saved, info = type(model).from_pretrained(
-        path, dtype=dtype, output_loading_info=True, **NO_CODE
-    )
+    # The files have the hub's names, so the class itself reads them; bf16 fits into fp32 exactly.
+    mixed = len({param.dtype for param in model.parameters()}) > 1
+    knobs = dict(dtype=torch.float32 if mixed else model.dtype, output_loading_info=True)
+    saved, info = type(model).from_pretrained(path, **knobs, **NO_CODE)
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{path}: has no {missing[0]} ({len(missing)} tensors are missing)")
     try:
@@ -237,9 +213,7 @@ def load_weights(path: Path, model) -> None:
 
 def read_state(folder: Path) -> dict:
     """What save_checkpoint was given as `state`, and the step."""
-    state = read_json(folder / "state.json")
-    state.pop("sizes", None)
-    return state
+    return {k: v for k, v in read_json(folder / "state.json").items() if k != "sizes"}
 
 
 def read_json(path: Path) -> dict:

@@ -3,13 +3,12 @@
 A vision-language model is, to this project: `model.model` (vision tower + language model, one
 forward), `lm_head`, a chat template, an image processor and a tokenizer. Everything else is a row
 of FAMILIES. To add a family: add its row, then its rows to tests/test_models.py, which takes it
-through encoding, rollout, packed log-probabilities, a DyME step, saving and reloading. Three things
-would be silently wrong here, so `load_vlm` refuses them, with the reason: a head that scales or
-caps its logits, attention in windows, and attention that is not causal inside an image.
+through encoding, rollout, update, saving and reloading. Three things would be silently wrong here,
+so `load_vlm` refuses them: a head that scales or caps its logits, attention in windows, and
+attention that is not causal inside an image.
 
 Torchvision is not needed: the processor is put together from the Pillow image processor and the
-tokenizer, without the video half. Left out: video, several images, quantized weights, models
-larger than one device.
+tokenizer. Left out: video, several images, quantized weights, models larger than one device.
 """
 
 import functools
@@ -31,8 +30,8 @@ transformers.utils.logging.disable_progress_bar()
 
 @dataclass
 class Family:
-    processor: str  # transformers' processor class
-    image_processor: str  # and the one for images that needs Pillow alone
+    name: str  # of transformers' processor class, "Processor" aside
+    images: str  # of the image processor that needs Pillow alone, "ImageProcessorPil" aside
     vision: str  # where the vision tower is in model.model
     image_tokens: str  # the tokens, as a pattern, that mean an image or frame it
     projector: tuple = ()  # what of the tower is the projector, where that isn't a module of its own
@@ -42,20 +41,16 @@ LLAVA = "<image>|<video>"
 IDEFICS = "<image>|<fake_token_around_image>|<global-img>|<row_[0-9]_col_[0-9]>"
 QWEN = r"<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 INTERN = "<IMG_CONTEXT>|<img>|</img>|<video>"
-PIL = "ImageProcessorPil"
+MERGERS = ("merger", "deepstack_merger_list")
 FAMILIES = {  # by the config's model_type
-    "llava_onevision": Family(
-        "LlavaOnevisionProcessor", "LlavaOnevision" + PIL, "vision_tower", LLAVA
-    ),
-    "idefics3": Family("Idefics3Processor", "Idefics3" + PIL, "vision_model", IDEFICS),
+    "llava_onevision": Family("LlavaOnevision", "LlavaOnevision", "vision_tower", LLAVA),
+    "idefics3": Family("Idefics3", "Idefics3", "vision_model", IDEFICS),
     # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
-    "smolvlm": Family("Idefics3Processor", "SmolVLM" + PIL, "vision_model", IDEFICS),
-    "qwen2_vl": Family("Qwen2VLProcessor", "Qwen2VL" + PIL, "visual", QWEN, ("merger",)),
-    "qwen2_5_vl": Family("Qwen2_5_VLProcessor", "Qwen2VL" + PIL, "visual", QWEN, ("merger",)),
-    "qwen3_vl": Family(
-        "Qwen3VLProcessor", "Qwen2VL" + PIL, "visual", QWEN, ("merger", "deepstack_merger_list")
-    ),
-    "internvl": Family("InternVLProcessor", "GotOcr2" + PIL, "vision_tower", INTERN),
+    "smolvlm": Family("Idefics3", "SmolVLM", "vision_model", IDEFICS),
+    "qwen2_vl": Family("Qwen2VL", "Qwen2VL", "visual", QWEN, MERGERS[:1]),
+    "qwen2_5_vl": Family("Qwen2_5_VL", "Qwen2VL", "visual", QWEN, MERGERS[:1]),
+    "qwen3_vl": Family("Qwen3VL", "Qwen2VL", "visual", QWEN, MERGERS),
+    "internvl": Family("InternVL", "GotOcr2", "vision_tower", INTERN),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
 NO_CODE = {"trust_remote_code": False}  # None would ask on stdin, and run what a folder brings
@@ -74,8 +69,7 @@ def load_vlm(
     """A model and its processor from a hub name or a folder; a text-only model's is its tokenizer.
 
     freeze_vision: the vision tower gets no gradient (as published); the projector always trains.
-    Raises InputError for a name that can't be had, a family that isn't supported, or a missing chat
-    template.
+    InputError for a name that can't be had, a family that isn't supported, no chat template.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path, **NO_CODE)
@@ -94,33 +88,27 @@ def load_vlm(
         ends = GenerationConfig.from_pretrained(name_or_path).eos_token_id
     except OSError:  # no such file, and a config class's own default is no end token
         ends = None
-    model.generation_config.eos_token_id = ends
+    # nothing else of it: the published sampling defaults belong to the model as it was
+    pad = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
     model = prepare(model.to(device), freeze_vision, tokenizer)
     if head_differs(model):
         reason = "its head scales or caps the logits; a plain linear head alone is supported"
         raise InputError(f"--model {name_or_path}: {reason}")
-    # the published sampling defaults belong to the model as it was; invalid ones would even forbid
-    # saving it
-    model.generation_config = GenerationConfig(
-        eos_token_id=model.end_ids,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    model.generation_config.eos_token_id = model.end_ids
     return model, processor
 
 
 def unsupported(config) -> str | None:
     """Why this project's forward can't stand in for a model's own, by its config; None if it can."""
-    if config.model_type not in (*FAMILIES, *TEXT_FAMILIES):
-        return (
-            f"model_type {config.model_type!r} is not supported; "
-            f"supported: {', '.join([*FAMILIES, *TEXT_FAMILIES])}; "
-            "to add it, give it a row in lib/families.py's FAMILIES"
-        )
+    supported = [*FAMILIES, *TEXT_FAMILIES]
+    if config.model_type not in supported:
+        told = f"model_type {config.model_type!r} is not supported; supported: "
+        return told + f"{', '.join(supported)}; to add it: lib/families.py's FAMILIES"
     text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or []
-    if set(kinds) - {"full_attention"}:
-        return f"has {sorted(set(kinds))} layers; full_attention alone is supported"
+    kinds = {*(getattr(text, "layer_types", None) or [])}
+    if kinds - {"full_attention"}:
+        return f"has {sorted(kinds)} layers; full_attention alone is supported"
     if (window := getattr(text, "sliding_window", None)) and not kinds:
         return f"attends in windows of {window} tokens; full attention alone is supported"
     code = type(config).__module__.replace(".configuration_", ".modeling_")
@@ -146,8 +134,7 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if hasattr(processor, "image_processor"):
-        # where torchvision is installed, AutoProcessor wants a video processor too and makes it
-        # from this file
+        # where torchvision is installed, AutoProcessor makes a video processor from this file
         processor.image_processor.save_pretrained(folder)
 
 
@@ -157,12 +144,10 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
     """Freezes the vision tower (or not), and notes on the model what a response needs to know.
 
-    model.forbidden_ids: what it can't contain: the placeholders in the config, which a forward
-    would take for an image that isn't there, and, with the tokenizer given, every token of the
-    family's that belongs to an image: outside one it means nothing.
-    model.end_ids: what ends it: the end of a turn in the chat template, which is what is learned,
-    and every other end token that the model was published with.
-    model.cache_name: what its forward calls the cache of keys and values.
+    model.forbidden_ids: what it can't contain: the config's image placeholders, and with the
+    tokenizer all tokens that belong to an image. model.end_ids: what ends it: the end of a turn in
+    the chat template, which is learned, and every other end token that the model was published
+    with. model.cache_name: what its forward calls the cache of keys and values.
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
@@ -189,10 +174,7 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
 
 def take_features(model_class) -> None:
     """Lets the class of model.model take the tower's output in place of pixel_values, so that the
-    tower runs only once.
-
-    transformers 5.23 has an argument for that (mm_encoder_outputs); 5.17 would swallow it and see
-    no image.
+    tower runs only once. (transformers 5.23 has an argument for that, which 5.17 ignores.)
     """
     compute = model_class.get_image_features
     if hasattr(compute, "takes_features"):
@@ -208,16 +190,12 @@ def take_features(model_class) -> None:
 
 
 def checkpoint_activations(model) -> None:
-    """Recomputes the layers' activations in the backward pass instead of keeping them, in
-    model.train() mode.
-    """
+    """Recomputes the layers' activations in backward instead of keeping them, in train() mode."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:  # its name up to transformers 5.17 at least
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # it also makes every embedding's output require a gradient: a frozen tower would keep its
-    # whole graph
-    model.disable_input_require_grads()
+    model.disable_input_require_grads()  # with them a frozen tower would keep its whole graph
 
 
 def parameter_counts(model) -> tuple[int, int]:
@@ -232,27 +210,19 @@ def parameter_counts(model) -> tuple[int, int]:
 def load_processor(name_or_path: str, family: Family | None):
     """The family's processor, from the Pillow image processor and the tokenizer, without video."""
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **NO_CODE)
-    if family is None:
-        processor = tokenizer
-    else:
-        image_class = getattr(transformers, family.image_processor)
-        parts = {
-            "image_processor": image_class.from_pretrained(name_or_path, **NO_CODE),
-            "tokenizer": tokenizer,
-        }
-        processor_class = without_video(getattr(transformers, family.processor))
+    processor = tokenizer
+    if family is not None:
+        processor_class, image_class = processor_classes(family)
+        images = image_class.from_pretrained(name_or_path, **NO_CODE)
         settings, _ = processor_class.get_processor_dict(name_or_path)
-        for key in (*parts, "video_processor", "processor_class", "auto_map"):
+        for key in "image_processor video_processor tokenizer processor_class auto_map".split():
             settings.pop(key, None)
         settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
-        processor = processor_class(**parts, **settings)
+        processor = processor_class(image_processor=images, tokenizer=tokenizer, **settings)
     if processor.chat_template is None:
-        raise InputError(
-            "has no chat template, so no prompt can be written; use an instruction-tuned model, "
-            "or put a chat_template.jinja beside its config.json"
-        )
-    # a response ends as the template ends a turn, which isn't always with the tokenizer's own end
-    # token
+        way_out = "use an instruction-tuned model, or put a chat_template.jinja in its folder"
+        raise InputError(f"has no chat template, so no prompt can be written; {way_out}")
+    # a response ends as the template ends a turn, not always with the tokenizer's own end token
     after = turn_edges(processor)[1].lstrip()
     candidates = [token for token in tokenizer.get_added_vocab() if after.startswith(token)]
     tokenizer.eos_token = max(candidates, key=len, default=tokenizer.eos_token)
@@ -262,9 +232,8 @@ def load_processor(name_or_path: str, family: Family | None):
 
 
 def turn_edges(processor) -> tuple[str, str]:
-    """What the chat template writes before and after the assistant's words.
-
-    Before: between the generation prompt and the first word. Mostly nothing; a blank in Idefics3.
+    """What the chat template writes before the assistant's words, after the generation prompt
+    (mostly nothing; a blank in Idefics3), and after them.
     """
     said = "ANSWER"
     content = [{"type": "text", "text": said}] if hasattr(processor, "image_processor") else said
@@ -275,18 +244,18 @@ def turn_edges(processor) -> tuple[str, str]:
     return before.removeprefix(prompt) if before.startswith(prompt) else "", after
 
 
-def without_video(processor_class):
-    """The processor class without its video part, which can't even be None where torchvision is
-    missing.
+def processor_classes(family: Family) -> tuple[type, type]:
+    """The family's processor class, less its video part, which without torchvision can't even be
+    None, and its class for images.
     """
+    whole = getattr(transformers, f"{family.name}Processor")
     attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
-    return type(processor_class.__name__, (processor_class,), {"get_attributes": attributes})
+    processor = type(whole.__name__, (whole,), {"get_attributes": attributes})
+    return processor, getattr(transformers, f"{family.images}ImageProcessorPil")
 
 
 def one_line(error: Exception) -> str:
-    """An exception in one line: its kind, the beginning of what it says, and what it wants
-    installed, if anything.
-    """
+    """An exception in one line: its kind, how it begins, what it wants installed, if anything."""
     text = " ".join(str(error).split())
     wanted = r"pip install ([\w.\[\]-]*\w)|requires the (\w+) library|No module named '(\w+)"
     missing = re.search(wanted, text)

@@ -4,9 +4,7 @@ A step has two peaks, and the larger one counts. While it samples there are the 
 prompt's keys and values once (twice for a moment, as prefill pads them), those of every response,
 and the logits of one decode step. While it learns there are the gradients, what the layers keep
 for the backward pass, and the head's logits, a chunk at a time. Weights, optimizer states and the
-image features of the step's prompts are there throughout.
-
-The formulas count the tensors that this code's forward keeps, with the packed row of model.py;
+image features are there throughout. The formulas count the tensors of the packed row of model.py;
 test_models.py compares them with measured peaks. Left out: what CUDA takes for itself, about 0.5
 GB, and the allocator's fragments: keep 10 % free.
 """
@@ -19,7 +17,7 @@ from model import PREFILL_TOKENS
 
 FLAGS = (
     "--gradient_checkpointing, --micro_batch_prompts 1, a smaller --max_pixels, "
-    "--prompts_per_step, --num_generations, --max_completion_length or --head_chunk_tokens"
+    "--prompts_per_step, --num_generations or --max_completion_length"
 )
 
 
@@ -54,13 +52,11 @@ def shape_of(model, prompt, **knobs) -> Shape:
 
 def memory_estimate(model, shape: Shape) -> dict[str, int]:
     """Bytes by part: weights, optimizer, features; caches, while sampling; gradients, activations,
-    head, while learning; and "peak": what the step needs at most.
-
-    The model may be on the meta device: only its sizes are looked at.
+    head, while learning; "peak", the most at once. The model may be on the meta device.
     """
     text = model.config.get_text_config()
-    width, mlp, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
-    layers = text.num_hidden_layers
+    width, mlp, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
+    heads = text.num_attention_heads
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or width // heads
     query_width, key_width = heads * head_dim, key_heads * head_dim
@@ -69,7 +65,8 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     weights = sum(p.numel() * p.element_size() for p in named.values())
     trainable = sum(p.numel() * p.element_size() for p in named.values() if p.requires_grad)
     frozen_tower = not any(p.requires_grad for name, p in named.items() if "patch_embed" in name)
-    vision_width, vision_kept = vision_sizes(model)
+    vision = getattr(model.config, "vision_config", None)
+    vision_width = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 0)
     prompts, prompt = shape.prompts_per_step, shape.prompt_length
     completion = shape.max_completion_length
 
@@ -81,8 +78,7 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     prefill = prompt_cache + max(prompt_cache, prefill_row * size * (3 * mlp + 4 * width))
     scores = rows * heads * (prompt + completion) * (3 * size + 4)
     suffix_cache = rows * completion * cached_token
-    # cumulative probabilities are float64, from another float64
-    logits = rows * text.vocab_size * (size + 16)
+    logits = rows * text.vocab_size * (size + 16)  # cumulative probabilities are float64, twice
     caches = max(prefill, prompt_cache + suffix_cache * (1 + 1 / layers) + max(logits, scores))
 
     # ---- learning: one packed row of `tokens`, of which `learnt` are completions
@@ -99,13 +95,13 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     masks = size * seen * completion * heads // key_heads  # shared by the layers
     kept = masks + size * width * (2 * tokens + 3 * learnt)
     backward = size * tokens * (3 * mlp + 2 * width)  # gradients on their way through one layer
-    if shape.gradient_checkpointing:
-        kept += layers * size * tokens * width
-        backward += layer
-    else:
-        kept += layers * layer
-    if not frozen_tower:
-        kept += shape.micro_batch_prompts * shape.patches * size * vision_kept
+    kept += layers * (size * tokens * width if shape.gradient_checkpointing else layer)
+    backward += layer if shape.gradient_checkpointing else 0
+    if shape.patches and not frozen_tower:
+        vision_mlp = getattr(vision, "intermediate_size", None) or vision.mlp_ratio * vision_width
+        vision_layers = getattr(vision, "depth", None) or vision.num_hidden_layers
+        kept_patch = vision_layers * (8 * vision_width + 3 * vision_mlp)
+        kept += shape.micro_batch_prompts * shape.patches * size * kept_patch
     chunk = min(learnt, max(shape.head_chunk_tokens, completion))  # at least one whole response
     # four fp32 copies of the logits, or three and one more gradient of the head's matrix
     head = text.vocab_size * max(16 * chunk, 12 * chunk + width * size)
@@ -125,19 +121,6 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
         "head": head,
         "peak": always + max(int(caches), trainable + kept + max(head, backward)),
     }
-
-
-def vision_sizes(model) -> tuple[int, int]:
-    """Width of the vision tower, and how many numbers its layers keep of a patch when it trains;
-    (0, 0) without one.
-    """
-    config = getattr(model.config, "vision_config", None)
-    if config is None:
-        return 0, 0
-    width = getattr(config, "embed_dim", None) or config.hidden_size
-    mlp = getattr(config, "intermediate_size", None) or config.mlp_ratio * width
-    layers = getattr(config, "depth", None) or config.num_hidden_layers
-    return width, layers * (8 * width + 3 * mlp)
 
 
 def report_memory(parts: dict[str, int], device=None) -> list[str]:

@@ -2,10 +2,8 @@
 
 bf16 keeps 8 bits of a number: at learning rate 1e-5 an update is smaller than half the distance
 to the next bf16 number, so rounding to the nearest throws it away and the weights never move.
-Rounding up or down at random, the nearer the likelier, is right on average: the many small
-updates that are lost are made good by the few that jump a whole step. Weight, gradient and both
-moments take 2 bytes each, 8 together, where fp32 master weights take 16; so a 2B model trains in
-full on 24 GB.
+Rounding up or down at random, the nearer the likelier, is right on average. Weight, gradient and
+both moments take 2 bytes each, 8 together, where fp32 master weights take 16.
 
 AdamW: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2. Stochastic rounding of bf16 weights:
 Zamirai et al., arXiv 2010.06192. Left out: amsgrad, foreach kernels, sparse gradients, fp16.
@@ -18,7 +16,6 @@ import torch
 from data.example import InputError
 
 CHUNK = 2**22  # elements handled at once: the fp32 temporaries stay near 100 MB
-LOW_BITS = 16  # an fp32 number cut to its upper 16 bits is a bf16 number
 
 
 def stochastic_round(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -28,11 +25,10 @@ def stochastic_round(values: torch.Tensor, generator: torch.Generator) -> torch.
     carries into the upper half as often as the lower half is large. Sign and magnitude are stored
     apart, so the same addition does for negative numbers; infinities keep their pattern.
     """
-    bits = torch.randint(
-        2**LOW_BITS, values.shape, generator=generator, dtype=torch.int32, device=values.device
-    )
+    like = dict(generator=generator, dtype=torch.int32, device=values.device)
+    bits = torch.randint(2**16, values.shape, **like)
     bits += values.view(torch.int32)
-    bits &= -(2**LOW_BITS)
+    bits &= -(2**16)
     return bits.view(torch.float32).to(torch.bfloat16)  # exact: the low bits are zero
 
 
@@ -40,31 +36,29 @@ class StochasticAdamW(torch.optim.Optimizer):
     """AdamW for bf16 parameters; an fp32 parameter gets plain fp32 AdamW, without rounding.
 
     The states have their parameter's dtype. All random bits come from one generator, whose state
-    is in `state_dict`, so that a resumed run draws what the unbroken one would have drawn.
-    Several processes that start with the same `seed` and see the same gradients stay equal.
-    Raises InputError for a parameter of another dtype.
+    is in `state_dict`: a resumed run draws what the unbroken one would have drawn, and processes
+    with the same `seed` and gradients stay equal. InputError for a parameter of another dtype.
     """
 
-    def __init__(self, params, lr, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, seed=0):
+    def __init__(self, params, lr, weight_decay, betas, eps, seed):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps))
         everything = [param for group in self.param_groups for param in group["params"]]
-        for param in everything:
-            if param.dtype not in (torch.bfloat16, torch.float32):
-                raise InputError(f"adamw_bf16: bf16 and fp32 weights only, not {param.dtype}")
+        if wrong := {param.dtype for param in everything} - {torch.bfloat16, torch.float32}:
+            raise InputError(f"adamw_bf16: bf16 and fp32 weights only, not {wrong.pop()}")
         self.generator = torch.Generator(everything[0].device).manual_seed(seed)
 
     @torch.no_grad()
     def step(self):
         """One update of every parameter that has a gradient."""
+        allocate_states(self)
         pairs = [(param, group) for group in self.param_groups for param in group["params"]]
         for param, group in pairs:
-            if param.grad is None:
-                continue
-            state = self.state[param] = self.state[param] or new_state(0, param)
-            state["step"] += 1
-            tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-            for pieces in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors)):
-                self._update(*pieces, state["step"], group)
+            if param.grad is not None:
+                state = self.state[param]
+                state["step"] += 1
+                tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
+                for pieces in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors)):
+                    self._update(*pieces, state["step"], group)
 
     def _update(self, weight, grad, exp_avg, exp_avg_sq, step, group):
         """Algorithm 2 on one chunk: all tensors flat, (<= CHUNK,), the arithmetic in fp32."""
@@ -104,14 +98,12 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters of `model`.
+    """The optimizer of the trainable parameters of `model`; InputError without any.
 
     optim: "adamw_bf16" (above; `seed` is that of its rounding) or "adamw" (torch's, which rounds
-    bf16 weights to the nearest). Weights that multiply, of two dimensions or more, decay; biases
-    and norms, of one, don't. Raises InputError where there is nothing to train.
+    to the nearest). Weights of two dimensions or more decay; biases and norms, of one, don't.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     if not params:
@@ -119,7 +111,7 @@ def build_optimizer(
     matrices = [param for param in params if param.dim() >= 2]
     vectors = [param for param in params if param.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
-    settings = dict(lr=learning_rate, weight_decay=0.0, betas=betas, eps=eps)
+    settings = dict(lr=learning_rate, weight_decay=0.0, betas=betas, eps=1e-8)
     if optim == "adamw_bf16":
         return StochasticAdamW(groups, **settings, seed=seed)
     # One kernel for all parameters pays on a GPU; on a CPU the plain loop is as quick.
@@ -131,29 +123,24 @@ def allocate_states(optimizer: torch.optim.Optimizer) -> None:
 
     Memory that runs out inside a step leaves weights of which some have moved.
     """
+    if not isinstance(optimizer, (StochasticAdamW, torch.optim.AdamW)):
+        return  # a fork's own: whatever it keeps
     for group in optimizer.param_groups:
         for param in group["params"]:
-            if isinstance(optimizer, StochasticAdamW):
-                step = 0
-            elif isinstance(optimizer, torch.optim.AdamW):  # a tensor, where its kernel wants it
-                step = torch.tensor(0.0, device=param.device if group["fused"] else "cpu")
-            else:
-                return  # a fork's own: whatever it keeps
-            optimizer.state[param] = optimizer.state[param] or new_state(step, param)
-
-
-def new_state(step, param: torch.Tensor) -> dict:
-    """AdamW's memory of a parameter before its first update."""
-    return {"step": step, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+            state = optimizer.state[param]
+            if state:
+                continue
+            state["step"] = 0
+            if isinstance(optimizer, torch.optim.AdamW):  # a tensor, where its kernel wants it
+                state["step"] = torch.tensor(0.0, device=param.device if group["fused"] else "cpu")
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
 
 
 def lr_at(
     step: int, max_steps: int, learning_rate: float, warmup: int = 0, schedule: str = "linear"
 ) -> float:
-    """The learning rate of update `step`, 0 <= step < max_steps.
-
-    It rises in equal parts over the first `warmup` updates, the first of which already moves,
-    then falls towards 0 at `max_steps` ("linear", "cosine") or stays ("constant").
+    """The learning rate of update `step`, 0 <= step < max_steps: it rises in equal parts over the
+    first `warmup` updates, then falls to 0 at `max_steps` ("linear", "cosine") or is "constant".
     """
     if step < warmup:
         return learning_rate * (step + 1) / warmup

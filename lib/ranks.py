@@ -1,10 +1,9 @@
 """Signals, and several processes: the two ways in which a step must be agreed on.
 
 Several processes (`torchrun --nproc_per_node N train.py ...`) each hold the whole model and a
-share of the prompts; gradients are summed once per step. A process may skip every one of its groups
-while another explores them all, so each function here makes the same collective calls whatever
-the data: one call less on one process, and the others would wait for it for ever. With a single
-process they do nothing. Left out: sharded models, and optimizers split over processes.
+share of the prompts; gradients are summed once per step. A process may skip all of its groups while
+another explores them, so each function here makes the same collective calls whatever the data,
+or the others would wait for ever. With a single process they do nothing. Left out: sharded models.
 """
 
 import os
@@ -19,7 +18,7 @@ import torch
 
 from data.example import InputError
 
-BUCKET = 2**24  # gradients summed in one call: 64 MB of fp32
+PIECE = 2**24  # gradients summed in one call at most: 64 MB of fp32
 
 
 @dataclass
@@ -34,9 +33,8 @@ class Ranks:
 def setup_distributed(device: str | None = None, timeout: float = 1800) -> Ranks:
     """Joins the other processes that torchrun started, if it did; NCCL on GPUs, else gloo.
 
-    device: "cuda" or "cpu"; None is the GPU if there is one. timeout: seconds that a process waits
-    for the others before it gives up; more than the longest rollout or evaluation takes.
-    Raises InputError with more processes than GPUs.
+    device: "cuda", "cpu", None for the GPU if there is one. timeout: seconds until a process gives
+    up on the others: more than an evaluation takes. InputError with more processes than GPUs.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -101,11 +99,7 @@ def gather_lists(items: list, ranks: Ranks) -> list:
 
 def broadcast_object(value, ranks: Ranks):
     """The first process's value on all of them; the others' is ignored."""
-    box = [value]
-    if ranks.world_size > 1:
-        with lost_peers():
-            torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    return gather(value, ranks)[0]
 
 
 def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
@@ -125,36 +119,17 @@ def sum_gradients(model, ranks: Ranks) -> None:
     if ranks.world_size == 1:
         return
     params = [param for param in model.parameters() if param.requires_grad]
-    owners = torch.tensor([float(param.grad is not None) for param in params], device=ranks.device)
-    all_reduce(owners)  # (parameters,): how many processes have its gradient
-    for param in params:
+    owned = gather([param.grad is not None for param in params], ranks)
+    for param, owners in zip(params, zip(*owned)):
+        if not any(owners):
+            continue
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-    for pieces in buckets([param.grad.view(-1) for param in params]):
-        flat = torch.cat([piece.float() for piece in pieces])  # (<= BUCKET,)
-        all_reduce(flat)
-        for piece, total in zip(pieces, flat.split([len(piece) for piece in pieces])):
+        for piece in param.grad.view(-1).split(PIECE):
+            total = piece.float()
+            with lost_peers():
+                torch.distributed.all_reduce(total)
             piece.copy_(total)
-    for param, count in zip(params, owners.tolist()):
-        if count == 0:
-            param.grad = None
-
-
-def buckets(vectors: list[torch.Tensor]):
-    """Slices of the vectors, in order, in lists of at most BUCKET elements."""
-    bucket, size = [], 0
-    for piece in (piece for vector in vectors for piece in vector.split(BUCKET)):
-        if bucket and size + len(piece) > BUCKET:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(piece)
-        size += len(piece)
-    yield bucket
-
-
-def all_reduce(tensor: torch.Tensor) -> None:
-    with lost_peers():
-        torch.distributed.all_reduce(tensor)
 
 
 # ---- signals -------------------------------------------------------------------------------------
@@ -164,9 +139,8 @@ class Interrupt:
     """`with Interrupt() as interrupt:` the first SIGINT or SIGTERM asks the loop to save and end.
 
     The loop looks at `agreed(ranks)` once per step, and exits with 128 + the signal, as shells
-    expect: 130 for SIGINT, 143 for SIGTERM. A second signal exits at once, with the same code.
-    torchrun passes on the signal that it gets, and kills 30 s later. If a scheduler sent it to
-    every process too, it arrives twice: under torchrun what comes within 5 s counts as one.
+    expect. A second signal exits at once, with the same code. torchrun passes on a signal that a
+    scheduler may have sent to every process too: under it what comes within 5 s counts as one.
     """
 
     def __init__(self):

@@ -1,11 +1,10 @@
 """The tiny model: a LLaVA-OneVision of a third of a million parameters, from scratch, for a machine
 without GPU or network.
 
-The class is the paper's own (SigLIP tower, projector, Qwen2) through its own forward and image
-processor; only the sizes are small. The tokenizer knows the words of data/charts.py and falls back
-to bytes, so that any text goes through it unchanged. A random model can't be taught to think:
-`train_base` first gives it perception and short answers, and leaves it weak at the format, the
-paper's weak instruction follower.
+The class is the paper's own (SigLIP tower, projector, Qwen2); only the sizes are small. The
+tokenizer knows the words of data/charts.py, else bytes, so that any text goes through it unchanged.
+A random model can't be taught to think: `train_base` first gives it perception and short answers,
+and leaves it weak at the format, the paper's weak instruction follower.
 """
 
 import math
@@ -18,20 +17,13 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import (
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessorPil,
-    LlavaOnevisionProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
 
 from data import charts
 from data.forms import answer_pool, mix_forms
 from lib.answers import grade
-from lib.families import load_vlm, prepare, save_model, without_video
+from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_model
 from model import completion_hidden, encode_prompt, get_tokenizer
 
 IMAGE_SIZE = 32
@@ -56,8 +48,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(SPECIAL + pieces))}
     # a BPE without merges: a known word is one token (ignore_merges), anything else its bytes
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -71,36 +62,26 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_vlm(seed: int = 0):
     """The model with random weights drawn from `seed`, and its processor."""
     tokenizer = tiny_tokenizer()
-    image_processor = LlavaOnevisionImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE]],
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    processor = without_video(LlavaOnevisionProcessor)(
-        image_processor,
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    pinpoints = [[IMAGE_SIZE, IMAGE_SIZE]]
+    processor_class, image_class = processor_classes(FAMILIES["llava_onevision"])
+    processor = processor_class(
+        image_class(
+            size=size, image_grid_pinpoints=pinpoints, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ),
         tokenizer,
         num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
+        vision_feature_select_strategy="full",
     )
-    vision_config = SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        vision_use_head=False,
-    )
-    text_config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=3,
-        num_attention_heads=4,
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
+    image = dict(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, vision_use_head=False)
+    vision = SiglipVisionConfig(**sizes, **image)
+    sizes = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4)
+    text = Qwen2Config(
+        **sizes,
         num_key_value_heads=2,
-        max_position_embeddings=4096,
+        vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         initializer_range=0.08,  # at 0.02 the captions stay wrong for thousands of steps
         bos_token_id=None,
@@ -108,13 +89,11 @@ def tiny_vlm(seed: int = 0):
         pad_token_id=tokenizer.pad_token_id,
     )
     config = LlavaOnevisionConfig(
-        vision_config=vision_config,
-        text_config=text_config,
+        vision_config=vision,
+        text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE]],
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
+        image_grid_pinpoints=pinpoints,
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
@@ -125,33 +104,29 @@ def train_base(
     model,
     processor,
     steps: int,
-    *,
-    seed: int = 0,
-    batch_size: int = 32,
+    seed: int,
+    base_format_rate: float,
     learning_rate: float = 3e-3,
-    base_format_rate: float = 0.0,
     base_tasks=("chart",),
-) -> float:
+) -> None:
     """The base stage: plain supervised training of ALL weights on charts.base_batch.
 
     base_tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in
     these forms too (data/forms.py). AdamW, cosine decay with a warm-up of 5 %, token-mean loss;
-    each batch is one packed row, so that nothing is padded. Returns the last 50 steps' mean loss.
+    each batch is one packed row, so that nothing is padded.
     """
     tasks = [task for task in base_tasks if task in charts.TASKS]
     forms = [form for form in base_tasks if form not in charts.TASKS]
     pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=tasks)) if forms else {}
     tokenizer = get_tokenizer(processor)
     model.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True
-    )
-    losses = []
+    knobs = dict(betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, **knobs)
     for step in tqdm(range(steps), desc="base stage", unit="step", disable=None):
         warmup = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
-        batch = charts.base_batch(seed, step, batch_size, base_format_rate, tasks)
+        batch = charts.base_batch(seed, step, 32, base_format_rate, tasks)
         if forms:
             batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]), grade)
         prompts = [encode_prompt(processor, example, asked) for example, asked, _ in batch]
@@ -163,8 +138,6 @@ def train_base(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return sum(losses[-50:]) / len(losses[-50:])
 
 
 def base_model(
@@ -177,22 +150,19 @@ def base_model(
     folder: str | os.PathLike = "out",
 ):
     """The tiny model after its base stage: from `folder` if it is there, else trained and put there.
-
-    With other base_tasks than charts alone, the base that never follows the format is taught these
-    for `task_steps` more.
+    With other base_tasks than charts alone, that one is taught these for `task_steps` more.
     """
-    name = f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
+    path = Path(folder) / f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
     more = list(base_tasks) != ["chart"]
-    path = Path(folder) / ("-".join([name, *base_tasks, f"steps{task_steps}"]) if more else name)
+    if more:
+        path = path.with_name("-".join([path.name, *base_tasks, f"steps{task_steps}"]))
     if not path.exists():
-        settings = {"seed": seed, "base_format_rate": base_format_rate}
         if more:
             model, processor = base_model(steps, seed, folder=folder)
-            settings.update(base_tasks=base_tasks, learning_rate=2e-3)
-            train_base(model, processor, task_steps, **settings)
+            train_base(model, processor, task_steps, seed, base_format_rate, 2e-3, base_tasks)
         else:
             model, processor = tiny_vlm(seed)
-            train_base(model, processor, steps, **settings)
+            train_base(model, processor, steps, seed, base_format_rate)
         # renamed when it is whole: what is at `path` is complete, whatever ends this process
         temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
         save_model(temporary, model, processor)

@@ -12,8 +12,8 @@ import os
 import shutil
 import signal
 import socket
-import struct
-import zipfile
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -27,11 +27,12 @@ from checker import Rules
 from lib import ranks as several
 from lib.checkpoint import step_folders
 from lib.log import Log, run_program
+from lib.ranks import Interrupt, Ranks
 from rollout import EXPLORE, MEMORIZE, SKIP
 
 FLAGS = """
---base_steps 2 --max_steps 6 --save_steps 2 --eval_size 4 --final_splits val --no-eval_base
---prompts_per_step 2 --num_generations 2 --max_completion_length 6 --num_threads 1
+--base_steps 2 --max_steps 6 --save_steps 2 --eval_steps 2 --eval_size 2 --final_splits val
+--no-eval_base --prompts_per_step 2 --num_generations 2 --max_completion_length 6 --num_threads 1
 --log_groups_every 1
 """.split()
 
@@ -68,8 +69,17 @@ def run(folder, name, *flags, **settings):
     return process.exitcode, (Path(folder) / f"{name}.said").read_text()
 
 
+def pair(folder, name, *flags, **settings):
+    """Starts two processes as torchrun does; returns them without waiting for their end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    settings |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
+    return [start(folder, name, *flags, **settings, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+
+
 def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
 
 
 def outcome(folder):
@@ -151,28 +161,20 @@ PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKI
 
 
 def planned():
-    """Plain SGD; each step has its own modes for even and odd prompts; gradients are kept, and
-    summed in pieces that cut through weights.
+    """Plain SGD; each step has its own modes for even and odd prompts; gradients are summed in
+    pieces that cut through weights.
     """
-    several.BUCKET = 1000
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    choose, sum_gradients = train.choose, train.sum_gradients
-    kept = []
+    several.PIECE = 1000
+    choose = train.choose
 
     def by_plan(config, step, group):
         modes = PLAN[step]
         return choose(config, step, group) if modes is None else modes[group.place % 2]
 
-    def sum_and_keep(model, ranks):
-        sum_gradients(model, ranks)
-        kept.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
-        torch.save(kept, f"gradients-{rank}-of-{world_size}.pt")
-
     def sgd(model, *_, **__):
         return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
     train.choose = by_plan
-    train.sum_gradients = sum_and_keep
     run_file.build_optimizer = sgd
 
 
@@ -221,29 +223,21 @@ def test_a_run_resumed_with_other_flags_says_which(folder):
     assert warnings == ["warning: resumed with another --learning_rate: was 0.001, is now 0.5"]
 
 
-def test_a_run_is_not_written_over_and_not_resumed_from_nothing(folder):
-    before = outcome(folder / "whole")
-    code, said = run(folder, "whole")
-    assert code == 2 and "error: whole: holds a run" in said
-    assert outcome(folder / "whole") == before
-    code, said = run(folder, "none", "--resume")
-    assert code == 2 and "error: --resume: no complete checkpoint in none" in said
-
-
 def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
-    code, said = run(
-        folder, "often", "--save_steps", "6", "--save_minutes", "1e-9", faults=(killed,)
-    )
+    flags = "--save_steps 6 --save_minutes 1e-9 --save_total_limit 9".split()
+    code, said = run(folder, "often", *flags, faults=(killed,))
     assert code == -9 and steps(folder / "often") == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
     "flags, told",
     [
+        ((), "error: whole: holds a run"),
         (("--resume", "--method", "grpo"), "--method: was 'dyme', is now 'grpo'"),
         (("--resume", "--seed", "1"), "--seed: was 0, is now 1"),
         (("--resume", "--overwrite"), "--resume and --overwrite: give one"),
         (("--resume", "other/checkpoints/step-000004"), "whole: holds another run than"),
+        (("--resume", "none"), "error: --resume: no complete checkpoint in"),
     ],
 )
 def test_nothing_of_another_run_is_cut_or_relabelled(folder, flags, told):
@@ -307,20 +301,94 @@ def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
     assert same == [True, False, True, True]
 
 
+# ---- signals -------------------------------------------------------------------------------------
+
+
+def waiting():
+    with Interrupt() as interrupt:
+        print("ready", flush=True)
+        while not interrupt.agreed(Ranks()):
+            time.sleep(0.01)
+        print("asked", flush=True)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_flag_and_the_second_an_exit(tmp_path, kind):
+    process = start(tmp_path, "waiting", faults=(waiting,))
+    said = tmp_path / "waiting.said"
+    for word in ("ready", "asked"):
+        while not (said.exists() and word in said.read_text()):
+            assert process.is_alive()
+            time.sleep(0.02)
+        os.kill(process.pid, kind)
+    process.join(60)
+    assert process.exitcode == 128 + kind
+    assert "saving after this step" in said.read_text()
+    assert "last checkpoint is whole" in said.read_text()
+
+
+def test_under_torchrun_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.agreed(Ranks()) == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 # ---- several processes ---------------------------------------------------------------------------
+
+
+def agreeing():
+    ranks = several.setup_distributed("cpu", timeout=120)
+    values = [dict(b=0.25, a=1.0), dict(b=0.25, only_here=2.0)][ranks.rank]
+    assert several.reduce_sums(values, ranks) == {"a": 1.0, "b": 0.5, "only_here": 2.0}
+    assert several.broadcast_object(["of", ranks.rank], ranks) == ["of", 0]
+    interrupt = Interrupt()
+    interrupt.signal = 15 * ranks.rank
+    assert interrupt.agreed(ranks) == 15
+    model = torch.nn.Linear(2, 2)  # a gradient on one process, on none
+    if ranks.rank == 1:
+        model.weight.grad = torch.ones(2, 2)
+    several.sum_gradients(model, ranks)
+    assert torch.equal(model.weight.grad, torch.ones(2, 2)) and model.bias.grad is None
+    several.cleanup(ranks)
+    sys.exit(0)
+
+
+def dying():
+    ranks = several.setup_distributed("cpu", timeout=120)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    several.sum_gradients(torch.nn.Linear(2, 2), ranks)
+
+
+def test_processes_agree_on_sums_objects_gradients_and_the_end(tmp_path):
+    for rank, process in enumerate(pair(tmp_path, "agreeing", faults=(agreeing,))):
+        process.join(600)
+        assert process.exitcode == 0, (tmp_path / f"agreeing{rank}.said").read_text()
+
+
+def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
+    survivor, dead = pair(tmp_path, "dying", faults=(dying,))
+    for process in (survivor, dead):
+        process.join(600)
+    assert (survivor.exitcode, dead.exitcode) == (1, -signal.SIGKILL)
+    said = (tmp_path / "dying0.said").read_text()
+    assert "another process of this job ended" in said and "Traceback" not in said
+
+
+def test_one_process_needs_no_torchrun_and_keeps_its_order():
+    ranks = several.setup_distributed("cpu")
+    assert ranks == Ranks() and several.shard(["a", "b"], ranks) == [(0, "a"), (1, "b")]
+    assert several.shard(list("abcde"), Ranks(1, 2)) == [(1, "b"), (3, "d")]
 
 
 def test_two_processes_of_train_are_one(tmp_path):
     flags = "--prompts_per_step 4 --max_steps 5 --learning_rate 0.02 --max_grad_norm 1000".split()
     flags += ["--save_steps", "3"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    settings = dict(faults=(lively, planned), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    both = [  # with no base stage to find
-        start(tmp_path, "two", *flags, **settings, WORLD_SIZE="2", RANK=rank, LOCAL_RANK=rank)
-        for rank in ("0", "1")
-    ]
+    both = pair(tmp_path, "two", *flags, faults=(lively, planned))  # with no base stage to find
     for rank, process in enumerate(both):
         process.join(600)
         assert process.exitcode == 0, (tmp_path / f"two{rank}.said").read_text()
@@ -332,16 +400,7 @@ def test_two_processes_of_train_are_one(tmp_path):
     one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
     assert one["readings"]["final"].keys() == two["readings"]["final"].keys()
     for mine, theirs in zip(one["metrics"], two["metrics"], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
-    names = ("0-of-1", "0-of-2", "1-of-2")
-    first, *others = [torch.load(tmp_path / f"gradients-{name}.pt") for name in names]
-    for modes, step, *same in zip(PLAN, first, *others, strict=True):
-        assert any(grad is not None for grad in step) == (modes != (SKIP, SKIP))
-        for grads in same:
-            assert [g is None for g in grads] == [g is None for g in step]
-            pairs = [(a, b) for a, b in zip(step, grads) if a is not None]
-            difference = sum(((a - b) ** 2).sum() for a, b in pairs) ** 0.5
-            assert difference <= 1e-5 * sum((a**2).sum() for a, _ in pairs) ** 0.5
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)  # the gradient's norm, too
     base = load_file(next((tmp_path / "out").glob("base*")) / "model.safetensors")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name in base:
@@ -352,59 +411,38 @@ def test_two_processes_of_train_are_one(tmp_path):
 # ---- hostile input -------------------------------------------------------------------------------
 
 
-def own_data(folder, name, image=None, **row):
-    """A data set of one's own with one good row and another; the flags that ask for it."""
-    rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", **row}]
-    if image is not None:
-        (folder / f"{name}.png").write_bytes(image)
-        rows[1]["image"] = f"{name}.png"
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ["--dataset", f"data/{name}.jsonl"]
+def text_as_image(folder):
+    (folder / "data" / "text.png").write_bytes(b"hello")
+    rows = [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a", "image": "text.png"}]
+    (folder / "data" / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--dataset", "data/own.jsonl"]
 
 
-def evil_zip(folder):
-    with zipfile.ZipFile(folder / "evil.zip", "w") as archive:
-        archive.writestr("../evil.txt", b"x")
-    return ["--dataset", "chartqa", "--data_dir", "data/evil.zip"]
+def own_reward(body):
+    def write(folder):
+        text = f"def reward(response, example):\n    {body}\n"
+        (folder / "data" / "reward.py").write_text(text)
+        return ["--reward", "data/reward.py"]
 
-
-def huge_image(folder):
-    def chunk(kind, body):
-        size, check = struct.pack(">I", len(body)), struct.pack(">I", zlib.crc32(kind + body))
-        return size + kind + body + check
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
-    return own_data(folder, "huge", b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
-
-
-def own_reward(folder, body):
-    (folder / "reward.py").write_text(f"def reward(response, example):\n    {body}\n")
-    return ["--reward", "data/reward.py"]
+    return write
 
 
 HOSTILE = {
-    "zip": (evil_zip, "points outside"),
-    "text as image": (lambda folder: own_data(folder, "text", b"hello"), "not an image"),
-    "huge image": (huge_image, "too large"),
-    "long line": (lambda folder: own_data(folder, "long", question="q" * 50_000_000), "10 MB"),
-    "NaN": (lambda folder: own_reward(folder, "return float('nan')"), "of example 'charts-"),
-    "escapes": (lambda folder: own_reward(folder, r"raise OSError('\x1b[2J')"), "--reward: failed"),
+    "image": (text_as_image, "not an image"),
+    "nan": (own_reward("return float('nan')"), "of example 'charts-"),
+    "escapes": (own_reward(r"raise OSError('\x1b[2J')"), "--reward: failed"),
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_input_is_an_error_and_exit_code_2(folder, case):
+def test_hostile_input_is_an_error_in_one_line_and_exit_code_2(folder, case):
     (folder / "data").mkdir(exist_ok=True)
     make, reason = HOSTILE[case]
-    name = case.replace(" ", "-")
-    code, said = run(folder, name, "--model", "tiny", *make(folder / "data"))
+    code, said = run(folder, case, "--model", "tiny", *make(folder))
     assert code == 2, said
-    error = said[said.index("error: ") :].splitlines()
-    assert any(reason in line for line in error[:2]), said
-    # In a list of bad rows the first line says how many there are.
-    assert len(error) == (2 if "bad rows" in error[0] else 1), said
-    assert "Traceback" not in said and "\x1b" not in said and len(said) < 2000
-    assert not (folder / "evil.txt").exists()
+    [error] = said[said.index("error: ") :].splitlines()
+    assert reason in error and "Traceback" not in said
+    assert "\x1b" not in said and len(said) < 2000
 
 
 def test_control_characters_are_spelt_out_in_the_logs(tmp_path):

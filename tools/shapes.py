@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from lib.families import FAMILIES, prepare, without_video
+from lib.families import FAMILIES, prepare, processor_classes
 from lib.tiny import tiny_tokenizer
 
 HEADS = ("hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -73,9 +73,9 @@ def build_model(size: Size, device: str, freeze_vision: bool = True):
     config = transformers.AutoConfig.for_model(
         name, text_config=text, vision_config=tower, tie_word_embeddings=True, **ids, **tiles
     )
-    family = FAMILIES[name]
-    processor = without_video(getattr(transformers, family.processor))(
-        getattr(transformers, family.image_processor)(**images),
+    processor_class, image_class = processor_classes(FAMILIES[name])
+    processor = processor_class(
+        image_class(**images),
         tokenizer,
         chat_template=tokenizer.chat_template.replace("<image>", placeholder),
         **texts,
