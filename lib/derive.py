@@ -8,9 +8,8 @@ isn't found stays without a reason and a conclusion: invented arithmetic would b
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import mean, median
 from typing import NamedTuple
 
@@ -45,22 +44,13 @@ SEEN = words("""red green blue yellow orange purple pink brown gray grey black w
 NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 
 
-@dataclass
-class Derived:
-    """The facts that a trace observes, what it looks for, what it does with them ("": nothing)."""
+class Step(NamedTuple):
+    """What is done with facts; without reasoning where they are only observed."""
 
     facts: list
     goal: str = "read what the chart shows"
-    reasoning: str = ""
-
-
-class Step(NamedTuple):
-    """What a text asks for: its goal, the facts it needs, how these lead to the result."""
-
-    goal: str
-    facts: list
-    how: str  # up to the result: "3.0 + 8.9 =", "the highest value is"
-    result: float
+    reasoning: str = ""  # as `steps` has it up to the result: "3.0 + 8.9 =", "the highest value is"
+    result: float = math.nan
     chosen: tuple = ()  # the one fact with this value, whose name may be the answer
 
 
@@ -87,7 +77,7 @@ def shows(fact, answer: str) -> bool:
     return name_words(answer) in [name_words(name) for name in (fact_name(fact), *fact[:-1])]
 
 
-def derive(question: str, facts: list, answer: str) -> Derived:
+def derive(question: str, facts: list, answer: str) -> Step:
     """How the facts lead to the answer; without reasoning where no step does.
 
     It is looked for among the facts that the question names, then among all, then in each row and
@@ -110,13 +100,13 @@ def derive(question: str, facts: list, answer: str) -> Derived:
         if found := find(scope) or compare(text, scope, named, answer):
             return found
     fitting = [found for line in lines.values() if len(line) > 1 and (found := find(line))]
-    return fitting[0] if len(fitting) == 1 else Derived(mentioned or facts)
+    return fitting[0] if len(fitting) == 1 else Step(mentioned or facts)
 
 
-def conclude(step: Step, answer: str) -> Derived | None:
+def conclude(step: Step, answer: str) -> Step | None:
     """A step that gives the answer, in words: reckoned to the answer's digits, or as a share."""
     wanted, near = read_value(answer), 0
-    if step.how.endswith("="):
+    if step.reasoning.endswith("="):
         near = 0.5 * 10.0 ** -min(len(answer.rstrip("%").partition(".")[2]), 9) * (1 + 1e-9)
     if wanted is not None and abs(step.result - wanted) <= near:
         ending = answer
@@ -127,7 +117,7 @@ def conclude(step: Step, answer: str) -> Derived | None:
         ending = f"{fact_value(step.chosen)}, so it is {answer}"
     else:
         return None
-    return Derived(step.facts, step.goal, f"{step.how} {ending}")
+    return step._replace(reasoning=f"{step.reasoning} {ending}")
 
 
 def steps(text: str, facts: list, named: list) -> Iterator[Step]:
@@ -141,21 +131,20 @@ def steps(text: str, facts: list, named: list) -> Iterator[Step]:
     ordered = sorted(facts, key=value, reverse=True)
     wanted = [name for name in OPERATIONS if asked & words(OPERATIONS[name][0])]
     in_names = {word for fact in facts for word in fact_name(fact).split()}
-    stated = {read_value(number) for number in NUMBER.findall(text) if number not in in_names}
-    limits = stated - {None}
+    limits = {read_value(n) for n in NUMBER.findall(text) if n not in in_names} - {None}
 
     # ---- one fact: what is named, what has a value, what is highest or lowest
-    numbers = [value(fact) for fact in facts]
-    alone = [fact for fact in facts if numbers.count(value(fact)) == 1]
+    times = Counter(map(value, facts))
+    alone = [fact for fact in facts if times[value(fact)] == 1]  # with their value
     for fact in alone if not wanted and (len(facts) == 1 or not (high or low)) else ():
         name, given = fact_name(fact), value(fact) in limits
         if facts == named or given:
             goal = f"find what is {fact_value(fact)}" if given else f"find {name}"
-            yield Step(goal, [fact], f"{name} is", value(fact), fact if given else ())
+            yield Step([fact], goal, f"{name} is", value(fact), fact if given else ())
     for place, is_asked, best in (("highest", high, ordered[0]), ("lowest", low, ordered[-1])):
         if is_asked and len(facts) > 1 and not wanted:
             how = f"the {place} value is"
-            yield Step(f"find the {place}", facts, how, value(best), best if best in alone else ())
+            yield Step(facts, f"find the {place}", how, value(best), best if best in alone else ())
 
     # ---- several: those at the ends, those beyond a limit, or all; counted or reckoned with
     several, is_so = facts, relation(bool(asked & MORE), bool(asked & LESS))
@@ -170,7 +159,7 @@ def steps(text: str, facts: list, named: list) -> Iterator[Step]:
         if kept and "how many" in text:
             listed = ", ".join(f"{fact_name(fact)} {fact_value(fact)}" for fact in kept)
             how = f"{listed} are {is_so} {limit:.10g}, so it is"
-            yield Step(f"count those {is_so} {limit:.10g}", kept, how, len(kept))
+            yield Step(kept, f"count those {is_so} {limit:.10g}", how, len(kept))
     if pair and facts == named:
         wanted = wanted or ["sum", "difference"]  # these need no word
     for name in wanted if len(several) > 1 else ():
@@ -179,10 +168,10 @@ def steps(text: str, facts: list, named: list) -> Iterator[Step]:
             continue
         for order in (several, several[::-1]) if name in OF_TWO else (several,):
             how = form.format(sign.join(map(fact_value, order)), n=len(order))
-            yield Step(f"find the {name}", several, f"{how} =", function([*map(value, order)]))
+            yield Step(several, f"find the {name}", f"{how} =", function([*map(value, order)]))
 
 
-def compare(text: str, facts: list, named: list, answer: str) -> Derived | None:
+def compare(text: str, facts: list, named: list, answer: str) -> Step | None:
     """Yes or no to "is this more (less) than that, or equal to it"; each side may be reckoned."""
     asked = ask(text, named)
     is_so = relation(bool(asked & MORE), bool(asked & LESS))
@@ -193,17 +182,17 @@ def compare(text: str, facts: list, named: list, answer: str) -> Derived | None:
     found = relation(sides[0].result, sides[1].result)
     if answer.casefold() != ("yes" if found == is_so else "no"):
         return None
-    one, other = (f"{step.how} {step.result:.10g}" for step in sides)
+    one, other = (f"{step.reasoning} {step.result:.10g}" for step in sides)
     shown = [fact for fact in facts if fact in sides[0].facts + sides[1].facts]
     how = f"{one} and {other}: the first is {found} the second, so {answer}"
-    return Derived(shown, "compare the two", how)
+    return Step(shown, "compare the two", how)
 
 
 def side(text: str, facts: list) -> Step | None:
     """The one thing that a side of a comparison asks for, if it is one."""
     number = read_value(text.strip(" ?"))
     if number is not None:
-        return Step("", [], "the number given is", number)
+        return Step([], "", "the number given is", number)
     named = [fact for fact in mentioned_facts(text, facts) if fact in facts]
     if not named and not ask(text, []) & (HIGHEST | LOWEST | {"all"}):
         return None
