@@ -592,6 +592,12 @@ def test_a_column_is_meant_where_it_alone_gives_the_answer():
     question = "What is the difference between the largest and the smallest green bar?"
     assert "9 - 1 = 8" in refined(question, "8", bars)
     assert "Reasoning" not in refined(question, "2", bars)  # x or q?
+    assert "Reasoning" not in refined("Is the largest green bar more than 5?", "Yes", bars)
+
+
+def test_of_equal_values_none_is_singled_out():
+    bars = [("p", "3"), ("q", "3")]
+    assert "Reasoning" not in refined("Which is the highest?", "p", bars)
 
 
 def test_nothing_is_concluded_from_cells_that_are_not_shown():
