@@ -1,16 +1,17 @@
 """Which operation leads from the facts to the answer: the refiner's Reasoning, by rules.
 
-Read off, looked up by its value, the highest, second or lowest, counted, added, averaged, compared
-and so on: stated only where the question's words ask for it and the cells shown give the answer, to
-its digits. Left out: colours and places in the picture, anything of more than two steps. What isn't
-found stays without a reason and a conclusion: invented arithmetic would be memorized.
+A question's words ask for steps: a cell read off, the highest, a count, a sum, two of these
+compared. A step is stated only where the cells shown give the answer by it, to its digits. Left
+out: colours and places in the picture, the second highest, anything of more than two steps. What
+isn't found stays without a reason and a conclusion: invented arithmetic would be memorized.
 """
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import median
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from statistics import mean, median
+from typing import NamedTuple
 
 from data.example import fact_name, fact_value
 from lib.answers import read_value
@@ -22,291 +23,178 @@ HIGHEST = words("""highest most largest maximum max biggest greatest top peak ta
 LOWEST = words("lowest least smallest minimum min fewest bottom shortest tiniest")
 MORE = words("more higher greater larger bigger above over exceed exceeds")
 LESS = words("less lower fewer smaller below under")
-SUM = words("sum total combined together add added adding")
-MEAN = words("average mean")
-MEDIAN = words("median")
-RATIO = words("ratio times divide divided quotient")
-DIFFERENCE = words("difference gap differ subtract minus increase decrease change rise drop fall")
-PRODUCT = words("product multiply multiplied")
-OPERATIONS = SUM | MEAN | MEDIAN | RATIO | DIFFERENCE | PRODUCT
-ORDINALS = {
-    "second": 2,
-    "2nd": 2,
-    "third": 3,
-    "3rd": 3,
-    "fourth": 4,
-    "4th": 4,
-    "fifth": 5,
-    "5th": 5,
+CHANGE = "difference gap differ subtract minus increase decrease change rise drop fall"
+QUOTIENT = "ratio times divide divided quotient twice double half"
+# What is found: the words that ask for it, how it is written, between which marks, reckoned how.
+OPERATIONS = {
+    "average": ("average mean", "({}) / {n}", " + ", mean),
+    "median": ("median", "the middle of {}", ", ", median),
+    "sum": ("sum total combined together add added adding addition", "{}", " + ", sum),
+    "difference": (CHANGE, "{}", " - ", lambda pair: pair[0] - pair[1]),
+    "ratio": (QUOTIENT, "{}", " / ", lambda pair: pair[0] / (pair[1] or math.nan)),
 }
-COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5}
-NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
-SHOWN = re.compile(
-    r"\b(?:are there|(?:is|are) (?:shown|used|listed|represented|compared)|in (?:the|this) )"
-)
+OF_TWO = ("difference", "ratio")
+COUNTS = {"two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4, "five": 5, "5": 5}
+BEYOND = words(
+    "second 2nd third 3rd fourth 4th fifth 5th other others rest remaining"
+)  # these rules
 # Which cells these mean only the picture shows: of a table they are looked for by column.
 SEEN = words("""red green blue yellow orange purple pink brown gray grey black white navy light dark
     leftmost rightmost upper left right""")
-OTHERS = words("other others rest remaining")
-EQUALS = re.compile(r" th[ae]n | (?:equals?|equal to|the same as) ")
+NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 
 
-@dataclass
-class Derived:
-    """The facts that a trace observes, what it looks for, what it does with them ("": nothing)."""
+class Step(NamedTuple):
+    """What is done with facts; without reasoning where they are only observed."""
 
     facts: list
     goal: str = "read what the chart shows"
-    reasoning: str = ""
+    reasoning: str = ""  # as `steps` has it up to the result: "3.0 + 8.9 =", "the highest value is"
+    result: float = math.nan
+    chosen: tuple = ()  # the one fact with this value, whose name may be the answer
 
 
-@dataclass
-class Case:
-    """A question about some of a picture's facts."""
-
-    question: str  # in lower case
-    asked: set  # its words
-    facts: list  # whose values are numbers
-    answer: str
-    named: bool  # whether the question names these facts
-
-    def value(self, fact) -> float:
-        return read_value(fact_value(fact))
-
-    def equation(self, how: str, result: float) -> str:
-        """How a result is got, up to the answer, or "" where it isn't the answer to its digits.
-
-        ChartQA's labels have percentages as shares: 16 - 13 = 3, as a share 0.03.
-        """
-        wanted = read_value(self.answer)
-        if wanted is None or not math.isfinite(result):
-            return ""
-        near = 0.5 * 10.0 ** -min(len(self.answer.rstrip("%").partition(".")[2]), 9) * (1 + 1e-9)
-        if abs(result - wanted) <= near:
-            return f"{how} = {self.answer}"
-        if abs(wanted) < 1 and abs(result / 100 - wanted) < 1e-9:
-            return f"{how} = {write(result)}, as a share {self.answer}"
-        return ""
+def value(fact) -> float | None:
+    """The number of a fact."""
+    return read_value(fact_value(fact))
 
 
-def write(number: float) -> str:
-    """A reckoned number, to four decimals."""
-    return f"{round(number, 4):.15g}"
+def ask(text: str, named: list) -> set[str]:
+    """The words of a text that are no part of the names in it ("the value of Increase")."""
+    names = " ".join(map(fact_name, named)).casefold()
+    return set(re.findall(r"\w+", text)) - set(re.findall(r"\w+", names))
+
+
+def relation(a: float, b: float) -> str:
+    """How a compares with b."""
+    return "more than" if a > b else "less than" if a < b else "equal to"
 
 
 def shows(fact, answer: str) -> bool:
     """Whether the answer is this fact's value, its name, or the row or column in it."""
-    value = read_value(fact_value(fact))
-    if value is not None and value == read_value(answer):
+    if value(fact) is not None and value(fact) == read_value(answer):
         return True
     return name_words(answer) in [name_words(name) for name in (fact_name(fact), *fact[:-1])]
 
 
-def derive(question: str, facts: list, answer: str) -> Derived:
-    """How the facts lead to the answer; without reasoning where no rule finds it.
+def derive(question: str, facts: list, answer: str) -> Step:
+    """How the facts lead to the answer; without reasoning where no step does.
 
     It is looked for among the facts that the question names, then among all, then in each row and
     column of a table, of which one alone must fit: the question may mean a colour.
     """
-    named = mentioned_facts(question, facts)
-    asked = ask(question.casefold(), named)
+    text, mentioned = question.casefold(), mentioned_facts(question, facts)
+    numbers = [fact for fact in facts if value(fact) is not None]
+    named = [fact for fact in mentioned if fact in numbers]
+    lines = defaultdict(list)  # the rows and the columns
+    for fact in numbers if all(len(fact) == 3 for fact in facts) else ():
+        lines[0, fact[0]].append(fact)
+        lines[1, fact[1]].append(fact)
 
-    def find(scope, is_named, rules):
-        numbers = [fact for fact in scope if read_value(fact_value(fact)) is not None]
-        case = Case(question.casefold(), asked, numbers, answer, is_named)
-        found = (rule(case) for rule in rules) if numbers else ()
-        return next((derived for derived in found if derived), None)
+    def find(scope):
+        stated = (conclude(step, answer) for step in steps(text, scope, named))
+        return next(filter(None, stated), None)
 
-    found = find(named, True, RULES) if named else None
-    in_table = all(len(fact) == 3 for fact in facts)
-    seen = in_table and asked & SEEN
-    if found is None and len(named) != 1:
-        found = find(facts, False, RULES[:1] if seen else RULES)
-    if found is None and in_table:
-        groups = {}
-        for fact in facts:
-            groups.setdefault((0, fact[0]), []).append(fact)
-            groups.setdefault((1, fact[1]), []).append(fact)
-        fitting = [find(group, False, RULES[:-1]) for group in groups.values() if len(group) > 1]
-        fitting = [derived for derived in fitting if derived]
-        found = fitting[0] if len(fitting) == 1 else None
-    return found or Derived(named or facts)
+    seen = lines and SEEN & ask(text, mentioned)
+    for scope in [named] if seen else [named, numbers]:
+        if found := find(scope) or compare(text, scope, named, answer):
+            return found
+    fitting = [found for line in lines.values() if len(line) > 1 and (found := find(line))]
+    return fitting[0] if len(fitting) == 1 else Step(mentioned or facts)
 
 
-def ask(question: str, named: list) -> set:
-    """The words of a question that are no part of the names in it ("the value of Increase")."""
-    names = " ".join(map(fact_name, named)).casefold()
-    return set(re.findall(r"\w+", question)) - set(re.findall(r"\w+", names))
-
-
-# ---- the rules: a Case to what it shows, or None ------------------------------------------------
-
-
-def read_off(case):
-    """The one fact that is asked for: its value, or the name that has a value."""
-    numbers = [read_value(text) for text in NUMBER.findall(case.question)]
-    shown = [fact for fact in case.facts if case.value(fact) == read_value(case.answer)]
-    chosen = len(case.facts) > 1 and case.asked & (HIGHEST | LOWEST)
-    if case.named and len(shown) == 1 and not chosen and not case.asked & OPERATIONS:
-        name = fact_name(shown[0])
-        return Derived(shown, f"find {name}", f"{name} is {case.answer}")
-    having = [fact for fact in case.facts if case.value(fact) in numbers]
-    if len(having) == 1 and shows(having[0], case.answer):
-        value, name = fact_value(having[0]), fact_name(having[0])
-        return Derived(
-            having, f"find what is {value}", f"{value} is {name}, so it is {case.answer}"
-        )
-    return None
-
-
-def extreme(case):
-    """The highest or lowest value, the second and so on, or the name that has it."""
-    if case.asked & OPERATIONS or len(case.facts) < 2:
+def conclude(step: Step, answer: str) -> Step | None:
+    """A step that gives the answer, in words: reckoned to the answer's digits, or as a share."""
+    wanted, near = read_value(answer), 0
+    if step.reasoning.endswith("="):
+        near = 0.5 * 10.0 ** -min(len(answer.rstrip("%").partition(".")[2]), 9) * (1 + 1e-9)
+    if wanted is not None and abs(step.result - wanted) <= near:
+        ending = answer
+    # ChartQA's labels have percentages as shares: 16 - 13 = 3, as a share 0.03.
+    elif near and abs(wanted or 1) < 1 and abs(step.result / 100 - wanted) < 1e-9:
+        ending = f"{step.result:.10g}, as a share {answer}"
+    elif step.chosen and shows(step.chosen, answer):
+        ending = f"{fact_value(step.chosen)}, so it is {answer}"
+    else:
         return None
-    ordinal = next((ORDINALS[word] for word in ORDINALS if word in case.asked), 1)
-    two = len(case.facts) == 2
-    for place, asking, sign in (
-        ("highest", HIGHEST | MORE if two else HIGHEST, -1),
-        ("lowest", LOWEST | LESS if two else LOWEST, 1),
-    ):
-        ordered = sorted(case.facts, key=lambda fact: sign * case.value(fact))
-        if not case.asked & asking or len(ordered) < ordinal:
-            continue
-        best = ordered[ordinal - 1]
-        same = [fact for fact in case.facts if case.value(fact) == case.value(best)]
-        place = f"{'' if ordinal == 1 else ORDER[ordinal] + ' '}{place}"
-        if case.value(best) == read_value(case.answer):
-            return Derived(
-                case.facts, f"find the {place} value", f"the {place} value is {case.answer}"
-            )
-        if len(same) == 1 and shows(best, case.answer):
-            how = f"the {place} value is {fact_value(best)}, so it is {case.answer}"
-            return Derived(case.facts, f"find the {place}", how)
-    return None
+    return step._replace(reasoning=f"{step.reasoning} {ending}")
 
 
-ORDER = {number: word for word, number in reversed(ORDINALS.items()) if word.isalpha()}
-
-
-def count(case):
-    """How many there are, or how many are above, below or at a value."""
-    if "how many" not in case.question or not case.answer.isdigit():
-        return None
-    for facts, what in selections(case):
-        if what and len(facts) == int(case.answer):
-            stated = ", ".join(f"{fact_name(fact)} {fact_value(fact)}" for fact in facts)
-            return Derived(
-                facts, f"count those {what}", f"{stated} are {what}, so it is {case.answer}"
-            )
-    for part in range(len(case.facts[0]) - 1) if SHOWN.search(case.question) else ():
-        names = list(dict.fromkeys(fact[part] for fact in case.facts))
-        if not case.named and len(names) == int(case.answer):
-            return Derived(case.facts, "count them", f"{', '.join(names)}, so it is {case.answer}")
-    return None
-
-
-def reckon(case):
-    """A sum, mean, median, difference, ratio or product of facts."""
-    for facts, _ in selections(case):
-        values, written = [case.value(f) for f in facts], [fact_value(f) for f in facts]
-        if len(values) < 2:
-            continue
-        # The sum or difference of two facts needs no word.
-        two = case.named and len(values) == 2 and read_value(case.answer) not in values
-        high, low = (written[values.index(choose(values))] for choose in (max, min))
-        total = " + ".join(written)
-        results = [
-            ("average", case.asked & MEAN, sum(values) / len(values), f"({total}) / {len(values)}"),
-            ("median", case.asked & MEDIAN, median(values), f"the middle of {', '.join(written)}"),
-            ("sum", case.asked & SUM or two, sum(values), total),
-            ("product", case.asked & PRODUCT, math.prod(values), " * ".join(written)),
-        ]
-        if len(values) == 2:
-            how = f"{high} - {low}"
-            gap = case.asked & DIFFERENCE or two
-            results.append(("difference", gap, max(values) - min(values), how))
-            for over, under in ((0, 1), (1, 0)):
-                quotient = values[over] / values[under] if values[under] else math.inf
-                how = f"{written[over]} / {written[under]}"
-                results.append(("ratio", case.asked & RATIO, quotient, how))
-        for name, wanted, result, how in results:
-            if wanted and case.equation(how, result):
-                return Derived(facts, f"find the {name}", case.equation(how, result))
-    return None
-
-
-def selections(case):
-    """Which facts a question may want reckoned with: (facts, what they have in common or "")."""
-    ordered = sorted(case.facts, key=case.value, reverse=True)
-    high, low = bool(case.asked & HIGHEST), bool(case.asked & LOWEST)
-    if high and low:
-        yield [ordered[0], ordered[-1]], ""
-    names = {part for fact in case.facts for part in fact[:-1]}
-    numbers = [number for number in NUMBER.findall(case.question) if number not in names]
-    for word in [*numbers, *COUNTS]:
-        n = COUNTS.get(word) or (int(word) if word.isdigit() and word in case.asked else 0)
-        if word in case.asked and 1 < n < len(ordered):
-            if high and low and 2 * n < len(ordered):
-                yield ordered[:n] + ordered[-n:], ""
-            if high != low:
-                yield ordered[:n] if high else ordered[-n:], ""
-            if case.asked & {"first", "last"}:
-                yield case.facts[:n] if "first" in case.asked else case.facts[-n:], ""
-    for number in numbers:
-        limit = read_value(number)
-        if case.asked & (MORE | {"than"}) and not case.asked & LESS:
-            yield [fact for fact in case.facts if case.value(fact) > limit], f"above {number}"
-        elif case.asked & LESS:
-            yield [fact for fact in case.facts if case.value(fact) < limit], f"below {number}"
-        else:
-            yield [fact for fact in case.facts if case.value(fact) == limit], f"at {number}"
-    if not high and not low:
-        yield case.facts, ""
-
-
-def compare(case):
-    """Yes or no to "is this more (less) than that, or equal to it"; each side may be reckoned."""
-    one, _, other = EQUALS.sub(" than ", case.question).partition(" than ")
-    more, less = bool(case.asked & MORE), bool(case.asked & LESS)
-    if not other and not more | less and len(numbers := NUMBER.findall(one)) == 1:
-        one, other = one.replace(numbers[0], ""), numbers[0]  # "is the value of A 52?"
-    if not other or more and less or case.answer.casefold() not in ("yes", "no"):
-        return None
-    left, how, facts = side(case, one, case.facts)
-    right, than, others = side(case, other, [fact for fact in case.facts if fact not in facts])
-    if left is None or right is None or not facts or facts == others:
-        return None
-    holds = left > right if more else left < right if less else left == right
-    if case.answer.casefold() != ("yes" if holds else "no"):
-        return None
-    relation = "more than" if left > right else "less than" if left < right else "equal to"
-    facts = [fact for fact in case.facts if fact in facts + others]
-    return Derived(facts, "compare the two", f"{how} is {relation} {than}, so {case.answer}")
-
-
-def side(case, text, rest):
-    """(value, how it is got, facts) of one side of a comparison; the value None: not found."""
-    named = [fact for fact in mentioned_facts(text, case.facts) if fact in case.facts]
+def steps(text: str, facts: list, named: list) -> Iterator[Step]:
+    """What a text may ask for of these facts, the likeliest first; named: those that it names."""
     asked = ask(text, named)
-    others = [] if named or not asked & OTHERS else rest
-    inner = Case(text, asked, named or others or case.facts, case.answer, bool(named or others))
-    numbers = NUMBER.findall(text)
-    if numbers and not named and not asked & (OPERATIONS | HIGHEST | LOWEST):
-        return read_value(numbers[0]), numbers[0], []
-    for facts, _ in selections(inner) if asked & (SUM | MEAN | MEDIAN) else ():
-        if len(facts) > 1 and (inner.named or not asked & SUM or len(facts) < len(case.facts)):
-            values, listed = [case.value(fact) for fact in facts], [*map(fact_value, facts)]
-            if asked & MEDIAN:
-                return median(values), f"the median {write(median(values))}", facts
-            total = sum(values) / (len(values) if asked & MEAN else 1)
-            how = f"({' + '.join(listed)}) / {len(values)}" if asked & MEAN else " + ".join(listed)
-            return total, f"{how} = {write(total)}", facts
-    if asked & HIGHEST or asked & LOWEST:
-        choose = max if asked & HIGHEST else min
-        named = [choose(inner.facts, key=case.value)]
-    if len(named) == 1 and not asked & OPERATIONS:
-        return case.value(named[0]), fact_value(named[0]), named
-    return None, "", []
+    if not facts or asked & BEYOND:
+        return
+    pair = len(facts) == 2  # of which more is the most
+    high = asked & (HIGHEST | MORE if pair else HIGHEST)
+    low = asked & (LOWEST | LESS if pair else LOWEST)
+    ordered = sorted(facts, key=value, reverse=True)
+    wanted = [name for name in OPERATIONS if asked & words(OPERATIONS[name][0])]
+    in_names = {word for fact in facts for word in fact_name(fact).split()}
+    limits = {read_value(n) for n in NUMBER.findall(text) if n not in in_names} - {None}
+
+    # ---- one fact: what is named, what has a value, what is highest or lowest
+    times = Counter(map(value, facts))
+    alone = [fact for fact in facts if times[value(fact)] == 1]  # with their value
+    for fact in alone if not wanted and (len(facts) == 1 or not (high or low)) else ():
+        name, given = fact_name(fact), value(fact) in limits
+        if facts == named or given:
+            goal = f"find what is {fact_value(fact)}" if given else f"find {name}"
+            yield Step([fact], goal, f"{name} is", value(fact), fact if given else ())
+    for place, is_asked, best in (("highest", high, ordered[0]), ("lowest", low, ordered[-1])):
+        if is_asked and len(facts) > 1 and not wanted:
+            how = f"the {place} value is"
+            yield Step(facts, f"find the {place}", how, value(best), best if best in alone else ())
+
+    # ---- several: those at the ends, those beyond a limit, or all; counted or reckoned with
+    several, is_so = facts, relation(bool(asked & MORE), bool(asked & LESS))
+    if high and low:
+        several = [ordered[0], ordered[-1]]
+    elif (high or low) and not pair:
+        count = next((COUNTS[word] for word in COUNTS if word in asked), 0)
+        several = (ordered if high else ordered[::-1])[:count]
+    for limit in limits:
+        kept = [fact for fact in facts if relation(value(fact), limit) == is_so]
+        several = kept or several
+        if kept and "how many" in text:
+            listed = ", ".join(f"{fact_name(fact)} {fact_value(fact)}" for fact in kept)
+            how = f"{listed} are {is_so} {limit:.10g}, so it is"
+            yield Step(kept, f"count those {is_so} {limit:.10g}", how, len(kept))
+    if pair and facts == named:
+        wanted = wanted or ["sum", "difference"]  # these need no word
+    for name in wanted if len(several) > 1 else ():
+        _, form, sign, function = OPERATIONS[name]
+        if name in OF_TWO and len(several) != 2:
+            continue
+        for order in (several, several[::-1]) if name in OF_TWO else (several,):
+            how = form.format(sign.join(map(fact_value, order)), n=len(order))
+            yield Step(several, f"find the {name}", f"{how} =", function([*map(value, order)]))
 
 
-RULES: list[Callable] = [read_off, extreme, count, reckon, compare]
+def compare(text: str, facts: list, named: list, answer: str) -> Step | None:
+    """Yes or no to "is this more (less) than that, or equal to it"; each side may be reckoned."""
+    asked = ask(text, named)
+    is_so = relation(bool(asked & MORE), bool(asked & LESS))
+    ties = " (?:equal to|equals?|the same as) " if is_so == "equal to" else r" \w+ th[ae]n "
+    sides = [side(part, facts) for part in re.split(ties, text)]
+    if len(sides) != 2 or None in sides or sides[0] == sides[1]:
+        return None
+    found = relation(sides[0].result, sides[1].result)
+    if answer.casefold() != ("yes" if found == is_so else "no"):
+        return None
+    one, other = (f"{step.reasoning} {step.result:.10g}" for step in sides)
+    shown = [fact for fact in facts if fact in sides[0].facts + sides[1].facts]
+    how = f"{one} and {other}: the first is {found} the second, so {answer}"
+    return Step(shown, "compare the two", how)
+
+
+def side(text: str, facts: list) -> Step | None:
+    """The one thing that a side of a comparison asks for, if it is one."""
+    number = read_value(text.strip(" ?"))
+    if number is not None:
+        return Step([], "", "the number given is", number)
+    named = [fact for fact in mentioned_facts(text, facts) if fact in facts]
+    if not named and not ask(text, []) & (HIGHEST | LOWEST | {"all"}):
+        return None
+    found = list(steps(text, named or facts, named))
+    return found[0] if len(found) == 1 else None
