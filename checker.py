@@ -264,6 +264,10 @@ class Rules:
     def resume(self, step: int) -> None:
         """Restore what was learned up to `step`: nothing here."""
 
+    def summary(self) -> str | None:
+        """What did not work, for the run's last lines and result.json: nothing here."""
+        return None
+
     def close(self) -> None:
         """Let go of what is under way: nothing here."""
 

@@ -194,6 +194,12 @@ class Run:
         """The last evaluation; model and result.json are written. Returns the result."""
         config = self.config
         result = {"config": asdict(config), **self.state, "final": self.read_finals(config.method)}
+        if told := self.scorer.summary():
+            result["judge"] = told
+            self.log.say(f"warning: {told}")
+        if not self.state["updates"]:
+            told = "every group was skipped, left out or of equal reward"
+            self.log.say(f"warning: not one parameter has moved: {told}")
         if self.log.active:
             self.log.write("result.json", result)
             try:
@@ -312,7 +318,8 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
         f"{config.prompts_per_step} prompts"
     )
     log.open(fresh=found is None)
-    state = {"step": 0, "seconds": 0.0, "bad_steps": 0, "val": [], "base": {}, "data": {}}
+    state = dict.fromkeys(("step", "seconds", "updates", "bad_steps"), 0)
+    state |= {"val": [], "base": {}, "data": {}}
     if config.dataset != "charts":
         state["data"] = fingerprint(task.train)
     run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
@@ -409,4 +416,5 @@ def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) 
     best = max(state["val"], key=lambda reading: reading["accuracy"], default={"step": None})
     if log.active and best["step"] == state["step"]:  # a kill can fall between checkpoint and name
         checkpoint.name_best(config.output_dir, state["step"])
-    return {name: state[name] for name in ("step", "seconds", "bad_steps", "val", "base", "data")}
+    told = ("step", "seconds", "updates", "bad_steps", "val", "base", "data")
+    return {name: state[name] for name in told}

@@ -94,6 +94,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
     if finite:
         run.weights_step = None  # until the step's end they are no step's
         optimizer.step()
+        run.state["updates"] += grad_norm > 0
     optimizer.zero_grad()
     return {"grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
 
