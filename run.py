@@ -110,6 +110,7 @@ class Run:
         """Log the step, evaluate and save where it is due; the end on a signal."""
         config, state, log = self.config, self.state, self.log
         stats = {**stats, **group_sums(groups, MODE_NAMES), "skipped": self.skipped}
+        stats["loss"] = stats.get("loss", 0.0) / config.num_iterations
         sums = reduce_sums(stats, self.ranks)
         line = {"step": step, **means(sums, MODE_NAMES), **moved}
         line |= {name: value for name, value in self.clock.items() if name.startswith("seconds_")}

@@ -23,8 +23,8 @@ from dyme import choose, memorizes, normalizer, rows, update
 from lib.log import run_program
 from lib.optim import lr_at
 from lib.ranks import Ranks, cleanup, setup_distributed, sum_gradients
-from rollout import rollout
 from load import Task
+from rollout import rollout
 from run import Run, start
 
 
