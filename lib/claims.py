@@ -14,7 +14,7 @@ in one sentence and its value in the next, except under a heading or the head of
 from itertools import product
 
 from lib.answers import read_value
-from lib.mentions import Clause, Mention, read_clauses
+from lib.mentions import Clause, Mention, Reader
 from lib.names import UNKNOWN, Chart, Token, name_words, read_chart, tokenize, words
 
 # "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3": both have it.
@@ -49,7 +49,7 @@ def locate_claims(thinking: str, facts):
     kinds = range(len(next(iter(chart.table), ())))
     last, heads = [[] for _ in kinds], [[] for _ in kinds]  # the last name, the last list of names
     stated = []
-    for clause in read_clauses(tokens, chart):
+    for clause in Reader(tokens, chart).clauses():
         if clause.denied and not clause.mentions:
             stated = []  # "That's wrong."
         for claim, start, end in stated:
@@ -256,7 +256,7 @@ def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
     the other way round.
     """
     chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
-    mentions = [m for clause in read_clauses(tokenize(text), chart) for m in clause.mentions]
+    mentions = [m for clause in Reader(tokenize(text), chart).clauses() for m in clause.mentions]
     named = [
         {m.part for m in mentions if m.kind == kind and m.part[0] != UNKNOWN} for kind in (0, 1)
     ]
