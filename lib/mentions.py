@@ -24,11 +24,11 @@ RESULTS = words("sum total totals difference gap combined together altogether ma
 TRENDS = words("average mean median ratio range increase decrease rise drop decline change")
 BRACKETS = words("( ) % $")
 # "above 50", "step 2", "5 points", "4 countries", "3 more than" and "fell by 9" are no values.
-BOUNDS = dict.fromkeys(words("above over past exceed exceeds exceeding > ≥"), 1)
-BOUNDS |= dict.fromkeys(words("below under < ≤"), -1)
+BOUNDS = dict.fromkeys(words("above over past exceed exceeds exceeding least > ≥"), 1)
+BOUNDS |= dict.fromkeys(words("below under most < ≤"), -1)
 COMPARED = dict.fromkeys(words("more higher greater larger bigger"), 1)  # before "than"
 COMPARED |= dict.fromkeys(words("less fewer lower smaller"), -1)
-NOT_BEFORE = BOUNDS.keys() | words("""per than step top first last least most question figure
+NOT_BEFORE = BOUNDS.keys() | words("""per than step top first last question figure
     twice double triple half ranked ranks rank number place""")
 DISTANCES = COMPARED.keys() | words("points percentage pp times x")
 COUNTED = words("countries bars categories values groups colors colours years lines options items")
@@ -194,12 +194,15 @@ class Reader:
         before = [text for text in self.texts[max(0, i - 8) : i] if text not in ADVERBS]
         nearest = before[-1] if before else ""
         percent = self.texts[value.end] == "%"
-        behind = self.texts[value.end + percent]
+        j = value.end + percent
+        behind = self.texts[j]
         if self.tokens[i].value is None and not (
             (adjacent or nearest in LINKS) and behind in FOLLOWING | {"percent", "per"}
         ):
             return False
-        if behind in DISTANCES or behind in COUNTED and not adjacent and value.part % 1 == 0:
+        if behind in COUNTED and not adjacent and value.part % 1 == 0:
+            return False
+        if behind in DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
             return False
         if nearest in NOT_BEFORE or "between" in before:
             return adjacent
