@@ -42,21 +42,19 @@ def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts)))
 
 
-def locate_claims(thinking: str, facts):
-    """Yields each claim of a text with where its value is: (claim, first character, end)."""
+def locate_claims(thinking: str, facts) -> list[tuple]:
+    """Each claim of a text with where its value is: [(claim, first character, end)]."""
     chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
     tokens = tokenize(thinking)
     kinds = range(len(next(iter(chart.table), ())))
     last, heads = [[] for _ in kinds], [[] for _ in kinds]  # the last name, the last list of names
-    stated = []
+    found, before = [], 0
     for clause in Reader(tokens, chart).clauses():
         if clause.denied and not clause.mentions:
-            stated = []  # "That's wrong."
-        for claim, start, end in stated:
-            yield claim, tokens[start].start, tokens[end - 1].end
-        stated = state(tokens, clause, chart, last, heads)
-    for claim, start, end in stated:
-        yield claim, tokens[start].start, tokens[end - 1].end
+            del found[before:]  # "That's wrong."
+        before = len(found)
+        found += state(tokens, clause, chart, last, heads)
+    return [(claim, tokens[start].start, tokens[end - 1].end) for claim, start, end in found]
 
 
 def state(
@@ -68,31 +66,35 @@ def state(
     for kind in range(len(last)):
         names = [mention for mention in clause.mentions if mention.kind == kind]
         once = len(last) == 1 or len(names) >= len(values)
-        owners.append(pair(tokens, clause.mentions, kind, once, heads[kind]) if values else [])
+        owners.append(pair(tokens, clause.mentions, kind, once, heads[kind]))
         last[kind] = names[-1:] or last[kind]
         heads[kind] = names if len(names) > 1 else heads[kind]
     if clause.asked or clause.denied:
         return []
     claims, taken = [], {}  # taken: of the names in the text, the number of their claim
     for v, (value, *owned) in enumerate(zip(values, *owners)):
-        guess = is_guess(tokens, values, v)
         for place in places(owned, last):
             key = tuple(name.part for name in place)
             starts = tuple(name.start for name in place)
-            if key[0][0] != UNKNOWN and key not in chart.table:
-                continue
-            if starts in taken and guess:  # "6 or 7" is one wrong claim
+            if starts in taken and is_guess(tokens, values, v):  # "6 or 7" is one wrong claim
                 first = claims[taken[starts]][1]
                 guesses = write(tokens, chart, key, first, value.end)
                 claims[taken[starts]] = guesses, first, value.end
             elif starts not in taken or isinstance(value.part, tuple):
                 taken.setdefault(starts, len(claims))
-                fact = find_fact(chart, key, value.part)
-                claim = fact or write(tokens, chart, key, value.start, value.end)
-                claims.append((claim, value.start, value.end))
-    return claims + [
-        claim for value in clause.bounds for claim in exceed(tokens, clause, chart, last, value)
-    ]
+                claims.append((claim_of(tokens, chart, key, value), value.start, value.end))
+    for value in clause.bounds:  # "A is above 99" is a wrong claim where A isn't
+        named = [m for m in clause.mentions if m.end <= value.start]
+        place = [([m for m in named if m.kind == k] or last[k])[-1:] for k in range(len(last))]
+        key = tuple(names[0].part for names in place if names)
+        numbers = [read_value(fact[-1]) for fact in chart.table.get(key, ())]
+        if numbers and all(
+            (n or value.part) * value.bound < value.part * value.bound for n in numbers
+        ):
+            claims.append(
+                (write(tokens, chart, key, value.start - 1, value.end), value.start, value.end)
+            )
+    return claims
 
 
 def places(owned: list, last: list):
@@ -105,29 +107,16 @@ def places(owned: list, last: list):
     return product(*({name.part: name for name in names}.values() for names in choices))
 
 
-def exceed(
-    tokens: list[Token], clause: Clause, chart: Chart, last: list, value: Mention
-) -> list[tuple]:
-    """The wrong claim of a bound that the name before it doesn't keep: "A is above 99"."""
-    named = [m for m in clause.mentions if m.end <= value.start and m.kind is not None]
-    place = [([m for m in named if m.kind == kind] or last[kind])[-1:] for kind in range(len(last))]
-    key = tuple(names[0].part for names in place if names)
-    numbers = [read_value(fact[-1]) for fact in chart.table.get(key, ())]
-    if not numbers or None in numbers or any((n - value.part) * value.bound >= 0 for n in numbers):
-        return []
-    return [(write(tokens, chart, key, value.start - 1, value.end), value.start, value.end)]
-
-
-def find_fact(chart: Chart, key: tuple, part: object) -> tuple | None:
-    """The fact of a name that has this value, or None."""
+def claim_of(tokens: list[Token], chart: Chart, key: tuple, value: Mention) -> tuple:
+    """The fact of a name that has this value, else a claim with the value as it is written."""
     for fact in chart.table.get(key, ()):
         number = read_value(fact[-1])
-        if part == (name_words(fact[-1]) if number is None else number):
+        if value.part == (name_words(fact[-1]) if number is None else number):
             return fact
-    return None
+    return write(tokens, chart, key, value.start, value.end)
 
 
-def write(tokens: list[Token], chart: Chart, key: tuple, start: int, end: int):
+def write(tokens: list[Token], chart: Chart, key: tuple, start: int, end: int) -> tuple:
     """A claim about a name with the value that the text states in tokens [start, end)."""
     if key in chart.table:
         names = chart.table[key][0][:-1]
@@ -165,26 +154,23 @@ def pair(
     A") or the one before has its value already. `once`: a name has one value in a clause, else it
     may be the topic of several.
     """
-    runs = split_runs(clause, kind)
+    runs = [[], *split_runs(clause, kind), []]
     has_others = any(mention.kind not in (kind, None) for mention in clause)
     owners, used, last = [], set(), None
-    for r, run in enumerate(runs):
+    for r in range(1, len(runs) - 1):
+        run, before, behind = runs[r], runs[r - 1], runs[r + 1]
         if run[0].kind is not None:
             last = run[-1]
             continue
-        before = runs[r - 1] if r and runs[r - 1][0].kind == kind else []
-        behind = runs[r + 1] if r + 1 < len(runs) and runs[r + 1][0].kind == kind else []
-        lists = [
-            names
-            for names in (before, behind)
-            if len(names) == len(run) > 1 and names[-1].start not in used
-        ]
-        in_table = has_others or run[0].start and tokens[run[0].start - 1].text == "|"
-        if lists:
-            matched = [[name] for name in lists[0]]
-        elif in_table and not before and len(heads) == len(run) > 1:
+        before, behind = ([m for m in names if m.kind == kind] for names in (before, behind))
+        near = tokens[max(0, before[0].start - 2) : run[0].start] if before else []
+        if len(before) == len(run) > 1 and before[-1].start not in used:
+            matched = [[name] for name in before]
+        elif len(behind) == len(run) > 1:
+            matched = [[name] for name in behind]
+        elif has_others and not before and len(heads) == len(run) > 1:
             matched = [[name] for name in heads]
-        elif len(before) > 1 and len(run) == 1 and is_shared(tokens, before, run[0]):
+        elif len(before) > 1 and len(run) == 1 and any(t.text in SHARING for t in near[:99]):
             matched = [before]
         else:
             matched = []
@@ -216,13 +202,6 @@ def split_runs(clause: list[Mention], kind: int) -> list[list[Mention]]:
     return runs
 
 
-def is_shared(tokens: list[Token], names: list[Mention], value: Mention) -> bool:
-    """Whether several names have the one value: "both A and B are at 11"."""
-    near = tokens[max(0, names[0].start - 2) : names[0].start]
-    near += tokens[names[-1].end : min(value.start, names[-1].end + 8)]
-    return any(token.text in SHARING for token in near)
-
-
 def choose(
     tokens: list[Token],
     value: Mention,
@@ -233,20 +212,14 @@ def choose(
 ) -> Mention | None:
     """The name before or behind a value that it belongs to, or None."""
     free = previous is not None and previous.start not in used
-    near = free and value.start - previous.end <= 3
     if following is not None:
         gap = [token.text for token in tokens[value.end : following.start] if token.text != "%"]
-        parted = not PARTING.isdisjoint(gap)
-        tied = not parted and (not gap or gap[0] in TYING)
-        if len(gap) == 1 and tokens[value.start - 1].text == ":":
-            near = False  # "A and B differ: 70 for A"
-        if tied and not near:
+        tied = not free and ("," not in gap or not TYING.isdisjoint(gap))
+        # "A and B differ: 70 for A"
+        tied = tied or tokens[value.start - 1].text == ":" and gap and TYING.issuperset(gap)
+        if tied and PARTING.isdisjoint(gap):
             return following
-        if not parted and not free and ("," not in gap or not TYING.isdisjoint(gap)):
-            return following
-    if free or not once or isinstance(value.part, tuple):
-        return previous
-    return None
+    return previous if free or not once or isinstance(value.part, tuple) else None
 
 
 def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
