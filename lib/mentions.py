@@ -9,7 +9,7 @@ claims.py says which value is claimed for which name.
 from dataclasses import dataclass, field, replace
 
 from lib.names import COPULAS, NUMERALS, PADDING, UNKNOWN, YEAR
-from lib.names import Chart, Token, find_name, find_units, read_number, words
+from lib.names import Token, find_name, find_units, read_chart, read_number, tokenize, words
 
 
 BREAKS = words(". ! ? ; so therefore thus hence then → ⇒") | {"\n"}
@@ -95,11 +95,13 @@ class Clause:
 
 
 class Reader:
-    """Reads the tokens of a text clause by clause."""
+    """Reads a text clause by clause; facts as in claims.claimed_facts."""
 
-    def __init__(self, tokens: list[Token], chart: Chart):
-        self.tokens, self.texts = tokens, [token.text for token in tokens]
-        self.chart, self.clause = chart, Clause()
+    def __init__(self, text: str, facts):
+        self.tokens = tokenize(text)
+        self.texts = [token.text for token in self.tokens]
+        self.chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
+        self.clause = Clause()
         self.named = set()  # the tokens that belong to names
 
     def clauses(self):
