@@ -142,13 +142,14 @@ class ClaimReader(Reader):
         of A") or the one before has its value already. In a table a name may have several values.
         """
         runs = [[], *split_runs(clause, kind), []]
+        heads = self.heads[kind] if any(m.kind == 1 - kind for m in clause) else []
         owners, used, last = [], set(), None
         for before, run, behind in zip(runs, runs[1:], runs[2:]):
             if run[0].kind is not None:
                 last = run[-1]
                 continue
             before, behind = ([m for m in names if m.kind == kind] for names in (before, behind))
-            names = before or (self.heads[kind] if len(self.kinds) > 1 else [])
+            names = before or heads
             near = self.texts[max(0, before[0].start - 2) : run[0].start] if before else []
             if len(names) == len(run) > 1:
                 matched = [[name] for name in names]
