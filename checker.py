@@ -24,7 +24,7 @@ from lib.answers import clean_answer, grade, readable, split_response
 from lib.answers import extract_answer, relaxed_accuracy  # noqa: F401 (for others to import)
 from lib.claims import claimed_facts, mentioned_facts
 from lib.derive import derive, shows
-from lib.names import words
+from lib.names import STOP
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
@@ -38,12 +38,6 @@ TITLE = r"[^\n*.,;=]{0,60}"
 HEADING = re.compile(rf"^(?:#.*|[ \t]*(?:\*\*|__){TITLE}(?:\*\*)?:?|{TITLE}:[ \t]*)$", re.MULTILINE)
 ARITHMETIC = re.compile(r"\d ?[-+−*/×÷=] ?[-−(]?\d")
 FEWEST = 3  # different words that are thinking
-STOP = words("""a about after all also am an and any are as at be because been before being both but by
-    can could did do does each first for from had has have he her here his how i if in into is it
-    its just let lets me more most my need next no not now of on one only or other our out over
-    question s see she should so some step such than that the their them then there these they
-    this those thus to up us very was we were what when where which while who why will with would
-    you your""")
 
 
 def format_reward(response: str, truncated: bool = False) -> float:

@@ -180,7 +180,8 @@ class ClaimReader(Reader):
             tied = tied or self.texts[value.start - 1] == ":" and gap and TYING.issuperset(gap)
             if tied and PARTING.isdisjoint(gap):
                 return following
-        return previous if free or len(self.kinds) > 1 else None
+        several = len(self.kinds) > 1 or isinstance(value.part, tuple)
+        return previous if free or several else None
 
 
 def split_runs(clause: list[Mention], kind: int) -> list[list[Mention]]:

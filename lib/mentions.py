@@ -8,7 +8,7 @@ claims.py says which value is claimed for which name.
 
 from dataclasses import dataclass, field, replace
 
-from lib.names import COPULAS, NUMERALS, PADDING, UNKNOWN, YEAR
+from lib.names import COPULAS, NUMERALS, PADDING, STOP, UNKNOWN, YEAR
 from lib.names import Token, find_name, find_units, read_chart, read_number, tokenize, words
 
 
@@ -53,21 +53,17 @@ FOLLOWING = words("and or but while whereas with so % ) , ; . : | !") | {"\n", "
 LISTING = words(", and")
 # Around a pair in a list.
 PARTED = words(", ; | * - – • ( . :") | {"\n", "and", "then", "also", "while", "but", ""}
-NAMELESS = words(
-    """a about according adding after again all also among an and answer answers approximately
-    around as at average axis bar bars based because between both bottom but by calculate
-    calculated calculation category chart check color colour combined compare comparison
-    conclusion count data date difference divide dividing during each either equal equals
-    estimate everything figure final finally find first for from gap given goal graph group he
-    hence her here high higher highest himself his how however i if in increase is it its label
-    last least left legend let line look looking low lower lowest max maximum mean means median
-    middle min minimum more most my next no none note now number numbers observation of on one
-    only or other others our over overall percent percentage pie point points product question
-    range rank ratio reading reasoning respectively rest result results right same scale second
-    see segment series share she since slice so source step subtract subtracting sum table that
-    the their them then there therefore these they third this those three thus title to top
-    total totals trend true two unit units up us value values we what when where which while who
-    with year years yes you your"""
+NAMELESS = STOP | words(
+    """according adding again among answer answers approximately around average axis bar bars based
+    between bottom calculate calculated calculation category chart check color colour combined
+    compare comparison conclusion count data date difference divide dividing during either equal
+    equals estimate everything figure final finally find gap given goal graph group hence high
+    higher highest himself however increase label last least left legend line look looking low
+    lower lowest max maximum mean means median middle min minimum none note number numbers
+    observation others overall percent percentage pie point points product range rank ratio
+    reading reasoning respectively rest result results right same scale second segment series
+    share since slice source subtract subtracting sum table therefore third three title top total
+    totals trend true two unit units value values year years yes"""
 )
 
 # ---- the names and values of a clause -----------------------------------------------------------

@@ -32,6 +32,13 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# what says nothing of a picture
+STOP = words("""a about after all also am an and any are as at be because been before being both but by
+    can could did do does each first for from had has have he her here his how i if in into is it
+    its just let lets me more most my need next no not now of on one only or other our out over
+    question s see she should so some step such than that the their them then there these they
+    this those thus to up us very was we were what when where which while who why will with would
+    you your""")
 ARTICLES = words("the a an its their his her our")
 SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
 # These are names only before a value, a mark or a word of ENDING; of NEVER_PLAIN only in a quote.

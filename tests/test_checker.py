@@ -23,6 +23,7 @@ COUNTRIES = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 BARS = [("black", "6"), ("orange", "4"), ("red", "3"), ("cyan", "9")]
 SURVEY = [("2015", "Limit its role", "68"), ("2015", "Play a role", "23")]
 SURVEY += [("2016", "Limit its role", "62"), ("2016", "Play a role", "29")]
+BAGS = [("bag", "red"), ("bag", "left"), ("umbrella", "black")]
 LINES = Path(__file__).with_name("test_claims.jsonl").read_text(encoding="utf-8").splitlines()
 ROWS = [json.loads(line) for line in LINES]
 
@@ -254,7 +255,7 @@ def test_what_is_claimed(kind, thinking, claims):
         ("S has twenty-five, T 1,200.0, U 12 %", [("S", "25"), ("T", "1200"), ("U", "12%")]),
         ("A is 1, I is 2 and May is 3", [("A", "1"), ("I", "2"), ("May", "3")]),
         ("A, I and May: 1, 2, 3", [("A", "1"), ("I", "2"), ("May", "3")]),
-        ("The bag is red, left of it a black umbrella", [("bag", "red"), ("umbrella", "black")]),
+        ("The bag is red and on the left. A black umbrella.", BAGS),
     ],
 )
 def test_every_fact_is_claimed_however_it_is_written(text, facts):
