@@ -160,7 +160,7 @@ class ClaimReader(Reader):
                 for value in run:
                     following = behind[0] if behind and value is run[-1] else None
                     name = self.choose(value, last, following, used)
-                    if matched and (not name or self.texts[value.start - 1] == "or"):
+                    if matched and not name:
                         guess = self.is_guess(run, len(matched))
                         matched.append(matched[-1] if guess else [])
                     else:

@@ -30,8 +30,9 @@ COMPARED = dict.fromkeys(words("more higher greater larger bigger"), 1)  # befor
 COMPARED |= dict.fromkeys(words("less fewer lower smaller"), -1)
 NOT_BEFORE = BOUNDS.keys() | words("""per than step top first last question figure
     twice double triple half ranked ranks rank number place""")
-DISTANCES = COMPARED.keys() | words("points percentage pp times x")
-COUNTED = words("countries bars categories values groups colors colours years lines options items")
+DISTANCES = COMPARED.keys() | words(
+    "points percentage pp times x countries bars categories values groups colors colours lines options items"
+)
 ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
 CHANGED = COMPARED.keys() | words("""fell fall falls rose rise rises rising grew grow grows increased
     increases decreased decreases declined declines dropped drops changed reduced differ differs
@@ -49,7 +50,7 @@ STANDING = words(", : ; = but and only than") | BREAKS  # behind these a "not" d
 LINKS = words("= : | is are was were has had at ( shows reaches")
 WRITTEN = words("* _ ` \" ' ” ’")  # around a name
 MEASURES = words("value share figure percentage rate score number count level bar")
-FOLLOWING = words("and or but while whereas with so % ) , ; . : | !") | {"\n", ""}
+FOLLOWING = words("percent per and or but while whereas with so % ) , ; . : | !") | {"\n", ""}
 LISTING = words(", and")
 # Around a pair in a list.
 PARTED = words(", ; | * - – • ( . :") | {"\n", "and", "then", "also", "while", "but", ""}
@@ -168,12 +169,10 @@ class Reader:
         token, before, behind = self.tokens[i], self.tokens[i - 1], self.tokens[i + 1]
         if token.text not in OPERATORS or token.word:
             return token.text in OPERATORS
-        number = behind.value is not None
-        if not number and behind.text not in BRACKETS and behind.word not in self.chart.spellings:
-            return False
-        between = i - 1 in self.named and not number  # "A - B", not "A - 5"
-        operand = before.value is not None or before.text in BRACKETS
-        return token.text not in "-–*/" or operand or between
+        left = before.value is not None or before.text in BRACKETS
+        right = behind.value is not None or behind.text in BRACKETS
+        left = left or i - 1 in self.named and behind.value is None  # "A - B", not "A - 5"
+        return left and (right or behind.word in self.chart.spellings)
 
     def is_denied(self, i: int) -> bool:
         """Whether a "not" before the number at token i denies it."""
@@ -195,10 +194,8 @@ class Reader:
         j = value.end + percent
         behind = self.texts[j]
         if self.tokens[i].value is None and not (
-            (adjacent or nearest in LINKS) and behind in FOLLOWING | {"percent", "per"}
+            (adjacent or nearest in LINKS) and behind in FOLLOWING
         ):
-            return False
-        if behind in COUNTED and not adjacent and value.part % 1 == 0:
             return False
         if behind in DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
             return False
@@ -251,11 +248,6 @@ class Reader:
         """The end of a name at token i that the picture hasn't but a list has: "Estonia and Latvia"."""
         end = i
         while end < i + 4 and self.is_nameable(self.tokens[end]):
-            if not self.tokens[end].raw[0].isupper():
-                return i
             end += 1
-        if not self.chart.open or end == i or self.texts[end] not in LISTING:
-            return i
-        if i and self.texts[i - 1] not in PARTED:
-            return i
-        return end if find_name(self.tokens, end + 1, self.chart.spellings)[1] else i
+        listed = self.chart.open and end > i and self.texts[end] in LISTING
+        return end if listed and find_name(self.tokens, end + 1, self.chart.spellings)[1] else i
