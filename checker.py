@@ -100,7 +100,7 @@ def score(
     truncated = truncated or [False] * len(responses)
     parts = [split_marked(response) for response in responses]  # thinking, answer
     about = (example.facts, example.needed, example.question, example.trace)
-    formed = [example.kind == "text" or readable(example, answer) for _, answer in parts]
+    formed = [readable(example, answer) for _, answer in parts]
     if accuracy is None:
         accuracy = [grade(example, answer, tolerance) for _, answer in parts]
     rewards = {
