@@ -11,7 +11,7 @@ tests/test_claims.jsonl, read by hand, measures precision and recall. Left out: 
 in one sentence and its value in the next, except under a heading or the head of a table.
 """
 
-from itertools import product
+from itertools import groupby, product
 
 from lib.answers import read_value
 from lib.mentions import Clause, Mention, Reader
@@ -141,7 +141,8 @@ class ClaimReader(Reader):
         Otherwise a value takes the name before it, or the one behind where a word ties them ("68%
         of A") or the one before has its value already. In a table a name may have several values.
         """
-        runs = [[], *split_runs(clause, kind), []]
+        mentions = (mention for mention in clause if mention.kind in (kind, None))
+        runs = [[], *(list(run) for _, run in groupby(mentions, lambda m: m.kind)), []]
         heads = self.heads[kind] if any(m.kind == 1 - kind for m in clause) else []
         owners, used, last = [], set(), None
         for before, run, behind in zip(runs, runs[1:], runs[2:]):
@@ -149,10 +150,11 @@ class ClaimReader(Reader):
                 last = run[-1]
                 continue
             before, behind = ([m for m in names if m.kind == kind] for names in (before, behind))
-            names = before or heads
+            lists = (before, behind, [] if before else heads)
+            lists = [names for names in lists if len(names) == len(run) > 1]
             near = self.texts[max(0, before[0].start - 2) : run[0].start] if before else []
-            if len(names) == len(run) > 1:
-                matched = [[name] for name in names]
+            if lists and lists[0][-1].start not in used:
+                matched = [[name] for name in lists[0]]
             elif len(before) > 1 and len(run) == 1 and not SHARING.isdisjoint(near):
                 matched = [before]
             else:
@@ -182,23 +184,6 @@ class ClaimReader(Reader):
                 return following
         several = len(self.kinds) > 1 or isinstance(value.part, tuple)
         return previous if free or several else None
-
-
-def split_runs(clause: list[Mention], kind: int) -> list[list[Mention]]:
-    """Runs of names of `kind` and of values; a name of the other kind ends a run of values."""
-    runs, previous = [], None
-    for mention in clause:
-        if mention.kind in (kind, None):
-            if (
-                not runs
-                or runs[-1][0].kind != mention.kind
-                or previous.kind not in (kind, None)
-                and mention.kind is None
-            ):
-                runs.append([])
-            runs[-1].append(mention)
-        previous = mention
-    return runs
 
 
 def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:

@@ -172,6 +172,7 @@ class Reader:
         left = before.value is not None or before.text in BRACKETS
         right = behind.value is not None or behind.text in BRACKETS
         left = left or i - 1 in self.named and behind.value is None  # "A - B", not "A - 5"
+        left = left or token.text not in "-–*/"
         return left and (right or behind.word in self.chart.spellings)
 
     def is_denied(self, i: int) -> bool:
@@ -197,6 +198,8 @@ class Reader:
             (adjacent or nearest in LINKS) and behind in FOLLOWING
         ):
             return False
+        if behind in COMPARED and adjacent:
+            return True
         if behind in DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
             return False
         if nearest in NOT_BEFORE or "between" in before:
@@ -210,11 +213,11 @@ class Reader:
     def unknown_name(self, value: Mention) -> tuple[int, int]:
         """[start, end) of the name that a value has and the picture hasn't, or an empty range.
 
-        "Estonia is 5", or one of a list behind one of the picture's own: "Latvia 3.0, estonia 5".
+        "Estonia is 5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
         """
         i, nothing = value.start, (value.start, value.start)
-        following = self.texts[value.end + (self.texts[value.end] == "%")]
-        if not self.chart.open or following not in FOLLOWING:
+        j = value.end + (self.texts[value.end] == "%")
+        if not self.chart.open or self.texts[j] not in FOLLOWING:
             return nothing
         linked = self.texts[i - 1] in LINKS
         end = i - linked
@@ -234,9 +237,13 @@ class Reader:
             return nothing
         while k > 0 and self.texts[k] in PARTED | {"%"}:
             k -= 1
-        listed = self.tokens[k].value is not None
-        listed = listed and k - 1 - (self.texts[k - 1] in LINKS) in self.named
-        return (start, end) if listed else nothing
+        follows = k - 1 - (self.texts[k - 1] in LINKS) in self.named
+        while j < len(self.tokens) - len(PADDING) and self.texts[j] in PARTED:
+            j += 1
+        stop, name = find_name(self.tokens, j, self.chart.spellings)
+        stop += self.texts[stop] in LINKS
+        precedes = name and self.tokens[stop].value is not None
+        return (start, end) if follows and self.tokens[k].value is not None or precedes else nothing
 
     def is_nameable(self, token: Token) -> bool:
         """Whether a word can be part of a name."""
