@@ -10,10 +10,9 @@ Left out: the forms of checker and refiner that ask a language model (judge.py),
 from a text (lib/claims.py), which operation leads from facts to answer (lib/derive.py).
 """
 
-import importlib.util
 import re
+import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -21,18 +20,11 @@ from config import tolerances
 from data import charts
 from data.example import InputError, fact_name, fact_value
 from data.own import MARKER, split_marked
-from lib.answers import (  # noqa: F401 (some are here for others to import)
-    clean_answer,
-    extract_answer,
-    grade,
-    readable,
-    relaxed_accuracy,
-    split_response,
-    to_number,
-)
+from lib.answers import clean_answer, grade, readable, split_response
+from lib.answers import extract_answer, relaxed_accuracy  # noqa: F401 (for others to import)
 from lib.claims import claimed_facts, mentioned_facts
-from lib.names import words
 from lib.derive import derive, shows
+from lib.names import STOP
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
@@ -46,12 +38,6 @@ TITLE = r"[^\n*.,;=]{0,60}"
 HEADING = re.compile(rf"^(?:#.*|[ \t]*(?:\*\*|__){TITLE}(?:\*\*)?:?|{TITLE}:[ \t]*)$", re.MULTILINE)
 ARITHMETIC = re.compile(r"\d ?[-+−*/×÷=] ?[-−(]?\d")
 FEWEST = 3  # different words that are thinking
-STOP = words("""a about after all also am an and any are as at be because been before being both but by
-    can could did do does each first for from had has have he her here his how i if in into is it
-    its just let lets me more most my need next no not now of on one only or other our out over
-    question s see she should so some step such than that the their them then there these they
-    this those thus to up us very was we were what when where which while who why will with would
-    you your""")
 
 
 def format_reward(response: str, truncated: bool = False) -> float:
@@ -74,11 +60,10 @@ def visual_checker(
 ) -> float:
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
-    Precision over the claimed pairs, recall over the reference pairs: `needed` where known, else
-    the facts whose names the question or the reference trace mentions, else all (for facts, needed
-    and trace see data.example.Example). A true fact that isn't in the reference costs precision.
-    Nothing claimed: 0. Without facts the published local form: F1 of the content words and those of
-    the trace (there by parts of speech, here all but STOP words); 0 without a trace.
+    The reference is `needed` where known, else the facts whose names the question or the trace
+    mentions, else all (see data.example.Example). A true fact beyond it costs precision. Nothing
+    claimed: 0. Without facts the published local form: F1 of the content words and those of the
+    trace (there by parts of speech, here all but STOP words); 0 without a trace.
     """
     if facts:
         facts = [tuple(map(str, fact)) for fact in facts]
@@ -108,21 +93,22 @@ def score(
     format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind.
     total: their sum weighted by `reward_weights`, in this order, and 0 where format is 0; where
     the example has neither facts nor a trace, the other weights take the thinking's place. correct:
-    bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated` says which
-    responses were cut off; `accuracy`, G numbers, replaces the metric at `tolerance`, a share of
-    the answer. Raises InputError, naming the example, for an accuracy that isn't finite.
+    bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated`: which responses
+    were cut off; `accuracy`: G numbers in place of the metric at `tolerance`, a share of the answer.
+    InputError, naming the example, where one isn't finite.
     """
-    truncated = truncated if truncated is not None else [False] * len(responses)
+    truncated = truncated or [False] * len(responses)
+    parts = [split_marked(response) for response in responses]  # thinking, answer
     about = (example.facts, example.needed, example.question, example.trace)
-    rewards = {"format": [], "accuracy": [], "thinking": []}
-    for g, response in enumerate(responses):
-        thinking, answer = split_marked(response)
-        formed = example.kind == "text" or readable(example, answer)
-        rewards["format"].append(formed * format_reward(response, truncated[g]))
-        own = accuracy is not None
-        rewards["accuracy"].append(float(accuracy[g]) if own else grade(example, answer, tolerance))
-        rewards["thinking"].append(visual_checker(thinking, *about))
-    rewards = {name: torch.tensor(values) for name, values in rewards.items()}  # (G,) each
+    formed = [readable(example, answer) for _, answer in parts]
+    if accuracy is None:
+        accuracy = [grade(example, answer, tolerance) for _, answer in parts]
+    rewards = {
+        "format": [f * format_reward(*rest) for f, *rest in zip(formed, responses, truncated)],
+        "accuracy": accuracy,
+        "thinking": [visual_checker(thinking, *about) for thinking, _ in parts],
+    }
+    rewards = {name: torch.tensor(values).float() for name, values in rewards.items()}  # (G,) each
     if not torch.isfinite(rewards["accuracy"]).all():
         raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
     if not example.facts and not example.trace:
@@ -137,7 +123,7 @@ def total_reward(rewards: dict[str, torch.Tensor], reward_weights) -> torch.Tens
     """The weighted sum of format, accuracy and thinking, (G,) each; 0 where format is 0."""
     parts = (rewards["format"], rewards["accuracy"], rewards["thinking"])
     weighted = sum(w * values for w, values in zip(reward_weights, parts))
-    return torch.where(rewards["format"] > 0.5, weighted, torch.zeros_like(weighted))
+    return torch.where(rewards["format"] > 0.5, weighted, 0.0)
 
 
 def unmatchable(examples, tolerance: float = 0.0) -> list:
@@ -148,8 +134,7 @@ def unmatchable(examples, tolerance: float = 0.0) -> list:
         target = f"It can be read off.\nAnswer: {example.answer}"
         return score([target], bare, tolerance=tolerance)["correct"].item()
 
-    drawn = (examples[index] for index in range(len(examples)))
-    return [e for e in drawn if e.instruction is None and not scored(e)]
+    return [e for e in examples if e.instruction is None and not scored(e)]
 
 
 # ---- the visual refiner -------------------------------------------------------------------------
@@ -188,19 +173,17 @@ def refine(example) -> str | None:
 
 def thinking_lines(examples) -> list[str]:
     """What a person should know before training: whose thinking earns nothing, what is explained."""
-    total = len(examples)
-    examples = [examples[index] for index in range(total)]
     bare = [example for example in examples if not example.facts]
+    known = [example for example in examples if example.facts]
+    traced = sum(example.trace is not None for example in bare)
+    explained = sum("\nReasoning: " in (refine(example) or "") for example in known)
     lines = []
     if bare:
-        traced = sum(example.trace is not None for example in bare)
         lines.append(
-            f"{len(bare)} of {total} examples have no facts: their thinking earns nothing for them; "
-            f"{traced} are scored by the words of their own trace, {len(bare) - traced} by format "
-            "and answer alone"
+            f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing for "
+            f"them; {traced} are scored by the words of their own trace, {len(bare) - traced} by "
+            "format and answer alone"
         )
-    known = [example for example in examples if example.facts]
-    explained = sum("\nReasoning: " in (refine(example) or "") for example in known)
     if explained < len(known):
         lines.append(
             f"{explained} of {len(known)} local traces explain their answer, the others state facts; "
@@ -229,15 +212,20 @@ class Rules:
 
     def hear(self, group, g: int) -> None:
         """Score the response `g` that has just ended, into group.rewards: name -> (G,)."""
-        response, example, config = group.responses[g], group.example, self.config
-        own = self.own_reward
+        response, accuracy = group.responses[g], None
+        if self.own_reward is not None:
+            try:
+                accuracy = [float(self.own_reward(response.text, group.example))]
+            except Exception as error:
+                told = f"failed on {group.example.id}: {type(error).__name__}: {error}"
+                raise InputError(f"--reward: {told}") from error
         scored = score(
             [response.text],
-            example,
+            group.example,
             truncated=[response.truncated],
-            reward_weights=config.reward_weights,
-            tolerance=tolerances(config)[0],
-            accuracy=None if own is None else [call_reward(own, response.text, example)],
+            reward_weights=self.config.reward_weights,
+            tolerance=tolerances(self.config)[0],
+            accuracy=accuracy,
         )
         for name, value in scored.items():
             if name not in group.rewards:
@@ -276,29 +264,10 @@ def load_reward(path: str | None):
     """The function `reward` of a Python file, or None without a path. InputError if it has none."""
     if path is None:
         return None
-    if not Path(path).is_file():
-        raise InputError(
-            f"--reward {path}: no such file; "
-            "it should hold `def reward(response, example) -> float`"
-        )
-    spec = importlib.util.spec_from_file_location("own_reward", path)
-    if spec is None:
-        raise InputError(f"--reward {path}: must be a Python file, name it .py")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        own_reward = runpy.run_path(path).get("reward")
     except Exception as error:
         raise InputError(f"--reward {path}: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, "reward", None)):
+    if not callable(own_reward):
         raise InputError(f"--reward {path}: has no function `reward(response, example) -> float`")
-    return module.reward
-
-
-def call_reward(own_reward, text: str, example) -> float:
-    """The user's reward of a response; InputError, naming the example, where it fails."""
-    try:
-        return float(own_reward(text, example))
-    except Exception as error:
-        raise InputError(
-            f"--reward: failed on {example.id}: {type(error).__name__}: {error}"
-        ) from error
+    return own_reward

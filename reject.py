@@ -24,9 +24,10 @@ from checker import score, visual_checker
 from config import tolerances
 from data import charts, load_data
 from data.example import DIRECT, Example, InputError
+from data.own import split_marked
 from evaluate import read_lines, respond
 from judge import CASE, contradicts, fill
-from lib.answers import marked_answer, split_response
+from lib.answers import split_response
 from lib.chat import Chat, ChatError, ask, close_chat, open_chat, try_again
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, shard
 from rollout import Group
@@ -192,8 +193,8 @@ def keep_best(
     kept, learned = [], []
     for row, example in zip(rows, examples):
         if is_kept(row, threshold):
-            trace = split_response(row["response"])[0]
-            answer = marked_answer(row["response"]).strip()
+            trace, answer = split_marked(row["response"])
+            answer = answer.strip()
             line = {name: row[name] for name in ("id", "task", "score", "by", "question")}
             if isinstance(example.image, str):
                 line["image"] = example.image

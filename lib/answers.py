@@ -19,6 +19,8 @@ SPACES = "\u00a0\u2007\u2009\u202f\u3000"  # that nobody breaks a line at, or th
 THOUSANDS = re.compile(rf"(?<![\d,.])\d{{1,3}}(?:[,'’{SPACES}]\d{{3}})+(?![\d,])")
 SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?%?")  # only where it is all there is
 OPTION = re.compile(r"(?:option )?\(?([A-Za-z])(?:[).:]|$)\s*(.*)", re.IGNORECASE)
+# nothing, or what Python reads as a number without end: "inf", "1e999"
+NO_ANSWER = re.compile(r"|[-+]?(?:nan|inf|infinity|[\d.]+e\+?\d+)%?", re.IGNORECASE)
 PARTIAL = 0.2  # for some of the right letters (paper; the published code has no such credit)
 COORDINATE = r"\s*(-?\d+(?:\.\d+)?)\s*"
 BOX = re.compile(rf"[\[(<]?{COORDINATE},{COORDINATE},{COORDINATE},{COORDINATE}[\])>]?\.?")
@@ -32,11 +34,6 @@ def split_response(response: str) -> tuple[str, str | None]:
     return thinking, None if answer is None else clean_answer(answer)
 
 
-def marked_answer(response: str) -> str | None:
-    """The text behind the one answer marker as it is, or None: not cleaned, for boxes."""
-    return split_marked(response)[1]
-
-
 def extract_answer(response: str) -> str | None:
     """The cleaned answer of a response, or None without exactly one answer marker."""
     return split_response(response)[1]
@@ -45,9 +42,7 @@ def extract_answer(response: str) -> str | None:
 def clean_answer(text: str) -> str:
     """The bare answer: no markdown, quotes, final dot, currency; numbers as Python reads them.
 
-    "12 %" and "12 percent" are "12%", "US$1,200" and "1 200" (with a thin or no-break space too)
-    are "1200", "−5" is "-5". For labels too: it is idempotent, and relaxed_accuracy compares what
-    it is given.
+    "12 percent" is "12%", "US$1,200" and "1 200" are "1200", "−5" is "-5". Labels go through it too.
     """
     ends = WRAPPING + SPACES
     text = CURRENCY.sub("", text.translate(PLAIN)).strip(ends).rstrip("." + ends)
@@ -88,58 +83,39 @@ def read_value(text: str) -> float | None:
 def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -> bool:
     """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
 
-    "%" divides by 100, as published, so that "57%" is not the label "57" where a chart's labels
-    leave the sign out. An empty or non-finite prediction is wrong. `tolerance=0` asks for the same
-    number up to rounding of floats. A bracketed list ("[3, 4]") is compared element by element, in
-    any order. No cleaning here: both sides come from clean_answer.
+    Both sides come from clean_answer. "%" divides by 100, as published, so that "57%" is not the
+    label "57" where a chart's labels leave the sign out. An empty or non-finite prediction is wrong.
+    Tolerance 0: equal up to rounding of floats. A list ("[3, 4]") is compared element by element,
+    in any order.
     """
     target, prediction = target.strip(), prediction.strip()
     if target.startswith("[") and target.endswith("]"):
-        return same_elements(target, prediction, tolerance)
+        wanted, given = map(elements, (target, prediction))  # in order of size they match if at all
+        return len(wanted) == len(given) and all(
+            relaxed_accuracy(target=target, prediction=prediction, tolerance=tolerance)
+            for target, prediction in zip(wanted, given)
+        )
     wanted, given = to_number(target), to_number(prediction)
     if wanted is not None and given is not None:
         return abs(given - wanted) <= (tolerance + 1e-12) * abs(wanted)
-    if not prediction or not is_finite(prediction):
-        return False
-    return target.casefold() == prediction.casefold()
+    return prediction.casefold() == target.casefold() and not NO_ANSWER.fullmatch(prediction)
 
 
-def is_finite(text: str) -> bool:
-    """False for the text of an infinity or a NaN ("inf", "1e999"), true for any other text."""
-    try:
-        return math.isfinite(float(text.rstrip("%")))
-    except ValueError:
-        return True
-
-
-def same_elements(target: str, prediction: str, tolerance: float) -> bool:
-    """Whether the elements can be matched one to one: in order of size they can if at all."""
+def elements(text: str) -> list[str]:
+    """The cleaned elements of a list: numbers by size, then text."""
 
     def order(element):
         number = to_number(element)
         return number is None, number or 0.0, element.casefold()
 
-    wanted, given = (
-        sorted(map(clean_answer, text.strip("[] ").split(",")), key=order)
-        for text in (target, prediction)
-    )
-    return len(wanted) == len(given) and all(
-        relaxed_accuracy(target=element, prediction=part, tolerance=tolerance)
-        for element, part in zip(wanted, given)
-    )
+    return sorted(map(clean_answer, text.strip("[] ").split(",")), key=order)
 
 
 # ---- other kinds of answer: what one says, None when it hasn't the form -------------------------
 
 
-def read_text(text: str) -> str | None:
-    """A free answer, cleaned; None without a letter or digit."""
-    answer = clean_answer(text)
-    return answer if any(map(str.isalnum, answer)) else None
-
-
 def read_decision(text: str) -> str | None:
-    """ "yes" or "no" in any case; "yes or no" decides nothing: None."""
+    """ "yes" or "no" in any case, else None."""
     word = clean_answer(text).casefold()
     return word if word in ("yes", "no") else None
 
@@ -153,10 +129,7 @@ def read_letters(text: str) -> set[str] | None:
 
 
 def read_box(text: str) -> tuple[float, ...] | None:
-    """(left, top, right, bottom) in pixels, right and bottom exclusive.
-
-    None unless there are four finite numbers with left < right and top < bottom.
-    """
+    """(left, top, right, bottom) in pixels, the last two exclusive; None for no such finite box."""
     found = BOX.fullmatch(text.translate(PLAIN).strip(WRAPPING))
     box = tuple(map(float, found.groups())) if found else ()
     if not box or not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
@@ -170,13 +143,8 @@ def read_labels(text: str) -> set[str] | None:
     return labels - {""} or None
 
 
-READERS = {
-    "text": read_text,
-    "decision": read_decision,
-    "letters": read_letters,
-    "box": read_box,
-    "labels": read_labels,
-}
+READERS = {"decision": read_decision, "letters": read_letters}
+READERS |= {"box": read_box, "labels": read_labels}
 
 
 def iou(a: tuple, b: tuple) -> float:
@@ -192,13 +160,7 @@ def iou(a: tuple, b: tuple) -> float:
 
 def readable(example, text: str | None) -> bool:
     """Whether a marked answer has the form that the Example asks for; None: nothing was marked."""
-    return text is not None and READERS[example.kind](text) is not None
-
-
-def right_answers(example) -> list[str]:
-    """Every right answer to a free question, cleaned; of an item with options, their texts."""
-    answers = map(clean_answer, [example.answer, *example.answers])
-    return [option_text(answer, example.options or []) for answer in answers]
+    return text is not None and (example.kind == "text" or READERS[example.kind](text) is not None)
 
 
 def option_text(answer: str, options: list[str]) -> str:
@@ -223,17 +185,13 @@ def grade(example, text: str | None, tolerance: float = 0.0) -> float:
     if text is None:
         return 0.0
     if example.kind == "text":
-        prediction = clean_answer(text)
-        if example.options:
-            prediction = option_text(prediction, example.options)
-        return float(
-            any(
-                relaxed_accuracy(target=target, prediction=prediction, tolerance=tolerance)
-                for target in right_answers(example)
-            )
+        given, *right = (
+            option_text(clean_answer(answer), example.options or [])
+            for answer in (text, *example.answers)
         )
-    read = READERS[example.kind]
-    given, right = read(text), read(example.answer)
+        same = (relaxed_accuracy(target=t, prediction=given, tolerance=tolerance) for t in right)
+        return float(any(same))
+    given, right = (READERS[example.kind](answer) for answer in (text, example.answer))
     if given is None or right is None:
         return 0.0
     if example.kind == "box":

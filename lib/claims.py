@@ -11,11 +11,11 @@ tests/test_claims.jsonl, read by hand, measures precision and recall. Left out: 
 in one sentence and its value in the next, except under a heading or the head of a table.
 """
 
-from itertools import product
+from itertools import groupby, product
 
 from lib.answers import read_value
-from lib.mentions import Clause, Mention, read_clauses
-from lib.names import UNKNOWN, Chart, Token, name_words, read_chart, tokenize, words
+from lib.mentions import Clause, Mention, Reader
+from lib.names import UNKNOWN, name_words, words
 
 # "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3": both have it.
 TYING = words("""of in for among from at with said say says saying who were are was is by belongs
@@ -25,9 +25,6 @@ PARTING = words("and but while whereas versus vs than compared ; | then")
 SEPARATING = words(", / (")
 GUESSING = SEPARATING | words("or maybe perhaps possibly probably even")
 SHARING = words("both each all same tied equal equally")
-
-
-# ---- whose value it is --------------------------------------------------------------------------
 
 
 def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
@@ -42,211 +39,151 @@ def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts)))
 
 
-def locate_claims(thinking: str, facts):
-    """Yields each claim of a text with where its value is: (claim, first character, end)."""
-    chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
-    tokens = tokenize(thinking)
-    kinds = range(len(next(iter(chart.table), ())))
-    last, heads = [[] for _ in kinds], [[] for _ in kinds]  # the last name, the last list of names
-    stated = []
-    for clause in read_clauses(tokens, chart):
+def locate_claims(thinking: str, facts) -> list[tuple]:
+    """Each claim of a text with where its value is: [(claim, first character, end)]."""
+    reader = ClaimReader(thinking, facts)
+    tokens, found, before = reader.tokens, [], 0
+    for clause in reader.clauses():
         if clause.denied and not clause.mentions:
-            stated = []  # "That's wrong."
-        for claim, start, end in stated:
-            yield claim, tokens[start].start, tokens[end - 1].end
-        stated = state(tokens, clause, chart, last, heads)
-    for claim, start, end in stated:
-        yield claim, tokens[start].start, tokens[end - 1].end
+            del found[before:]  # "That's wrong."
+        before = len(found)
+        found += reader.state(clause)
+    return [(claim, tokens[start].start, tokens[end - 1].end) for claim, start, end in found]
 
 
-def state(
-    tokens: list[Token], clause: Clause, chart: Chart, last: list, heads: list
-) -> list[tuple]:
-    """The claims of a clause, [(claim, first token, end)]; `last` and `heads` go on to the next."""
-    values = [mention for mention in clause.mentions if mention.kind is None]
-    owners = []  # by kind, then by value: the names it may belong to
-    for kind in range(len(last)):
-        names = [mention for mention in clause.mentions if mention.kind == kind]
-        once = len(last) == 1 or len(names) >= len(values)
-        owners.append(pair(tokens, clause.mentions, kind, once, heads[kind]) if values else [])
-        last[kind] = names[-1:] or last[kind]
-        heads[kind] = names if len(names) > 1 else heads[kind]
-    if clause.asked or clause.denied:
-        return []
-    claims, taken = [], {}  # taken: of the names in the text, the number of their claim
-    for v, (value, *owned) in enumerate(zip(values, *owners)):
-        guess = is_guess(tokens, values, v)
-        for place in places(owned, last):
-            key = tuple(name.part for name in place)
-            starts = tuple(name.start for name in place)
-            if key[0][0] != UNKNOWN and key not in chart.table:
-                continue
-            if starts in taken and guess:  # "6 or 7" is one wrong claim
-                first = claims[taken[starts]][1]
-                guesses = write(tokens, chart, key, first, value.end)
-                claims[taken[starts]] = guesses, first, value.end
-            elif starts not in taken or isinstance(value.part, tuple):
-                taken.setdefault(starts, len(claims))
-                fact = find_fact(chart, key, value.part)
-                claim = fact or write(tokens, chart, key, value.start, value.end)
-                claims.append((claim, value.start, value.end))
-    return claims + [
-        claim for value in clause.bounds for claim in exceed(tokens, clause, chart, last, value)
-    ]
+class ClaimReader(Reader):
+    """Reads the claims of one clause after the other; of their names it keeps the last ones."""
 
+    def __init__(self, text: str, facts):
+        super().__init__(text, facts)
+        self.kinds = range(len(next(iter(self.chart.table), ())))  # row, and column in a table
+        self.last = [[] for _ in self.kinds]  # the last name, a list of one
+        self.heads = [[] for _ in self.kinds]  # the last list of several names
 
-def places(owned: list, last: list):
-    """The (row, column) a value is claimed for; a part that isn't said comes from before."""
-    if not any(owned):
-        return ()
-    if owned[0] and owned[0][0].part[0] == UNKNOWN:
-        return (owned[0][:1],)
-    choices = [names or before for names, before in zip(owned, last)]
-    return product(*({name.part: name for name in names}.values() for names in choices))
+    def state(self, clause: Clause) -> list[tuple]:
+        """The claims of a clause: [(claim, first token, end)]."""
+        values = [mention for mention in clause.mentions if mention.kind is None]
+        owners = [self.pair(clause.mentions, kind) for kind in self.kinds]
+        for kind in self.kinds:
+            names = [mention for mention in clause.mentions if mention.kind == kind]
+            self.last[kind] = names[-1:] or self.last[kind]
+            self.heads[kind] = names if len(names) > 1 else self.heads[kind]
+        if clause.asked or clause.denied:
+            return []
+        claims, taken = [], {}  # taken: of the names in the text, the number of their claim
+        for v, (value, *owned) in enumerate(zip(values, *owners)):
+            for place in self.places(owned):
+                key = tuple(name.part for name in place)
+                starts = tuple(name.start for name in place)
+                if starts in taken and self.is_guess(values, v):  # "6 or 7" is one wrong claim
+                    start = claims[taken[starts]][1]
+                    claims[taken[starts]] = self.write(key, start, value.end), start, value.end
+                elif starts not in taken or isinstance(value.part, tuple):
+                    taken.setdefault(starts, len(claims))
+                    claim = self.fact_of(key, value) or self.write(key, value.start, value.end)
+                    claims.append((claim, value.start, value.end))
+        for value in clause.bounds:  # "A is above 99" is a wrong claim where A isn't
+            named = [mention for mention in clause.mentions if mention.end <= value.start]
+            place = [[m for m in named if m.kind == kind] or self.last[kind] for kind in self.kinds]
+            key = tuple(names[-1].part for names in place if names)
+            numbers = [read_value(fact[-1]) for fact in self.chart.table.get(key, ())]
+            if numbers and None not in numbers:
+                claim = self.write(key, value.start - 1, value.end)
+                if all((number - value.part) * value.bound < 0 for number in numbers):
+                    claims.append((claim, value.start, value.end))
+        return claims
 
+    def places(self, owned: list) -> list[tuple]:
+        """The (row, column) a value is claimed for; a part that isn't said comes from before."""
+        if not any(owned):
+            return []
+        if owned[0] and owned[0][0].part[0] == UNKNOWN:
+            return [owned[0][:1]]
+        choices = [names or before for names, before in zip(owned, self.last)]
+        found = product(*({name.part: name for name in names}.values() for names in choices))
+        return [place for place in found if tuple(n.part for n in place) in self.chart.table]
 
-def exceed(
-    tokens: list[Token], clause: Clause, chart: Chart, last: list, value: Mention
-) -> list[tuple]:
-    """The wrong claim of a bound that the name before it doesn't keep: "A is above 99"."""
-    named = [m for m in clause.mentions if m.end <= value.start and m.kind is not None]
-    place = [([m for m in named if m.kind == kind] or last[kind])[-1:] for kind in range(len(last))]
-    key = tuple(names[0].part for names in place if names)
-    numbers = [read_value(fact[-1]) for fact in chart.table.get(key, ())]
-    if not numbers or None in numbers or any((n - value.part) * value.bound >= 0 for n in numbers):
-        return []
-    return [(write(tokens, chart, key, value.start - 1, value.end), value.start, value.end)]
+    def fact_of(self, key: tuple, value: Mention) -> tuple | None:
+        """The fact of a name that has this value, or None."""
+        for fact in self.chart.table.get(key, ()):
+            if value.part in (read_value(fact[-1]), name_words(fact[-1])):
+                return fact
+        return None
 
-
-def find_fact(chart: Chart, key: tuple, part: object) -> tuple | None:
-    """The fact of a name that has this value, or None."""
-    for fact in chart.table.get(key, ()):
-        number = read_value(fact[-1])
-        if part == (name_words(fact[-1]) if number is None else number):
-            return fact
-    return None
-
-
-def write(tokens: list[Token], chart: Chart, key: tuple, start: int, end: int):
-    """A claim about a name with the value that the text states in tokens [start, end)."""
-    if key in chart.table:
-        names = chart.table[key][0][:-1]
-    else:
-        names = key[0][1], *[""] * (len(next(iter(chart.table))) - 1)
-    return *names, " ".join(token.text for token in tokens[start:end])
-
-
-def is_guess(tokens: list[Token], values: list[Mention], v: int) -> bool:
-    """Whether value v is another guess at what the value before it is: "6 or 7", "6 7", "6, 7, 8"."""
-
-    def gap(v):
-        if not 0 < v < len(values):
-            return ["none"]
-        start = values[v - 1].end
-        return [token.text for token in tokens[start : min(values[v].start, start + 9)]]
-
-    between = gap(v)
-    if between == ["to"]:
-        return tokens[values[v - 1].start - 1].text != "from"
-    if not GUESSING.issuperset(between):
-        return False
-    if not between or not SEPARATING.issuperset(between):
-        return True
-    return GUESSING.issuperset(gap(v - 1)) or GUESSING.issuperset(gap(v + 1))
-
-
-def pair(
-    tokens: list[Token], clause: list[Mention], kind: int, once: bool, heads: list
-) -> list[list[Mention]]:
-    """The names of `kind` that each value of a clause belongs to: a list of lists, one per value.
-
-    Lists of equal length go one to one ("A and B: 3, 8"; `heads`: the names of an earlier list).
-    Otherwise a value takes the name before it, or the one behind where a word ties them ("68% of
-    A") or the one before has its value already. `once`: a name has one value in a clause, else it
-    may be the topic of several.
-    """
-    runs = split_runs(clause, kind)
-    has_others = any(mention.kind not in (kind, None) for mention in clause)
-    owners, used, last = [], set(), None
-    for r, run in enumerate(runs):
-        if run[0].kind is not None:
-            last = run[-1]
-            continue
-        before = runs[r - 1] if r and runs[r - 1][0].kind == kind else []
-        behind = runs[r + 1] if r + 1 < len(runs) and runs[r + 1][0].kind == kind else []
-        lists = [
-            names
-            for names in (before, behind)
-            if len(names) == len(run) > 1 and names[-1].start not in used
-        ]
-        in_table = has_others or run[0].start and tokens[run[0].start - 1].text == "|"
-        if lists:
-            matched = [[name] for name in lists[0]]
-        elif in_table and not before and len(heads) == len(run) > 1:
-            matched = [[name] for name in heads]
-        elif len(before) > 1 and len(run) == 1 and is_shared(tokens, before, run[0]):
-            matched = [before]
+    def write(self, key: tuple, start: int, end: int) -> tuple:
+        """A claim about a name with the value that the text states in tokens [start, end)."""
+        if key in self.chart.table:
+            names = self.chart.table[key][0][:-1]
         else:
-            matched = []
-            for value in run:
-                following = behind[0] if behind and value is run[-1] else None
-                name = choose(tokens, value, last, following, used, once)
-                if matched and (not name or tokens[value.start - 1].text == "or"):
-                    guess = is_guess(tokens, run, len(matched))
-                    matched.append(matched[-1] if guess else [])
-                else:
-                    matched.append([name] if name else [])
-                used.update(name.start for name in matched[-1])
-        used.update(name.start for names in matched for name in names)
-        owners += matched
-    return owners
+            names = key[0][1], *[""] * (len(self.kinds) - 1)
+        return *names, " ".join(self.texts[start:end])
 
+    def is_guess(self, values: list[Mention], v: int) -> bool:
+        """Whether value v is another guess at the value before it: "6 or 7", "6 7", "6, 7, 8"."""
 
-def split_runs(clause: list[Mention], kind: int) -> list[list[Mention]]:
-    """Runs of names of `kind` and of values; a name of the other kind ends a run of values."""
-    runs, ended = [], True
-    for mention in clause:
-        if mention.kind not in (kind, None):
-            ended = ended or runs[-1][0].kind is None
-            continue
-        if ended or runs[-1][0].kind != mention.kind:
-            runs.append([])
-        runs[-1].append(mention)
-        ended = False
-    return runs
+        def gap(v):
+            if not 0 < v < len(values):
+                return ["none"]
+            start = values[v - 1].end
+            return self.texts[start : min(values[v].start, start + 9)]
 
+        between = gap(v)
+        if between == ["to"]:
+            return self.texts[values[v - 1].start - 1] != "from"
+        if not between or not SEPARATING.issuperset(between):
+            return GUESSING.issuperset(between)
+        return GUESSING.issuperset(gap(v - 1)) or GUESSING.issuperset(gap(v + 1))
 
-def is_shared(tokens: list[Token], names: list[Mention], value: Mention) -> bool:
-    """Whether several names have the one value: "both A and B are at 11"."""
-    near = tokens[max(0, names[0].start - 2) : names[0].start]
-    near += tokens[names[-1].end : min(value.start, names[-1].end + 8)]
-    return any(token.text in SHARING for token in near)
+    def pair(self, clause: list[Mention], kind: int) -> list[list[Mention]]:
+        """The names of `kind` that each value of a clause belongs to: a list of lists.
 
+        Lists of equal length go one to one ("A and B: 3, 8", or under the head of a table).
+        Otherwise a value takes the name before it, or the one behind where a word ties them ("68%
+        of A") or the one before has its value already. In a table a name may have several values.
+        """
+        mentions = (mention for mention in clause if mention.kind in (kind, None))
+        runs = [[], *(list(run) for _, run in groupby(mentions, lambda m: m.kind)), []]
+        heads = self.heads[kind] if any(m.kind == 1 - kind for m in clause) else []
+        owners, used, last = [], set(), None
+        for before, run, behind in zip(runs, runs[1:], runs[2:]):
+            if run[0].kind is not None:
+                last = run[-1]
+                continue
+            before, behind = ([m for m in names if m.kind == kind] for names in (before, behind))
+            lists = (before, behind, [] if before else heads)
+            lists = [names for names in lists if len(names) == len(run) > 1]
+            near = self.texts[max(0, before[0].start - 2) : run[0].start] if before else []
+            if lists and lists[0][-1].start not in used:
+                matched = [[name] for name in lists[0]]
+            elif len(before) > 1 and len(run) == 1 and not SHARING.isdisjoint(near):
+                matched = [before]
+            else:
+                matched = []
+                for value in run:
+                    following = behind[0] if behind and value is run[-1] else None
+                    name = self.choose(value, last, following, used)
+                    if matched and not name:
+                        guess = self.is_guess(run, len(matched))
+                        matched.append(matched[-1] if guess else [])
+                    else:
+                        matched.append([name] if name else [])
+                    used.update(name.start for name in matched[-1])
+            used.update(name.start for names in matched for name in names)
+            owners += matched
+        return owners
 
-def choose(
-    tokens: list[Token],
-    value: Mention,
-    previous: Mention | None,
-    following: Mention | None,
-    used: set[int],
-    once: bool,
-) -> Mention | None:
-    """The name before or behind a value that it belongs to, or None."""
-    free = previous is not None and previous.start not in used
-    near = free and value.start - previous.end <= 3
-    if following is not None:
-        gap = [token.text for token in tokens[value.end : following.start] if token.text != "%"]
-        parted = not PARTING.isdisjoint(gap)
-        tied = not parted and (not gap or gap[0] in TYING)
-        if len(gap) == 1 and tokens[value.start - 1].text == ":":
-            near = False  # "A and B differ: 70 for A"
-        if tied and not near:
-            return following
-        if not parted and not free and ("," not in gap or not TYING.isdisjoint(gap)):
-            return following
-    if free or not once or isinstance(value.part, tuple):
-        return previous
-    return None
+    def choose(self, value: Mention, previous, following, used: set[int]) -> Mention | None:
+        """The name before or behind a value (Mentions or None) that it belongs to, or None."""
+        free = previous is not None and previous.start not in used
+        if following is not None:
+            gap = [text for text in self.texts[value.end : following.start] if text != "%"]
+            tied = not free and ("," not in gap or not TYING.isdisjoint(gap))
+            # "A and B differ: 70 for A"
+            tied = tied or self.texts[value.start - 1] == ":" and gap and TYING.issuperset(gap)
+            if tied and PARTING.isdisjoint(gap):
+                return following
+        several = len(self.kinds) > 1 or isinstance(value.part, tuple)
+        return previous if free or several else None
 
 
 def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
@@ -255,16 +192,14 @@ def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
     Of a table: the facts of the rows and columns mentioned; of rows alone, all their columns, and
     the other way round.
     """
-    chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
-    mentions = [m for clause in read_clauses(tokenize(text), chart) for m in clause.mentions]
+    reader = Reader(text, facts)
+    mentions = [mention for clause in reader.clauses() for mention in clause.mentions]
     named = [
         {m.part for m in mentions if m.kind == kind and m.part[0] != UNKNOWN} for kind in (0, 1)
     ]
-    if not any(named):
-        return []
     return [
         fact
-        for key, found in chart.table.items()
+        for key, found in reader.chart.table.items()
         for fact in found
-        if all(part in parts or not parts for part, parts in zip(key, named))
+        if any(named) and all(part in parts or not parts for part, parts in zip(key, named))
     ]

@@ -7,12 +7,12 @@ claims.py. Left out: paraphrased names, decimal commas, fractions in words.
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import NamedTuple
 
 from data.charts import COLOURS
 from data.example import fact_name, fact_value
-from lib.answers import read_value
+from lib.answers import SPACED, read_value
 
 # Nothing that can fail follows a repetition: no backtracking, whatever the text.
 TOKEN = re.compile(
@@ -22,6 +22,7 @@ TOKEN = re.compile(
     r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+|\.\d+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
 )
 EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no picture's: "48/2"
+YEAR = re.compile(r"(?:18|19|20)\d\d")
 # "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
 SHORTENING = re.compile("[,(/;]")
 
@@ -31,20 +32,22 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# ---- what words tell ----------------------------------------------------------------------------
-
+# what says nothing of a picture
+STOP = words("""a about after all also am an and any are as at be because been before being both but by
+    can could did do does each first for from had has have he her here his how i if in into is it
+    its just let lets me more most my need next no not now of on one only or other our out over
+    question s see she should so some step such than that the their them then there these they
+    this those thus to up us very was we were what when where which while who why will with would
+    you your""")
 ARTICLES = words("the a an its their his her our")
 SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
-# These are names only where a quote or an answer shows it, or where nothing goes on behind "more".
+# These are names only before a value, a mark or a word of ENDING; of NEVER_PLAIN only in a quote.
 WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
 NEVER_PLAIN = words("the as all not or and")
-ANSWERED = words("said say says saying answered chose | \" ' “ ‘ *")
-SHOWING = words(": = ( | * \" ' ” ’")
-ENDING = words("and or but is are was were has had at in for while by with") | {"\n"}
-
+QUOTES = words("| \" ' ‘ “ *")
+ENDING = words("and or but is are was were has had at in for while by with")
 COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about approximately roughly
     of to""")
-NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
 
 # Numbers in words count where nothing is counted: "A is ninety." but not "A is one of three".
 NUMERALS = {
@@ -58,16 +61,11 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 NUMERALS |= {word: 10 * number for number, word in enumerate(TENS, 2)}
 SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9}
 SCALES |= {"bn": 1e9, "trillion": 1e12, "tn": 1e12, "dozen": 12, "m": 1e6, "b": 1e9}
+NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
 
 UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
 
 # ---- words and names ----------------------------------------------------------------------------
-
-
-def normal(word: str) -> str:
-    """A word as names are compared: possessive and plural dropped."""
-    word = word.replace("’", "'").removesuffix("'s")
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 class Token(NamedTuple):
@@ -81,22 +79,24 @@ class Token(NamedTuple):
     raw: str = ""  # as it is
 
 
-NOTHING = Token("", "", None, 0, 0)
+PADDING = [Token("", "", None, 0, 0)] * 9  # behind a text's tokens, so before the first one too
 
 
 def tokenize(text: str) -> list[Token]:
-    """The Tokens of a text."""
+    """The Tokens of a text, then PADDING: one may look 9 tokens past either end."""
     tokens = []
     for match in TOKEN.finditer(text):
         raw, word, value = match.group().casefold(), "", None
-        if match["word"]:
-            word = normal(raw.rstrip("+"))
+        if match["word"]:  # possessive and plural are dropped
+            word = raw.rstrip("+").replace("’", "'").removesuffix("'s")
+            if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+                word = word[:-1]
         elif match["number"]:
             number, tail = match["number"], match["tail"].casefold()
             value = None if tail in NO_UNITS else read_value(number)
             word = number.lstrip("-−").replace(",", "") + tail.rstrip("+")
         tokens.append(Token(raw, word, value, *match.span(), match.group()))
-    return tokens
+    return tokens + PADDING
 
 
 def name_words(text: str) -> tuple[str, ...]:
@@ -109,9 +109,10 @@ def name_words(text: str) -> tuple[str, ...]:
 class Chart:
     """The names of a picture's facts.
 
-    spellings: names as `spell` spells them to ((kind, name), ...), a row's with its column's where
-    they follow each other, None where a name only begins so. table: (row,), or (row, column) where
-    all facts have both, to the facts of that name. numbers: the values.
+    spellings: names without blanks (tables read off images have theirs wrong: "Spa in") to
+    ((kind, name), ...), a row's with its column's where they follow each other, None where a name
+    only begins so. table: (row,), or (row, column) where all facts have both, to the facts of that
+    name. numbers: the values.
     """
 
     spellings: dict
@@ -126,7 +127,7 @@ def read_chart(facts: tuple) -> Chart:
     """The Chart of a tuple of facts; where all names are the embedded charts' colours, others are
     known to be none of its names."""
     in_table = all(len(fact) == 3 for fact in facts)
-    spellings, table, shorts = {}, {}, {}
+    spellings, table, shorts, numbers = {}, {}, {}, set()
     for fact in facts:
         texts = fact[:-1] if in_table else (fact_name(fact),)
         names = tuple(name_words(text) for text in texts)
@@ -136,35 +137,24 @@ def read_chart(facts: tuple) -> Chart:
             short = name_words(SHORTENING.split(text)[0])
             shorts.setdefault((kind, short), set()).add(name)
         add_spelling(spellings, sum(names, ()), tuple(enumerate(names)))
+        numbers.add(read_value(fact_value(fact)))
     for (kind, short), called in shorts.items():
         if len(called) == 1:
             add_spelling(spellings, short, ((kind, called.pop()),))
-    values = [read_value(fact_value(fact)) for fact in facts]
-    for fact, value in zip(facts, values):
-        if value is None:
-            name = name_words(fact_value(fact))
-            add_spelling(spellings, name, ((None, name),))
+    for value in map(fact_value, facts):
+        if read_value(value) is None:
+            add_spelling(spellings, name_words(value), ((None, name_words(value)),))
     if all(fact_name(fact) in COLOURS for fact in facts):
         for colour in COLOURS:
             add_spelling(spellings, (colour,), ((0, (UNKNOWN, colour)),))
-    years = any(is_year(name[0]) for names in table for name in names if name)
+    years = any(YEAR.fullmatch("".join(name)) for names in table for name in names)
     equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
-    return Chart(spellings, table, set(values), bool(facts) and not equations, years)
-
-
-def is_year(text: str) -> bool:
-    """Whether a token is a year of our time."""
-    return len(text) == 4 and text.isdecimal() and 1800 <= int(text) <= 2100
-
-
-def spell(spelt: str, word: str) -> str:
-    """Words run together: tables that were read off images have their spaces wrong ("Spa in")."""
-    return f"{spelt} {word}" if spelt[-1:].isdigit() and word[0].isdigit() else spelt + word
+    return Chart(spellings, table, numbers - {None}, bool(facts) and not equations, years)
 
 
 def add_spelling(spellings: dict, name: tuple, entry: tuple) -> None:
     """Enters a name and what it begins with; what is there already stays."""
-    spelt = reduce(spell, name, "")
+    spelt = "".join(name)
     for end in range(1, len(spelt)):
         spellings.setdefault(spelt[:end], None)
     if spelt and spellings.get(spelt) is None:
@@ -176,9 +166,8 @@ def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tu
     found, spelt, parted = (start, ()), "", False
     for i in range(start, len(tokens)):
         text, word = tokens[i].text, tokens[i].word
-        longer = spell(spelt, word) if word else spelt
-        if word and (longer in spellings or word not in ARTICLES):
-            spelt = longer
+        if word and (spelt + word in spellings or word not in ARTICLES):
+            spelt += word
             if spelt not in spellings:
                 break
             # A row and its column are one name only where no mark parts them.
@@ -187,19 +176,11 @@ def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tu
         elif not word and text not in SKIPPED_IN_NAMES:
             break
         parted = parted or text in ".,:!?"
-    if found[0] == start + 1 and tokens[start].word in WEAK_NAMES and not is_marked(tokens, start):
-        return start, ()
+    word, behind = tokens[start].word, tokens[start + 1]
+    if found[0] == start + 1 and word in WEAK_NAMES and tokens[start - 1].text not in QUOTES:
+        ended = behind.text in ENDING or not behind.word or behind.value is not None
+        return found if ended and word not in NEVER_PLAIN else (start, ())
     return found
-
-
-def is_marked(tokens: list[Token], i: int) -> bool:
-    """Whether a word like "more" or "all" is shown to be a name."""
-    behind, next_ = (tokens[j] if j < len(tokens) else NOTHING for j in (i + 1, i + 2))
-    if i and tokens[i - 1].text in ANSWERED or behind.value is not None or behind.text in SHOWING:
-        return True
-    if behind.text in ("is", "are", "was", "were") and next_.value is not None:
-        return True  # "all is 5"
-    return tokens[i].word not in NEVER_PLAIN and (behind.text in ENDING or not behind.word)
 
 
 # ---- numbers ------------------------------------------------------------------------------------
@@ -213,47 +194,29 @@ def read_number(tokens: list[Token], i: int, numbers: set, units: set) -> tuple[
     """
     value, end = tokens[i].value, i + 1
     if value is None:
-        value, end = read_numeral(tokens, i)
-    elif tokens[i].text.isdecimal() and len(tokens[i].text) < 4:
-        j, digits = end, tokens[i].text
-        while (
-            j < min(len(tokens), i + 4) and tokens[j].text.isdecimal() and len(tokens[j].text) == 3
-        ):
-            digits += tokens[j].text
-            j += 1
-        if float(digits) in numbers:
-            value, end = float(digits), j
+        value = NUMERALS.get(tokens[i].text)
+        ones = end + (tokens[end].text == "-")  # "twenty-five"
+        if value and value % 10 == 0 and 0 < NUMERALS.get(tokens[ones].text, 0) < 10:
+            value, end = value + NUMERALS[tokens[ones].text], ones + 1
+    for j in (i + 2, i + 3):
+        spaced = " ".join(token.text for token in tokens[i:j])
+        if SPACED.fullmatch(spaced) and read_value(spaced) in numbers:
+            value, end = read_value(spaced), j
     if value is None:
         return None, i
-    before = [token.text for token in tokens[max(0, i - 2) : i]]
-    if before[-1:] == ["negative"] or before[-1:] == ["minus"] and before[0] in COPULAS | {"at"}:
+    before = tokens[i - 1].text
+    if before == "negative" or before == "minus" and tokens[i - 2].text in COPULAS:
         value = -value
     scale = scale_of(tokens, end - 1)
     if scale in SCALES and scale not in units:
-        value, end = value * SCALES[scale], end + (end < len(tokens) and scale == tokens[end].text)
+        value, end = value * SCALES[scale], end + (scale == tokens[end].text)
     return value, end
 
 
 def scale_of(tokens: list[Token], i: int) -> str:
     """The scale of the number at token i: "3k", "3.0 billion"; "" without one."""
-    tail = tokens[i].text.lstrip("0123456789.,-−–")
-    behind = tokens[i + 1].text if i + 1 < len(tokens) else ""
+    tail, behind = tokens[i].text.lstrip("0123456789.,-−–"), tokens[i + 1].text
     return tail if tail in SCALES else behind if behind in SCALES and len(behind) > 1 else ""
-
-
-def read_numeral(tokens: list[Token], i: int) -> tuple[float | None, int]:
-    """(value, end) of a number in words from token i on ("twenty-five"), or (None, i)."""
-    value, j = None, i
-    while j < len(tokens):
-        number = NUMERALS.get(tokens[j].text)
-        if number is not None and (value is None or value % 10 == 0 < value and number < 10):
-            value = (value or 0) + number
-        elif value is None or tokens[j].text != "-" or j + 1 == len(tokens):
-            break
-        elif tokens[j + 1].text not in NUMERALS:
-            break
-        j += 1
-    return value, j
 
 
 def find_units(tokens: list[Token]) -> set[str]:

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from operator import eq
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,25 +15,15 @@ import torch
 from checker import Rules, format_reward, refine, score, thinking_lines, unmatchable, visual_checker
 from data.charts import KINDS, explain, load_charts
 from data.example import Example, InputError
-from lib.answers import (
-    clean_answer,
-    extract_answer,
-    grade,
-    read_value,
-    readable,
-    relaxed_accuracy,
-    split_response,
-)
+from lib.answers import clean_answer, extract_answer, grade, readable
+from lib.answers import read_value, relaxed_accuracy, split_response
 from lib.claims import claimed_facts, locate_claims, mentioned_facts
 
 COUNTRIES = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 BARS = [("black", "6"), ("orange", "4"), ("red", "3"), ("cyan", "9")]
-SURVEY = [
-    ("2015", "Limit its role", "68"),
-    ("2015", "Play a role", "23"),
-    ("2016", "Limit its role", "62"),
-    ("2016", "Play a role", "29"),
-]
+SURVEY = [("2015", "Limit its role", "68"), ("2015", "Play a role", "23")]
+SURVEY += [("2016", "Limit its role", "62"), ("2016", "Play a role", "29")]
+BAGS = [("bag", "red"), ("bag", "left"), ("umbrella", "black")]
 LINES = Path(__file__).with_name("test_claims.jsonl").read_text(encoding="utf-8").splitlines()
 ROWS = [json.loads(line) for line in LINES]
 
@@ -48,14 +39,10 @@ def bars_example(**changes):
 @pytest.mark.parametrize(
     "response, answer",
     [
-        ("x\nAnswer: 5", "5"),
         ("x\n**Answer**: **$1,200.**", "1200"),
         ('x. ANSWER : "Don\'t know"', "Don't know"),
-        ("x Answer:\n42\n", "42"),
-        ("x Answer: 12 %", "12%"),
+        ("x Answer:\n42\nand more", "42"),
         ("x <answer>yes</answer>", "yes"),
-        ("x Answer: [3, 4]", "[3, 4]"),
-        ("Answer: 5\nand more", "5"),
         ("the answers: 5", None),
         ("Answer: 5 Answer: 5", None),
         ("<answer>5</answer> Answer: 5", None),
@@ -73,83 +60,46 @@ def test_cleaning_twice_is_cleaning_once():
         assert clean_answer(clean_answer(text)) == clean_answer(text), repr(text)
 
 
+NO_THINKING = """<think>\n</think>|<reasoning></reasoning>|<br>|# Thinking|**Step one: what I see**|
+Here is my reasoning:|x|so so so|&nbsp;|...|1. 2. 3. 4.|Let's see.|<!-- see above now -->||"""
+THINKING = "red 3|3+4=7|<think>It is red</think>|因为黑色|**It** is red|because I say"
+
+
 @pytest.mark.parametrize(
     "response, reward",
     [
-        ("because I say\nAnswer: 5", 1.0),
-        ("because I say <answer>5</answer>", 1.0),
-        ("Answer: 5", 0.0),
-        ("because I say 5", 0.0),
-        ("because I say\nAnswer: **", 0.0),
-        ("because I say\nAnswer: 5\nAnswer: 5", 0.0),
+        *((f"{thinking}\nAnswer: 5", 0) for thinking in [*NO_THINKING.split("|"), "<|im_start|>"]),
+        *((f"{thinking}\nAnswer: 5", 1) for thinking in THINKING.split("|")),
+        ("because I say <answer>5</answer>", 1),
+        ("because I say 5", 0),
+        ("because I say\nAnswer: **", 0),
+        ("because I say\nAnswer: 5\nAnswer: 5", 0),
     ],
 )
-def test_the_format_is_thinking_and_one_answer(response, reward):
+def test_the_format_is_thinking_that_is_no_markup_and_one_answer(response, reward):
     assert format_reward(response) == reward
     assert format_reward(response, truncated=True) == 0.0
 
 
-@pytest.mark.parametrize(
-    "thinking, reward",
-    {
-        **dict.fromkeys(["<think>\n</think>", "<reasoning></reasoning>", "<br>", "# Thinking"], 0),
-        **dict.fromkeys(["**Step one: what I see**", "Here is my reasoning:", "x", "so so so"], 0),
-        **dict.fromkeys(
-            [
-                "<|im_start|>",
-                "&nbsp;",
-                "...",
-                "1. 2. 3. 4.",
-                "Let's see.",
-                "<!-- see above now -->",
-            ],
-            0,
-        ),
-        **dict.fromkeys(
-            ["red 3", "3+4=7", "<think>It is red</think>", "因为黑色", "**It** is red"], 1
-        ),
-    }.items(),
-)
-def test_markup_and_headings_are_no_thinking(thinking, reward):
-    assert format_reward(f"{thinking}\nAnswer: 5") == reward
+# by relaxed accuracy: target=prediction, the target being the denominator
+RIGHT = """Abc=abc  96%=100%  0.96=100%  105.1=100  100=95  0=0.0  [3,4]=4,3  ٣=3  naïve=Naïve
+[Men,Women]=women,men  [100,106]=[104,100]"""
+WRONG = """94%=100%  0.94=100%  Won't=Don't  100=105.1  0=0.01  -5=5  =  nan=nan  inf=inf
+1e999=1e999  10=1_0  [3,4]=[3,4,4]  [3,3]=[3,4]  [100,106]=[100,100]"""
 
 
 @pytest.mark.parametrize(
-    "target, prediction, correct",
-    [
-        ("Abc", "abc", True),
-        ("96%", "100%", True),
-        ("94%", "100%", False),
-        ("0.96", "100%", True),
-        ("0.94", "100%", False),
-        ("Won't", "Don't", False),
-        ("100", "105.1", False),  # the target is the denominator:
-        ("105.1", "100", True),
-        ("100", "95", True),
-        ("0", "0.0", True),
-        ("0", "0.01", False),
-        ("-5", "5", False),
-        ("", "", False),
-        ("nan", "nan", False),
-        ("inf", "inf", False),
-        ("1e999", "1e999", False),
-        ("10", "1_0", False),
-        ("[3, 4]", "4, 3", True),
-        ("[3, 4]", "[3, 4, 4]", False),
-        ("[3, 3]", "[3, 4]", False),
-        ("[Men, Women]", "women, men", True),
-        ("٣", "3", True),
-        ("naïve caf�", "Naïve CAF�", True),
-    ],
+    "pair, right", [(p, True) for p in RIGHT.split()] + [(p, False) for p in WRONG.split()]
 )
-def test_relaxed_accuracy(target, prediction, correct):
-    assert relaxed_accuracy(target=target, prediction=prediction) is correct
+def test_relaxed_accuracy(pair, right):
+    target, prediction = pair.split("=")
+    assert relaxed_accuracy(target=target, prediction=prediction) is right
 
 
-def test_tolerance_zero_is_equality_up_to_rounding():
-    assert relaxed_accuracy(target="0.3", prediction=str(0.1 + 0.2), tolerance=0)
-    assert relaxed_accuracy(target="12%", prediction="0.12", tolerance=0)
-    assert not relaxed_accuracy(target="1000000", prediction="1000001", tolerance=0)
+@pytest.mark.parametrize("target, given", [("0.3", 0.1 + 0.2), ("12%", 0.12)])
+def test_tolerance_zero_is_equality_up_to_rounding(target, given):
+    assert relaxed_accuracy(target=target, prediction=str(given), tolerance=0)
+    assert not relaxed_accuracy(target=target, prediction=str(given * 1.000001), tolerance=0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +110,6 @@ def test_tolerance_zero_is_equality_up_to_rounding():
         ("letters", "A, C", {"C and A": 1, "AC": 1, "A A": 0.2, "A, B": 0, "A, C, E": 0, ",": 0}),
         ("box", "10,10,20,20", {"[11, 10, 21, 20]": 1, "10,10,20,15": 0, "20,20,10,10": 0}),
         ("box", "10,10,20,20", {"10,10,1e9,1e9": 0, "0,0," + "9" * 400 + ",20": 0, "10,10,20": 0}),
-        ("box", "120,105,150,226", {"120,105,150,226": 1, "120105150226": 0}),
         ("labels", "red, blue", {"Blue; RED": 1, "red, red": 0.5, "red, green": 1 / 3, ",,": 0}),
         ("text", "12", {"12.0": 1, "12.1": 0, "": 0, "twelve or 13": 0}),
     ],
@@ -171,41 +120,33 @@ def test_answers_are_graded_by_the_kind_that_is_asked_for(kind, target, answers)
     assert grade(example, None) == 0.0 and not readable(example, None)
 
 
+WRITTEN = {"-5": "−5|– 5|-$5", "5": "US$5|€5|5 €|EUR 5|5.", "12%": "12 percent|12 ％|12 %"}
+WRITTEN |= {"1250": "1\u202f250|1 250|1,250", "1250.5": "1\u00a0250.5", "1234": "1’234"}
+WRITTEN |= {"12": "１２", "12 34": "12 34", "[5, 6]": "[€5, 6]"}
+
+
+@pytest.mark.parametrize("plain", WRITTEN)
+def test_answers_are_numbers_as_people_write_them(plain):
+    assert {clean_answer(text) for text in [plain, *WRITTEN[plain].split("|")]} == {plain}
+
+
+OPTION = {"cat": 1, "B": 1, "(b)": 1, "B. cat": 1, "option B": 1, "A": 0, "B. dog": 0, "C": 0}
+
+
 @pytest.mark.parametrize(
-    "written, plain",
-    {
-        **{"−5": "-5", "– 5": "-5", "-$5": "-5", "US$5": "5", "€5": "5", "5 €": "5", "EUR 5": "5"},
-        **{"1\u202f250": "1250", "1\u00a0250.5": "1250.5", "1 250": "1250", "1’234": "1234"},
-        **{
-            "１２": "12",
-            "12 percent": "12%",
-            "12 ％": "12%",
-            "12 34": "12 34",
-            "[€5, 6]": "[5, 6]",
-        },
-    }.items(),
+    "known, answers",
+    [
+        (
+            dict(answer="x", answers=["x", "tennis racket"]),
+            {"Tennis racket.": 1, "x": 1, "ball": 0},
+        ),
+        (dict(answer="cat", options=["dog", "cat"]), OPTION),
+        (dict(answer="B", options=["dog", "cat"]), OPTION),
+        (dict(answer="A", options=["B", "A"]), {"B": 0}),
+    ],
 )
-def test_answers_are_numbers_as_people_write_them(written, plain):
-    assert clean_answer(written) == clean_answer(plain) == plain
-
-
-def test_lists_are_matched_one_to_one():
-    assert relaxed_accuracy(target="[100, 106]", prediction="[104, 100]")
-    assert not relaxed_accuracy(target="[100, 106]", prediction="[100, 100]")
-
-
-def test_any_of_several_answers_is_right():
-    example = Example(answer="racket", answers=["racket", "tennis racket"])
-    answers = {"Tennis racket.": 1, "racket": 1, "ball": 0}
-    assert {answer: grade(example, answer) for answer in answers} == answers
-
-
-@pytest.mark.parametrize("label", ["cat", "B"])
-def test_an_options_letter_or_its_text_is_right(label):
-    example = Example(answer=label, options=["dog", "cat"])
-    answers = {"cat": 1, "B": 1, "(b)": 1, "B. cat": 1, "option B": 1, "A": 0, "B. dog": 0, "C": 0}
-    assert {answer: grade(example, answer) for answer in answers} == answers
-    assert grade(Example(answer="A", options=["B", "A"]), "B") == 0
+def test_any_of_several_answers_an_options_letter_or_its_text_is_right(known, answers):
+    assert {answer: grade(Example(**known), answer) for answer in answers} == answers
 
 
 def test_labels_that_no_response_can_match_are_found():
@@ -239,98 +180,86 @@ def test_the_project_pages_two_traces_score_0_and_1():
     assert visual_checker(grounded, COUNTRIES) == 1.0
 
 
-@pytest.mark.parametrize(
-    "thinking, claims",
-    [
-        ("black 6 ; orange 4 ;", ["black 6", "orange 4"]),
-        ("6 black 4 orange 3 red", ["black 6", "orange 4", "red 3"]),
-        ("Reasoning: min is 4 so orange", []),
-        ("black 6 plus red 3 is 9 .", ["black 6", "red 3"]),
-        ("black 6, black = 6.0, and black (6)", ["black 6"]),
-        ("black is 6 or 7", ["black 6 or 7"]),  # one wrong claim
-        ("9 belongs to cyan", ["cyan 9"]),
-        ("both red and orange are 4", ["red 4", "orange 4"]),
-        ("black is above 5, orange fell by 2, red isn't 7", []),
-        ("The sum of black and red is 9", []),
-        ("black + red = 9", []),
-        ("blackbird 6, infrared 3", []),
-        ("Black: 6\n- **orange**: 4%\n| red | 3 |", ["black 6", "orange 4", "red 3"]),
-    ],
-)
-def test_claims_of_a_sentence(thinking, claims):
-    assert [f"{name} {value}" for name, value in claimed_facts(thinking, BARS)] == claims
-
-
-DENIALS = {
+SENTENCES = {
+    "black 6 ; orange 4 ;": ["black 6", "orange 4"],
+    "6 black 4 orange 3 red": ["black 6", "orange 4", "red 3"],
+    "black 6 plus red 3 is 9 .": ["black 6", "red 3"],
+    "black 6, black = 6.0, and black (6)": ["black 6"],
+    "9 belongs to cyan": ["cyan 9"],
+    "both red and orange are 4": ["red 4", "orange 4"],
+    "The sum of black and red is 9. black + red = 9. orange fell by 2": [],
+    "blackbird 6, infrared 3": [],
+    "Black: 6\n- **orange**: 4%\n| red | 3 |": ["black 6", "orange 4", "red 3"],
+    "Reasoning: min is 4 so orange. At last a green 9": ["green 9"],
+}
+DENIED = {
     "Is Latvia 3.0? No.": [],
     "It is false that Latvia is 3.0": [],
     "Latvia never has 3.0, nor does it reach 13.0": [],
-    "Latvia isn't 3.0, Portugal is not at 8.9": [],
-    "Latvia is 3.0. No, that is wrong.": [],
-    "Nobody says that Latvia is 3.0": [],
-    "Latvia != 3.0": [],
+    "Latvia isn't 3.0, Portugal is not at 8.9. Nobody says that Latvia is 3.0": [],
+    "Latvia is 3.0. No, that is wrong. Latvia != 3.0": [],
     "Latvia is 3.0, not 4.0, and not the highest": ["Latvia 3.0"],
     "Latvia is not 3.0 but 4.0": ["Latvia 4.0"],
+    "Latvia is twice 3.0, Portugal is far from 8.9": [],
+}
+GUESSED = {
+    "Latvia is 3.0 or 9": ["Latvia 3.0 or 9"],  # one wrong claim
     "Latvia 3.0 9 8 7 6": ["Latvia 3.0 9 8 7 6"],
     "Latvia is 3.0, 9 or 8": ["Latvia 3.0 , 9 or 8"],
-    "Latvia is maybe 3.0, maybe 9": ["Latvia 3.0 , maybe 9"],
-    "Latvia is 3.0 billion": ["Latvia 3.0 billion"],
-    "Latvia is negative 3.0": ["Latvia negative 3.0"],
     "Latvia is above 99, Portugal has less than 5": ["Latvia above 99", "Portugal than 5"],
     "Latvia is below 99, Portugal has more than 5": [],
-    "Latvia is ninety and Portugal is one of three": ["Latvia ninety"],
-    "Latvia is three.": ["Latvia 3.0"],
-    "Latvia is twice 3.0, Portugal is far from 8.9": [],
     "Latvia is 3.0 to 9, Portugal is 8.9m": ["Latvia 3.0 to 9", "Portugal 8.9m"],
+}
+NUMBERS = {
+    "Latvia is 3.0 billion": ["Latvia 3.0 billion"],
+    "Latvia is negative 3.0": ["Latvia negative 3.0"],
+    "Latvia is ninety-two and Portugal is one of three": ["Latvia ninety - two"],
+    "Latvia is three.": ["Latvia 3.0"],
     "Latvia 3.0 million, Portugal 8.9 million": ["Latvia 3.0", "Portugal 8.9"],  # the unit
 }
-
-
-@pytest.mark.parametrize("thinking, claims", DENIALS.items())
-def test_what_is_denied_asked_or_guessed_is_no_true_claim(thinking, claims):
-    assert [f"{name} {value}" for name, value in claimed_facts(thinking, COUNTRIES)] == claims
-
-
-def test_numbers_are_read_as_people_write_them():
-    facts = [("P", "-4"), ("Q", "1250"), ("R", "90"), ("S", "25")]
-    text = "P is negative 4, Q is 1 250, R is ninety, S has twenty-five."
-    assert claimed_facts(text, facts) == facts
-
-
-def test_bars_may_be_called_a_i_or_may():
-    facts = [("A", "1"), ("I", "2"), ("May", "3")]
-    assert claimed_facts("A is 1, I is 2 and May is 3", facts) == facts
-    assert claimed_facts("A, I and May: 1, 2, 3", facts) == facts
-    assert claimed_facts("I see a bar of 5 and a gap of 2, it may be 4", facts) == []
-
-
 INVENTED = {
     "Estonia is 5.0": ["Estonia 5.0"],
     "Latvia 3.0, estonia 5, Romania 13.0": ["Latvia 3.0", "estonia 5", "Romania 13.0"],
-    "Observation: Estonia = 5; Latvia = 3.0.": ["Estonia 5", "Latvia 3.0"],
     "- **Estonia**: 5\n- Latvia: 3.0": ["Estonia 5", "Latvia 3.0"],
     "| Latvia | 3.0 |\n| Estonia | 5 |": ["Latvia 3.0", "Estonia 5"],
     "Latvia, Estonia and Romania: 3.0, 5 and 13.0": ["Latvia 3.0", "Estonia 5", "Romania 13.0"],
     "Estonia's value is 5": ["Estonia's 5"],
     "The median is 8.9. Max is 13.0. Step 2: Sum = 11.9": [],
-    "Latvia's share is 3.0, the average is 8": ["Latvia 3.0"],
-    "Therefore, the difference is 5.9. Answer A is 5 more than B": [],
+    "Latvia's share is 3.0, the average is 8. Answer A is 5 more than B": ["Latvia 3.0"],
 }
+TABLES = {"sentences": SENTENCES, "denied": DENIED, "guessed": GUESSED, "numbers": NUMBERS}
 
 
-@pytest.mark.parametrize("thinking, claims", INVENTED.items())
-def test_a_value_of_a_name_that_the_picture_hasnt_is_a_wrong_claim(thinking, claims):
-    assert [" ".join(claim) for claim in claimed_facts(thinking, COUNTRIES)] == claims
+@pytest.mark.parametrize(
+    "kind, thinking, claims",
+    [
+        (kind, *item)
+        for kind, table in {**TABLES, "invented": INVENTED}.items()
+        for item in table.items()
+    ],
+)
+def test_what_is_claimed(kind, thinking, claims):
+    found = claimed_facts(thinking, BARS if kind == "sentences" else COUNTRIES)
+    assert [" ".join(claim) for claim in found] == claims
 
 
-def test_invented_colours_cost_the_charts_thinking():
-    bars = [("cyan", "2"), ("orange", "5"), ("red", "3"), ("blue", "9")]
-    example = Example(answer="5", facts=bars, needed=bars[:2], id="charts-0-val-1")
-    honest, invented = "cyan 2, orange 5", "cyan 2, orange 5, black 3, green 9, yellow 1"
-    scored = score([f"{honest}\nAnswer: 5", f"{invented}\nAnswer: 5"], example)["thinking"]
-    assert scored.tolist() == pytest.approx([1, 4 / 7])
-    assert claimed_facts("at last a green 9", bars) == [("green", "9")]
-    assert mentioned_facts("How much is green?", bars) == []
+@pytest.mark.parametrize(
+    "text, facts",
+    [
+        ("P is negative 4, Q is 1 250, R is ninety.", [("P", "-4"), ("Q", "1250"), ("R", "90")]),
+        ("S has twenty-five, T 1,200.0, U 12 %", [("S", "25"), ("T", "1200"), ("U", "12%")]),
+        ("A is 1, I is 2 and May is 3", [("A", "1"), ("I", "2"), ("May", "3")]),
+        ("A, I and May: 1, 2, 3", [("A", "1"), ("I", "2"), ("May", "3")]),
+        ("The bag is red and on the left. A black umbrella.", BAGS),
+    ],
+)
+def test_every_fact_is_claimed_however_it_is_written(text, facts):
+    assert claimed_facts(text, facts) == facts
+
+
+def test_a_word_that_may_be_a_name_is_none_in_plain_text():
+    facts = [("A", "1"), ("I", "2"), ("May", "3")]
+    assert claimed_facts("I see a bar of 5 and a gap of 2, it may be 4", facts) == []
 
 
 @pytest.mark.parametrize(
@@ -347,24 +276,19 @@ def test_a_table_is_claimed_by_row_and_column(thinking):
     assert set(found) <= set(SURVEY) and len(found) >= 3
 
 
-def test_claims_agree_with_the_table_read_by_hand(capsys):
-    lines = []
+def test_claims_agree_with_the_texts_read_by_hand():
+    def claims(pairs):
+        return {(*names, read_value(value)) for *names, value in pairs}
+
+    exact = 0
     for tuned in (True, False):
-        right = claimed = expected = 0
-        for row in (row for row in ROWS if row["tuned"] == tuned):
-            found = {(*n, read_value(v)) for *n, v in claimed_facts(row["trace"], row["facts"])}
-            wanted = {(*n, read_value(v)) for *n, v in row["claims"]}
-            right += len(found & wanted)
-            claimed += len(found)
-            expected += len(wanted)
-        lines.append(
-            f"{'tuned' if tuned else 'not tuned'} on: {right} of {claimed} claims right "
-            f"({right / claimed:.3f}), {right} of {expected} found ({right / expected:.3f})"
-        )
-        assert right >= 0.95 * claimed and right >= 0.95 * expected, lines
-    assert sum(not row["tuned"] for row in ROWS) >= len(ROWS) / 3
-    with capsys.disabled():
-        print("", *lines, sep="\n  claims, rows ")
+        rows = [row for row in ROWS if row["tuned"] == tuned]
+        found = [claims(claimed_facts(row["trace"], row["facts"])) for row in rows]
+        wanted = [claims(row["claims"]) for row in rows]
+        right = sum(len(f & w) for f, w in zip(found, wanted))
+        assert right >= 0.95 * max(sum(map(len, found)), sum(map(len, wanted))), tuned
+        exact += sum(map(eq, found, wanted))
+    assert exact >= 85 and 3 * len(rows) >= len(ROWS)  # of 92; a third isn't tuned on
 
 
 def test_a_claim_is_located_at_its_value():
@@ -373,38 +297,22 @@ def test_a_claim_is_located_at_its_value():
     assert found == {"6": ("black", "6"), "7": ("orange", "7")}
 
 
-def test_values_are_equal_however_they_are_written():
-    facts = [("a1", "1200"), ("b1", "12%"), ("c1", "3.0")]
-    for thinking in ("a1: 1,200; b1: 12 %; c1: 3", "a1 1200.0; b1 12; c1 3.00"):
-        assert claimed_facts(thinking, facts) == facts
-
-
-def test_values_in_words_are_claimed_too():
-    facts = [("bag", "red"), ("bag", "left"), ("umbrella", "black")]
-    text = "The bag is red and on the left. A black umbrella."
-    assert set(claimed_facts(text, facts)) == set(facts)
-    assert claimed_facts("The umbrella is red.", facts) == [("umbrella", "red")]
-
-
 def test_the_facts_that_a_question_mentions():
     assert mentioned_facts("Who wants to play a role in 2016?", SURVEY) == [SURVEY[3]]
     assert mentioned_facts("What about 2015?", SURVEY) == SURVEY[:2]
     assert mentioned_facts("Which color is this?", SURVEY) == []
+    assert mentioned_facts("How much is green?", BARS) == []
 
 
-def test_true_traces_of_the_charts_score_1_and_noisy_ones_less():
+def test_true_traces_of_the_charts_score_1_and_noisy_ones_0():
     for example in load_charts("ood", size=24):
-        thinking = score([f"{example.trace}\nAnswer: {example.answer}"], example)["thinking"]
-        assert thinking.item() == 1.0, example.trace
-    noisy = load_charts("train", size=24, trace_noise=1.0)
-    assert max(visual_checker(e.trace, e.facts, e.needed) for e in noisy) == 0.0
-
-
-def test_informal_workings_claim_what_they_state():
+        assert visual_checker(example.trace, example.facts, example.needed) == 1, example.trace
     rng = np.random.default_rng(0)
     for example in load_charts("train", size=120):
         text = explain(rng, example.task, example.needed, example.answer)
-        assert set(claimed_facts(text, example.facts)) == set(example.needed), text
+        assert visual_checker(text, example.facts, example.needed) == 1, text
+    noisy = load_charts("train", size=24, trace_noise=1.0)
+    assert max(visual_checker(e.trace, e.facts, e.needed) for e in noisy) == 0.0
 
 
 # ---- rewards ------------------------------------------------------------------------------------
@@ -433,18 +341,24 @@ def test_it_is_said_whose_thinking_earns_nothing_and_what_is_explained():
     assert thinking_lines([bars_example()]) == []
 
 
-def test_a_right_number_on_a_wrong_name_is_wrong():
-    assert visual_checker("black 4, orange 6", BARS, needed=BARS[:2]) == 0.0
-    assert visual_checker("black 6, orange 6", BARS, needed=BARS[:2]) == 0.5
+EVERY = ", ".join(f"{name} {value}" for name, value in BARS)
 
 
-def test_stating_more_than_the_reference_costs_precision():
-    every = ", ".join(f"{name} {value}" for name, value in BARS)
-    assert visual_checker("black 6, orange 4", BARS, needed=BARS[:2]) == 1.0
-    assert visual_checker(every, BARS, needed=BARS[:2]) == pytest.approx(2 * 2 / (4 + 2))
-    assert visual_checker(every, BARS) == 1.0
-    assert visual_checker("black 6", BARS, question="What is the value of black") == 1.0
-    assert visual_checker("black 6", BARS, question="Which", trace="black 6, red 3") < 1.0
+@pytest.mark.parametrize(
+    "thinking, known, reward",
+    [
+        ("black 6, orange 4", dict(needed=BARS[:2]), 1),
+        ("black 6, orange 6", dict(needed=BARS[:2]), 0.5),  # a right number on a wrong name
+        ("black 4, orange 6", dict(needed=BARS[:2]), 0),
+        (EVERY, dict(needed=BARS[:2]), 2 * 2 / (4 + 2)),  # more than the reference
+        (EVERY, {}, 1),
+        ("black 6", dict(question="What is the value of black"), 1),
+        ("black 6", dict(question="Which", trace="black 6, red 3"), 2 / 3),
+        ("black 6, orange 4, green 9, yellow 1, blue 3", dict(needed=BARS[:2]), 4 / 7),  # invented
+    ],
+)
+def test_thinking_is_paid_the_f1_of_its_claims(thinking, known, reward):
+    assert visual_checker(thinking, BARS, **known) == pytest.approx(reward)
 
 
 def test_rewards_of_a_group():
@@ -463,27 +377,18 @@ def test_rewards_of_a_group():
     assert score(["It is 5\nAnswer: 1200"], bars_example(answer="$1,200."))["correct"].item()
 
 
-@pytest.mark.parametrize(
-    "hack",
-    [
-        "",
-        "Answer: yes",
-        "red has 3\nAnswer:",
-        "red has 3\nAnswer: yes\nAnswer: no",
-        "red has 3\nAnswer: yes or no",
-        "red has 3\nAnswer: [yes, no]",
-        "red has 3\nAnswer: black orange red cyan 1 2 3 4 5 6 7 8 9",
-    ],
-)
-def test_hacks_are_not_correct(hack):
-    assert not score([hack], bars_example())["correct"].item()
+def test_hacks_are_not_correct():
+    tails = ["", "Answer:", "Answer: yes\nAnswer: no", "Answer: yes or no", "Answer: [yes, no]"]
+    hacks = ["Answer: yes", *(f"red has 3\n{tail}" for tail in tails)]
+    hacks.append("red has 3\nAnswer: black orange red cyan 1 2 3 4 5 6 7 8 9")
+    assert not score(hacks, bars_example())["correct"].any()
 
 
 def test_hacks_of_the_thinking_gain_nothing():
     honest = visual_checker("black 6, red 3", BARS, bars_example().needed)
     numbers = " ".join(map(str, range(1, 10)))
     hacks = [
-        ", ".join(f"{name} {value}" for name, value in BARS),
+        EVERY,
         " ".join(f"{name} {n}" for name, _ in BARS for n in range(1, 10)),
         "black is " + " or ".join(map(str, range(1, 10))) + ", red is 3",
         f"black red orange cyan {numbers}",
@@ -511,35 +416,22 @@ def test_scores_of_random_text_are_finite_and_in_range():
     for _ in range(400):
         facts = [(random_text(rng, rng.randrange(4)), random_text(rng, 1)) for _ in range(3)]
         facts = rng.choice((facts, facts + BARS, SURVEY, facts + SURVEY, []))
-        example = Example(
-            question=random_text(rng, 5),
-            answer=random_text(rng, 2),
-            facts=facts,
-            trace=rng.choice((None, random_text(rng, 9))),
-        )
+        texts = dict(question=random_text(rng, 5), answer=random_text(rng, 2))
+        trace = rng.choice((None, random_text(rng, 9)))
+        example = Example(**texts, facts=facts, trace=trace)
         responses = [random_text(rng, rng.randrange(40)) for _ in range(4)]
         rewards = score(responses + [f"{refine(example)}\nAnswer: 3"], example)
         for name in ("format", "accuracy", "thinking"):
             assert ((rewards[name] >= 0) & (rewards[name] <= 1)).all(), (name, responses)
-        assert all(
-            len(claim) == len(facts[0]) or len(claim) == 2
-            for claim in claimed_facts(responses[0], facts)
-        )
+        assert {len(claim) for claim in claimed_facts(responses[0], facts)} <= {2, len(SURVEY[0])}
+
+
+LONG = "black 6, orange and cyan 4 or a number of others which are still to be read off "
 
 
 # A regular expression that backtracks, or a scan per token, would take hours here.
 @pytest.mark.parametrize(
-    "piece",
-    [
-        "9",
-        "a'",
-        "*",
-        "answer ",
-        "black the ",
-        "Limit, ",
-        "both 2015 2016 role ",
-        "black 6, orange and cyan 4 or a number of others which are still to be read off ",
-    ],
+    "piece", ["9", "a'", "*", "answer ", "black the ", "Limit, ", "both 2015 2016 role ", LONG]
 )
 def test_a_response_of_a_million_characters_is_scored(piece):
     text = (piece * (10**6 // len(piece) + 1))[: 10**6]
@@ -656,30 +548,41 @@ def heard(scorer, texts, example):
     group = SimpleNamespace(example=example, responses=responses, rewards={})
     for g in reversed(range(len(texts))):
         scorer.hear(group, g)
-    return group
+    return group.rewards
 
 
 def test_responses_heard_one_by_one_score_as_a_group_does():
     texts = ["black 6, red 3\nAnswer: yes", "black 6\nAnswer: no", "Answer: yes"]
-    rewards = heard(rules(), texts, bars_example()).rewards
-    together = score(texts, bars_example())
+    rewards, together = heard(rules(), texts, bars_example()), score(texts, bars_example())
     assert rewards.keys() == together.keys()
     assert all(torch.equal(rewards[name], together[name]) for name in together)
 
 
-def test_a_reward_of_ones_own_is_called_once_per_response(tmp_path):
+def own_rules(tmp_path, text):
     path = tmp_path / "own.py"
-    path.write_text("seen = []\ndef reward(*given):\n    seen.append(given)\n    return len(seen)")
-    group = heard(rules(str(path)), ["x\nAnswer: no", "x\nAnswer: yes"], bars_example())
-    assert group.rewards["accuracy"].tolist() == [2, 1]
+    path.write_text(text)
+    return rules(str(path))
+
+
+def test_a_reward_of_ones_own_is_called_once_per_response(tmp_path):
+    text = "seen = []\ndef reward(*given):\n    seen.append(given)\n    return len(seen)"
+    texts = ["x\nAnswer: no", "x\nAnswer: yes"]
+    assert heard(own_rules(tmp_path, text), texts, bars_example())["accuracy"].tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("body", ["return 1 / 0", "return float('nan')", "return 1e300"])
 def test_a_reward_of_ones_own_that_fails_names_the_example(tmp_path, body):
-    path = tmp_path / "own.py"
-    path.write_text(f"def reward(response, example):\n    {body}")
+    scorer = own_rules(tmp_path, f"def reward(response, example):\n    {body}")
     with pytest.raises(InputError, match="item-7"):
-        heard(rules(str(path)), ["x\nAnswer: no"], bars_example(id="item-7"))
+        heard(scorer, ["x\nAnswer: no"], bars_example(id="item-7"))
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "reward = 1", "def reward("])
+def test_a_file_without_a_reward_is_named(tmp_path, text):
+    with pytest.raises(InputError, match="own.py: "):
+        own_rules(tmp_path, text)
+    with pytest.raises(InputError, match="No such file"):
+        rules("nowhere.py")
 
 
 def test_the_memorized_thinking_is_refined_or_the_datas_own_or_none():
