@@ -92,10 +92,10 @@ def score(
 
     format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind.
     total: their sum weighted by `reward_weights`, in this order, and 0 where format is 0; where
-    the example has neither facts nor a trace, the other weights take the thinking's place. correct:
-    bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated`: which responses
-    were cut off; `accuracy`: G numbers in place of the metric at `tolerance`, a share of the answer.
-    InputError, naming the example, where one isn't finite.
+    the example has neither facts nor a trace, the other weights take the thinking's place.
+    correct: bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated`: which
+    responses were cut off; `accuracy`: G numbers in place of the metric at `tolerance`, a share of
+    the answer. InputError, naming the example, where one isn't finite.
     """
     truncated = truncated or [False] * len(responses)
     parts = [split_marked(response) for response in responses]  # thinking, answer
@@ -172,7 +172,9 @@ def refine(example) -> str | None:
 
 
 def thinking_lines(examples) -> list[str]:
-    """What a person should know before training: whose thinking earns nothing, what is explained."""
+    """What a person should know before training: whose thinking earns nothing, what is
+    explained.
+    """
     bare = [example for example in examples if not example.facts]
     known = [example for example in examples if example.facts]
     traced = sum(example.trace is not None for example in bare)
@@ -186,7 +188,8 @@ def thinking_lines(examples) -> list[str]:
         )
     if explained < len(known):
         lines.append(
-            f"{explained} of {len(known)} local traces explain their answer, the others state facts; "
+            f"{explained} of {len(known)} local traces explain their answer, the others state "
+            "facts; "
             "better ones: judge.py refine with a --judge_url, then --traces"
         )
     return lines

@@ -1,5 +1,4 @@
-"""
-Every flag of train.py with its default and its help: one dataclass.
+"""Every flag of train.py with its default and its help: one dataclass.
 
 A None means "what DEFAULTS says for the data set". An unknown flag, a wrong type or a value out of
 range ends in one line before anything is loaded. Left out: configuration files; a shell script is
@@ -271,7 +270,9 @@ def default_text(name: str, default, own: dict) -> str:
 
 
 def resolve(config, own: dict | None = None):
-    """Fill in what is None by the data set's defaults and check every number's range: InputError."""
+    """Fill in what is None by the data set's defaults and check every number's range:
+    InputError.
+    """
     own = own or {}
     defaults = {**DEFAULTS["*"], **DEFAULTS.get(config.dataset, {})}
     defaults |= own.get(config.dataset, own.get("*", {}))
@@ -294,7 +295,9 @@ def resolve(config, own: dict | None = None):
 
 
 def tolerances(config) -> tuple[float, float]:
-    """The relative errors of a right number in training and in evaluation (ChartQA's, as published)."""
+    """The relative errors of a right number in training and in evaluation (ChartQA's, as
+    published).
+    """
     if config.tolerance is not None:
         return config.tolerance, config.tolerance
     return 0.0, 0.05 if config.dataset == "chartqa" else 0.0

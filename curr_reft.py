@@ -13,14 +13,15 @@ the last one's weights:
     choice   lettered options   1 for all right ones, 0.2 for some, 0 with any wrong letter
     open     the item itself   detection: IoU > 0.5; classification: Jaccard; math: it matches
 
-and the format reward, which asks for an answer of the stage's form (lib/answers.py). Then reject.py:
-SFT on the model's own best answers. Each stage has a folder below <output_dir>, as train.py writes
-it; <output_dir> gets the joined metrics, result.json and the last model. --resume goes on where it
-was. --max_steps, or the epochs, are those of the RL stages together, shared 1 : 1 : 2 as published.
+and the format reward, which asks for an answer of the stage's form (lib/answers.py). Then
+reject.py: SFT on the model's own best answers. Each stage has a folder below <output_dir>, as
+train.py writes it; <output_dir> gets the joined metrics, result.json and the last model. --resume
+goes on where it was. --max_steps, or the epochs, are those of the RL stages together, shared 1 : 1
+: 2 as published.
 
-The tiny model's base goes on from DyME's: a second base stage shows it the tasks and the forms, and
-one thinking prompt in ten answered in the format. GRPO chooses among what is sampled: it would teach
-nothing to a base that never follows the format. Left out: answers with several boxes.
+The tiny model's base goes on from DyME's: a second base stage shows it the tasks and the forms,
+and one thinking prompt in ten answered in the format. GRPO chooses among what is sampled: it would
+teach nothing to a base that never follows the format. Left out: answers with several boxes.
 """
 
 import json
@@ -144,7 +145,9 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
 
 
 def run_stage(config: Curriculum, stage: str, model: str, ranks: Ranks, log: Log) -> dict:
-    """One stage's run from `model`: what train returns; {} where rejected sampling keeps nothing."""
+    """One stage's run from `model`: what train returns; {} where rejected sampling keeps
+    nothing.
+    """
     log.say(f"---- {stage}, from {model}")
     config = stage_config(config, stage, model)
 
@@ -185,7 +188,9 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
 def choose_examples(
     config: Curriculum, examples: list, ranks: Ranks, log: Log
 ) -> tuple[list, dict[str, dict]]:
-    """What rejected sampling keeps, with examples of other domains ([] if nothing); reject.account."""
+    """What rejected sampling keeps, with examples of other domains ([] if nothing);
+    reject.account.
+    """
     folder, threshold = Path(config.output_dir), config.reject_threshold
     folder.mkdir(parents=True, exist_ok=True)
     examples = examples[: config.reject_size]

@@ -1,6 +1,5 @@
-"""
-DyME: memorize or explore, decided anew at every step for every prompt (arXiv 2506.23061, section 3
-and Algorithm 1).
+"""DyME: memorize or explore, decided anew at every step for every prompt (arXiv 2506.23061,
+section 3 and Algorithm 1).
 
 A small model's own samples are often all wrong, and then GRPO learns nothing; a reference always
 teaches something, but a model that only copies references learns to talk like them (pseudo
@@ -35,11 +34,12 @@ from sft import sft_loss, target_ids, target_text
 HEAD_CHUNK = 256  # completion tokens whose logits exist at a time
 
 
-# ---- the switch ----------------------------------------------------------------------------------
+# ---- the switch ---------------------------------------------------------------------------------
 
 
 def switch(correct: torch.Tensor) -> torch.Tensor:
-    """The dynamic switch (DyME, section 3.2). correct (P, G) bool: right answer in the right format.
+    """The dynamic switch (DyME, section 3.2). correct (P, G) bool: right answer in the right
+    format.
 
     Returns (P,) of SKIP, MEMORIZE, EXPLORE. G right answers in the wrong format (bare ones, without
     thinking) count as none correct: memorized, where accuracy alone would skip them for ever.
@@ -70,7 +70,7 @@ def choose(config, step: int, group: Group) -> int:
     return int(switch(group.rewards["correct"][None, heard])[0])
 
 
-# ---- what a group brings to the update -----------------------------------------------------------
+# ---- what a group brings to the update ----------------------------------------------------------
 
 
 def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
@@ -94,7 +94,8 @@ def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
 
 
 def memorize_weight(config, step: int) -> float:
-    """What a memorized row weighs, where each of the G rows of an explored group weighs its advantage.
+    """What a memorized row weighs, where each of the G rows of an explored group weighs its
+    advantage.
 
     "group": 1, that is 1/G of a group (published). "one": G, a whole group's, as in plain SFT.
     "cosine": from G down to 1 over the run (ours).
@@ -120,12 +121,12 @@ def normalizer(config, groups: list[Group], ranks: Ranks) -> float:
     return max(reduce_sums({"tokens": tokens}, ranks)["tokens"], 1.0)
 
 
-# ---- the packed update ---------------------------------------------------------------------------
+# ---- the packed update --------------------------------------------------------------------------
 
 
 def update(model, groups: list[Group], divisor: float, config, ref_model=None) -> Counter:
-    """Add the gradient of the groups' rows to the parameters' .grad, `micro_batch_prompts` groups to
-    a packed forward.
+    """Add the gradient of the groups' rows to the parameters' .grad, `micro_batch_prompts` groups
+    to a packed forward.
 
     divisor: see normalizer. ref_model: what the KL term of beta > 0 compares with. Returns sums for
     the log: loss, tokens, entropy, kl, clip_low, clip_high, .. over the tokens, nll over the

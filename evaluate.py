@@ -4,10 +4,10 @@
     python evaluate.py --ckpt FOLDER --dataset mine.jsonl --split val --out mine.jsonl
     python evaluate.py --ckpt FOLDER --pass_at_k 64 --size 48 --batch_size 1024
 
-Every response is a line of --out; a command that was stopped goes on where it was. Besides accuracy
-it counts what DyME is about: is the stated thinking true (precision and F1 of the stated facts), are
-right answers reached by grounded thinking, is the ability to answer directly still there. Left out:
-methods side by side (tools/compare.py).
+Every response is a line of --out; a command that was stopped goes on where it was. Besides
+accuracy it counts what DyME is about: is the stated thinking true (precision and F1 of the stated
+facts), are right answers reached by grounded thinking, is the ability to answer directly still
+there. Left out: methods side by side (tools/compare.py).
 """
 
 import argparse

@@ -1,5 +1,4 @@
-"""
-GRPO: explore by one's own samples (Shao et al. 2024, arXiv 2402.03300; used by DyME and
+"""GRPO: explore by one's own samples (Shao et al. 2024, arXiv 2402.03300; used by DyME and
 Curr-ReFT).
 
 G responses to one prompt are scored; a response's advantage is how much better it did than its
@@ -17,8 +16,7 @@ import torch
 
 
 def group_advantages(rewards: torch.Tensor, scale: bool = True, eps: float = 1e-4) -> torch.Tensor:
-    """
-    Advantages relative to the group (GRPO, eq. in section 4.1.2; DyME, section 2).
+    """Advantages relative to the group (GRPO, eq. in section 4.1.2; DyME, section 2).
 
     rewards (P, G), or (G,) of one group. Returns the same shape: (r - mean) / (std + eps), std
     unbiased; with scale=False (Dr. GRPO) only r - mean. Exactly 0 where all rewards of a group are
@@ -49,8 +47,7 @@ def grpo_loss(
     loss_type: str = "grpo",
     normalizer: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """
-    The clipped surrogate (PPO, eq. 7) with GRPO's advantages and, for beta > 0, a KL term to a
+    """The clipped surrogate (PPO, eq. 7) with GRPO's advantages and, for beta > 0, a KL term to a
     frozen reference.
 
     logprobs (N, C): log p of each token under the policy, with gradient. old_logprobs (N, C):

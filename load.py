@@ -1,5 +1,4 @@
-"""
-What a run is made of: its data, checked before the first step, and its model.
+"""What a run is made of: its data, checked before the first step, and its model.
 
 Left out: how a data set is read (data/), and what differs between model families (lib/families.py).
 """
@@ -38,8 +37,8 @@ def load_task(config: Config, log: Log) -> Task:
 
 
 def check_task(config: Config, task: Task, processor, log: Log) -> Task:
-    """The task without the rows that are known to be bad before the first step; says what there is to
-    know about the others. Nothing to check on the charts, which this project draws itself.
+    """The task without the rows that are known to be bad before the first step; says what there is
+    to know about the others. Nothing to check on the charts, which this project draws itself.
 
     A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
     no response could match would be memorized for ever, so its row is left out of training.

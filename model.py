@@ -1,5 +1,4 @@
-"""
-The model: write its prompt, and read log-probabilities off ONE packed forward.
+"""The model: write its prompt, and read log-probabilities off ONE packed forward.
 
 DyME needs the log-probabilities of G completions of the same prompt. Padded rows [G, P + C] would
 push the image prompt, nearly all of the tokens, through the model G times. Here the row is
@@ -28,8 +27,7 @@ PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many
 
 @dataclass
 class Prompt:
-    """
-    One encoded prompt. input_ids (1, P) with the image's placeholder tokens; images: the
+    """One encoded prompt. input_ids (1, P) with the image's placeholder tokens; images: the
     processor's other tensors (pixel_values, image_sizes, image_grid_thw, ...), empty for text;
     token_types (1, P) where the family has them; features: the vision tower's output, computed
     once and used by rollout and update alike, or None.
@@ -41,8 +39,7 @@ class Prompt:
     features: object | None = None
 
 
-# -------------------------------------------------------------------------------------------------
-# the prompt
+# ---- the prompt ---------------------------------------------------------------------------------
 
 
 def get_tokenizer(processor):
@@ -57,7 +54,9 @@ def question_text(example: Example) -> str:
 
 
 def special_token(processor, example: Example) -> str | None:
-    """A special token inside the question or its options: the model would take it for a real one."""
+    """A special token inside the question or its options: the model would take it for a real
+    one.
+    """
     text = question_text(example)
     return next((t for t in get_tokenizer(processor).all_special_tokens if t in text), None)
 
@@ -115,8 +114,7 @@ def prompt_to(prompt: Prompt, device) -> Prompt:
 
 
 def image_features(model, prompt: Prompt):
-    """
-    The vision tower and projector on one prompt's image, in the form that
+    """The vision tower and projector on one prompt's image, in the form that
     model.model(pixel_values=) takes instead of pixels (see families.take_features).
 
     With a frozen tower the graph kept is the projector's alone, so that one call serves rollout
@@ -151,9 +149,8 @@ def row_features(model, prompts: list[Prompt]):
 
 
 def join(parts: list):
-    """
-    Concatenate what families return: a tensor (tiles, tokens, width), or a sequence with a tensor
-    an image.
+    """Concatenate what families return: a tensor (tiles, tokens, width), or a sequence with a
+    tensor an image.
     """
     if torch.is_tensor(parts[0]):
         return torch.cat(parts)
@@ -174,14 +171,12 @@ def prompt_positions(model, prompt: Prompt) -> torch.Tensor:
     return positions[:, 0]
 
 
-# -------------------------------------------------------------------------------------------------
-# the packed row
+# ---- the packed row -----------------------------------------------------------------------------
 
 
 def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
-    """
-    One row [p1, c11 .. c1G, p2, c21 ..] of the prompts and their completions (token ids, each not
-    empty).
+    """One row [p1, c11 .. c1G, p2, c21 ..] of the prompts and their completions (token ids, each
+    not empty).
 
     Returns the keyword arguments of model.model(...), and for each completion token the index of
     the position whose hidden state predicts it: a completion's first token is predicted by the
@@ -224,8 +219,7 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
 def packed_attention(
     module, query, key, value, attention_mask, *, scaling, segments, masks, **kwargs
 ):
-    """
-    Attention inside a packed row, in transformers' AttentionInterface form.
+    """Attention inside a packed row, in transformers' AttentionInterface form.
 
     query (1, H, T, D), key and value (1, K, T, D) with K <= H key heads. segments: for each prompt
     its length and its completions' lengths. A prompt sees itself, causally. A completion's keys
@@ -269,8 +263,7 @@ def packed_attention(
 
 
 def completion_mask(query, size: tuple[int, int], repeats: int) -> torch.Tensor:
-    """
-    What a completion sees of [prompt, itself], added to its scores: (repeats * C, P + C), size =
+    """What a completion sees of [prompt, itself], added to its scores: (repeats * C, P + C), size =
     (C, P + C).
 
     Given a bool mask, or on CUDA one whose rows aren't aligned, each layer would make a copy and
@@ -286,8 +279,8 @@ AttentionInterface.register("packed", packed_attention)
 
 @contextmanager
 def language_attention(model, name: str):
-    """
-    Inside, the language model (never the vision tower) attends by the registered function `name`.
+    """Inside, the language model (never the vision tower) attends by the registered function
+    `name`.
     """
     text_config = model.config.get_text_config()
     before = text_config._attn_implementation
@@ -302,8 +295,8 @@ def language_attention(model, name: str):
 def completion_hidden(
     model, prompts: list[Prompt], completions: list[list[list[int]]]
 ) -> torch.Tensor:
-    """
-    The hidden states that predict the completions' tokens, with gradient, from one packed forward.
+    """The hidden states that predict the completions' tokens, with gradient, from one packed
+    forward.
 
     completions: per prompt a list of token-id lists. Returns (tokens, width), all completions in
     order: the rows of the prompts never reach the head.
@@ -315,8 +308,7 @@ def completion_hidden(
 
 
 def token_logprobs(model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0):
-    """
-    The head on hidden (n, width), and what it says of targets (n,).
+    """The head on hidden (n, width), and what it says of targets (n,).
 
     The distribution is the one that rollout.py samples from: divided by temperature, without the
     ids that a response can't contain. Returns log p of the targets (n,) with gradient, in nats,
@@ -332,8 +324,7 @@ def token_logprobs(model, hidden: torch.Tensor, targets: torch.Tensor, temperatu
 
 
 def forbid(model, logits: torch.Tensor) -> torch.Tensor:
-    """
-    logits (n, V) with the image placeholders' ids at the dtype's lowest finite value: never
+    """logits (n, V) with the image placeholders' ids at the dtype's lowest finite value: never
     sampled, never scored.
     """
     ids = getattr(model, "forbidden_ids", None)
@@ -346,8 +337,7 @@ def forbid(model, logits: torch.Tensor) -> torch.Tensor:
 def completion_logprobs(
     model, prompt: Prompt, completions: list[list[int]], temperature: float = 1.0
 ):
-    """
-    Log-probabilities of G completions of one prompt from ONE packed forward, with gradient.
+    """Log-probabilities of G completions of one prompt from ONE packed forward, with gradient.
 
     completions: G lists of token ids, end token included. Returns logprobs (G, C) in nats, 0 at
     the padding on the right, and completion_mask (G, C), C the longest completion. The plain form;

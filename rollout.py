@@ -1,5 +1,4 @@
-"""
-Rollout: G responses to each prompt, sampled from the model as it is; and Group, what one prompt
+"""Rollout: G responses to each prompt, sampled from the model as it is; and Group, what one prompt
 brings to a step.
 
 One decode loop for all P prompts of a step. Two things make it fast. Each prompt is prefilled
@@ -93,8 +92,7 @@ def make_groups(
 
 @dataclass
 class PromptCache:
-    """
-    The prompts' keys and values, once per prompt: keys[layer], values[layer] (P, K, L, D), K key
+    """The prompts' keys and values, once per prompt: keys[layer], values[layer] (P, K, L, D), K key
     heads, L the longest prompt; bias (P, 1, 1, L) is 0 on real tokens and the lowest finite value
     on padding.
     """
@@ -111,11 +109,11 @@ class PromptCache:
 
 
 def decode_attention(module, query, key, value, attention_mask, *, scaling, prompt_cache, **kwargs):
-    """
-    Attention of one new token per row, in transformers' AttentionInterface form.
+    """Attention of one new token per row, in transformers' AttentionInterface form.
 
     query (N, H, 1, D) with N = P * G rows, prompt by prompt; key, value (N, K, S, D): the rows'
-    own suffixes, new token included; prompt_cache: what the G rows of a prompt share. Returns (N, 1, H, D).
+    own suffixes, new token included; prompt_cache: what the G rows of a prompt share. Returns (N,
+    1, H, D).
     """
     rows, heads, _, dim = query.shape
     prompt_key = prompt_cache.keys[module.layer_idx]  # (P, K, L, D)
@@ -223,8 +221,7 @@ def random_numbers(keys: list[tuple[int, ...]], length: int) -> np.ndarray:
 
 
 def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
-    """
-    One token per row of logits (N, V) by inverting the cumulative distribution at uniforms (N,);
+    """One token per row of logits (N, V) by inverting the cumulative distribution at uniforms (N,);
     temperature 0: argmax.
     """
     if temperature == 0:
@@ -237,8 +234,7 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> 
 
 
 def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, torch.Tensor]:
-    """
-    Each prompt through the model once, several in one packed row.
+    """Each prompt through the model once, several in one packed row.
 
     Returns the prompt cache, the logits (P, V) after each prompt, and the positions (P, A) of its
     first response token.
@@ -287,8 +283,7 @@ def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, to
 
 
 def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
-    """
-    tokens (N,) at position (N, A) -> the logits (N, V) of the next ones; `suffix` takes one slot
+    """tokens (N,) at position (N, A) -> the logits (N, V) of the next ones; `suffix` takes one slot
     more.
     """
     axes = position.shape[1]
@@ -304,8 +299,7 @@ def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
 
 
 def compact(done: torch.Tensor, prompts: int):
-    """
-    Which rows to go on with. done (N,) bool, N = prompts * width.
+    """Which rows to go on with. done (N,) bool, N = prompts * width.
 
     The rows stay a rectangle, so the new width is the largest number of live rows that a prompt
     has; prompts without one leave. Returns (indices of the kept prompts, indices of the kept

@@ -1,5 +1,4 @@
-"""
-What train.py's loop is built on: start, resume, the prompts of a step, evaluate, save, log.
+"""What train.py's loop is built on: start, resume, the prompts of a step, evaluate, save, log.
 
 Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: what is
 loaded (load.py), how a checkpoint is written so that it is whole or not there (lib/checkpoint.py).
@@ -284,7 +283,7 @@ def summary(title: str, readings: dict[str, dict]) -> str:
     )
 
 
-# ---- before the first step -----------------------------------------------------------------------
+# ---- before the first step ----------------------------------------------------------------------
 
 
 def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:

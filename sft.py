@@ -1,5 +1,4 @@
-"""
-SFT: memorize a reference.
+"""SFT: memorize a reference.
 
 Supervised fine-tuning raises the log-probability of a given text. Written per token its loss is
 -log p, the mean over a sequence's tokens, summed over sequences and divided by a normalizer, so
@@ -41,7 +40,9 @@ def target_ids(processor, text: str) -> list[int]:
 
 @functools.cache
 def turn_prefix(processor) -> str:
-    """What the chat template puts between the generation prompt and the first word: mostly nothing."""
+    """What the chat template puts between the generation prompt and the first word: mostly
+    nothing.
+    """
     return turn_edges(processor)[0]
 
 

@@ -24,9 +24,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def vlm():
-    """
-    The tiny model with images of several shapes allowed, so that prompts differ in their number of
-    tiles.
+    """The tiny model with images of several shapes allowed, so that prompts differ in their number
+    of tiles.
     """
     model, processor = tiny_vlm(0)
     pinpoints = [[32, 32], [32, 64], [64, 32], [64, 64]]
@@ -86,9 +85,7 @@ def random_completions(processor, lengths, seed=0):
 
 
 def plain_logprobs(model, prompt, completion):
-    """
-    One completion behind its prompt in a row of its own, through the model's ordinary forward.
-    """
+    """One completion behind its prompt in a row of its own, by the model's ordinary forward."""
     ids = torch.cat([prompt.input_ids, torch.tensor([completion])], dim=1)
     logits = model_file.forbid(model, model(input_ids=ids, **prompt.images).logits[0])
     rows = logits[prompt.input_ids.shape[1] - 1 : -1].log_softmax(-1)
@@ -110,7 +107,7 @@ def largest_difference(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-# ---- the losses and the switch
+# ---- the losses and the switch ------------------------------------------------------------------
 
 
 def test_sft_gradient_is_grpo_gradient_with_advantage_1_and_ratio_1():
@@ -201,7 +198,7 @@ def test_eight_bare_right_answers_are_memorized_not_skipped():
     assert switch(torch.stack([bare["correct"], thought["correct"]])).tolist() == [MEMORIZE, SKIP]
 
 
-# ---- what an update is made of
+# ---- what an update is made of ------------------------------------------------------------------
 
 
 def test_the_switch_is_asked_with_the_responses_heard_so_far():
@@ -381,7 +378,7 @@ def test_the_end_token_has_a_gradient(vlm, prompts):
     assert logprobs.grad[0, -1] != 0 and mask[0, -1]
 
 
-# ---- the packed row
+# ---- the packed row -----------------------------------------------------------------------------
 
 
 LENGTHS = [7, 1, 15, 4]
@@ -458,7 +455,7 @@ def test_a_planted_fault_exceeds_the_tolerance_a_hundredfold(vlm, prompts, monke
     assert (packed - plain).abs().max() > 100 * 5e-6
 
 
-# ---- rollout
+# ---- rollout ------------------------------------------------------------------------------------
 
 
 def test_greedy_rollout_equals_generate(vlm, groups):
@@ -553,7 +550,7 @@ def test_a_frozen_tower_gets_no_gradient_and_its_features_are_computed_once(vlm)
     assert grads["model.multi_modal_projector.linear_1.weight"].abs().sum() > 0
 
 
-# ---- the tiny model and the command line
+# ---- the tiny model and the command line --------------------------------------------------------
 
 
 def test_any_text_goes_through_the_tiny_tokenizer_unchanged(vlm):

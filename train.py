@@ -1,5 +1,4 @@
-"""
-Train a small vision-language model to think: DyME, its baselines, one loop.
+"""Train a small vision-language model to think: DyME, its baselines, one loop.
 
     python train.py                                   charts and a tiny model, on a CPU, in minutes
     python train.py --dataset chartqa                 LLaVA-OneVision-0.5B on ChartQA, on one GPU

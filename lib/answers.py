@@ -11,7 +11,7 @@ import re
 from data.example import OPTION_LETTERS
 from data.own import WRAPPING, split_marked
 
-# Numbers as people write them: full-width forms, other minus signs, "US$5", "5 €", "1’234", "1 234".
+# Numbers as people write them: full-width forms, other minus signs, "US$5", "5 €", "1 234".
 PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, "−–‒﹣"), "-")
 CURRENCY = re.compile(r"(?:\b[A-Z]{1,2} ?)?[$€£¥₹₩₽]")
 CODE = re.compile(r"\b(?:USD|EUR|GBP|JPY|CNY|INR|CHF|dollars?|euros?)\b")
@@ -42,7 +42,8 @@ def extract_answer(response: str) -> str | None:
 def clean_answer(text: str) -> str:
     """The bare answer: no markdown, quotes, final dot, currency; numbers as Python reads them.
 
-    "12 percent" is "12%", "US$1,200" and "1 200" are "1200", "−5" is "-5". Labels go through it too.
+    "12 percent" is "12%", "US$1,200" and "1 200" are "1200", "−5" is "-5". Labels go through it
+    too.
     """
     ends = WRAPPING + SPACES
     text = CURRENCY.sub("", text.translate(PLAIN)).strip(ends).rstrip("." + ends)
@@ -84,9 +85,9 @@ def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -
     """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
 
     Both sides come from clean_answer. "%" divides by 100, as published, so that "57%" is not the
-    label "57" where a chart's labels leave the sign out. An empty or non-finite prediction is wrong.
-    Tolerance 0: equal up to rounding of floats. A list ("[3, 4]") is compared element by element,
-    in any order.
+    label "57" where a chart's labels leave the sign out. An empty or non-finite prediction is
+    wrong. Tolerance 0: equal up to rounding of floats. A list ("[3, 4]") is compared element by
+    element, in any order.
     """
     target, prediction = target.strip(), prediction.strip()
     if target.startswith("[") and target.endswith("]"):

@@ -139,7 +139,7 @@ def query_cache(chat: Chat, sql: str, *values):
         return None
 
 
-# ---- retries, and a server that is dead ----------------------------------------------------------
+# ---- retries, and a server that is dead ---------------------------------------------------------
 
 
 def ask_server(chat: Chat, body: bytes) -> tuple[str, bool]:
@@ -187,7 +187,7 @@ def note(chat: Chat, error: ChatError | None = None) -> None:
         tqdm.write(f"judge: {chat.url} {said}", file=sys.stderr)
 
 
-# ---- one attempt ---------------------------------------------------------------------------------
+# ---- one attempt --------------------------------------------------------------------------------
 
 
 def post(chat: Chat, body: bytes) -> tuple[str, bool]:

@@ -21,7 +21,7 @@ from data.reading import say, write_whole
 from lib.families import NO_CODE, one_line, save_model
 
 
-# ---- writing -------------------------------------------------------------------------------------
+# ---- writing ------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -118,7 +118,7 @@ def disk_full(error: BaseException | None) -> bool:
     return False
 
 
-# ---- finding and loading -------------------------------------------------------------------------
+# ---- finding and loading ------------------------------------------------------------------------
 
 
 def find_checkpoint(path: str | Path) -> Path | None:

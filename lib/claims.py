@@ -17,7 +17,7 @@ from lib.answers import read_value
 from lib.mentions import Clause, Mention, Reader
 from lib.names import UNKNOWN, name_words, words
 
-# "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3": both have it.
+# "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3".
 TYING = words("""of in for among from at with said say says saying who were are was is by belongs
     belonging which that ( voted""")
 PARTING = words("and but while whereas versus vs than compared ; | then")

@@ -34,7 +34,7 @@ class Family:
     images: str  # of the image processor that needs Pillow alone, "ImageProcessorPil" aside
     vision: str  # where the vision tower is in model.model
     image_tokens: str  # the tokens, as a pattern, that mean an image or frame it
-    projector: tuple = ()  # what of the tower is the projector, where that isn't a module of its own
+    projector: tuple = ()  # what of the tower is the projector, where none is apart
 
 
 LLAVA = "<image>|<video>"
@@ -56,7 +56,7 @@ TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
 NO_CODE = {"trust_remote_code": False}  # None would ask on stdin, and run what a folder brings
 
 
-# ---- loading and saving --------------------------------------------------------------------------
+# ---- loading and saving -------------------------------------------------------------------------
 
 
 def load_vlm(
@@ -100,7 +100,9 @@ def load_vlm(
 
 
 def unsupported(config) -> str | None:
-    """Why this project's forward can't stand in for a model's own, by its config; None if it can."""
+    """Why this project's forward can't stand in for a model's own, by its config; None if it
+    can.
+    """
     supported = [*FAMILIES, *TEXT_FAMILIES]
     if config.model_type not in supported:
         told = f"model_type {config.model_type!r} is not supported; supported: "
@@ -138,7 +140,7 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
         processor.image_processor.save_pretrained(folder)
 
 
-# ---- the model -----------------------------------------------------------------------------------
+# ---- the model ----------------------------------------------------------------------------------
 
 
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
@@ -204,7 +206,7 @@ def parameter_counts(model) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in model.parameters()) - trainable
 
 
-# ---- the processor -------------------------------------------------------------------------------
+# ---- the processor ------------------------------------------------------------------------------
 
 
 def load_processor(name_or_path: str, family: Family | None):

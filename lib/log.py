@@ -101,7 +101,9 @@ class Log:
             tqdm.write(text)
 
     def lock(self) -> None:
-        """Make the folder and keep it until this process ends: InputError where another one does."""
+        """Make the folder and keep it until this process ends: InputError where another one
+        does.
+        """
         if not self.active or fcntl is None:
             return
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)

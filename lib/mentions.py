@@ -31,10 +31,12 @@ COMPARED |= dict.fromkeys(words("less fewer lower smaller"), -1)
 NOT_BEFORE = BOUNDS.keys() | words("""per than step top first last question figure
     twice double triple half ranked ranks rank number place""")
 DISTANCES = COMPARED.keys() | words(
-    "points percentage pp times x countries bars categories values groups colors colours lines options items"
+    """points percentage pp times x countries bars categories values groups colors colours lines
+    options items"""
 )
 ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
-CHANGED = COMPARED.keys() | words("""fell fall falls rose rise rises rising grew grow grows increased
+CHANGED = COMPARED.keys() | words("""fell fall falls rose rise rises rising grew grow grows
+    increased
     increases decreased decreases declined declines dropped drops changed reduced differ differs
     divided divide dividing multiplied multiply multiplying leads ahead behind up down""")
 
@@ -158,14 +160,18 @@ class Reader:
         return end
 
     def is_break(self, i: int) -> bool:
-        """Whether a clause ends at token i: not at the stop of "U.S." or of a name, "Vinyl?" = 4."""
+        """Whether a clause ends at token i: not at the stop of "U.S." or of a name, "Vinyl?" =
+        4.
+        """
         text, before = self.texts[i], self.texts[i - 1]
         if text not in BREAKS or text in ".?!" and self.texts[i + 1] in NAME_ENDS:
             return False
         return text != "." or not (len(before) == 1 and before.isalpha() or before in ABBREVIATIONS)
 
     def is_operator(self, i: int) -> bool:
-        """Whether token i computes: a word does, a mark only between operands ("-" may be a dash)."""
+        """Whether token i computes: a word does, a mark only between operands ("-" may be a
+        dash).
+        """
         token, before, behind = self.tokens[i], self.tokens[i - 1], self.tokens[i + 1]
         if token.text not in OPERATORS or token.word:
             return token.text in OPERATORS
@@ -252,7 +258,9 @@ class Reader:
         return bool(token.word) and token.text not in NAMELESS
 
     def unknown_listed(self, i: int) -> int:
-        """The end of a name at token i that the picture hasn't but a list has: "Estonia and Latvia"."""
+        """The end of a name at token i that the picture hasn't but a list has: "Estonia and
+        Latvia".
+        """
         end = i
         while end < i + 4 and self.is_nameable(self.tokens[end]):
             end += 1

@@ -33,7 +33,8 @@ def words(text: str) -> frozenset[str]:
 
 
 # what says nothing of a picture
-STOP = words("""a about after all also am an and any are as at be because been before being both but by
+STOP = words("""a about after all also am an and any are as at be because been before being both but
+    by
     can could did do does each first for from had has have he her here his how i if in into is it
     its just let lets me more most my need next no not now of on one only or other our out over
     question s see she should so some step such than that the their them then there these they
@@ -220,7 +221,9 @@ def scale_of(tokens: list[Token], i: int) -> str:
 
 
 def find_units(tokens: list[Token]) -> set[str]:
-    """The scales that several numbers of a text have: its unit, which a chart's table leaves out."""
+    """The scales that several numbers of a text have: its unit, which a chart's table leaves
+    out.
+    """
     numbers = [i for i, token in enumerate(tokens) if token.value is not None]
     scales = Counter(scale_of(tokens, i) for i in numbers)
     return {scale for scale, count in scales.items() if count > 1}

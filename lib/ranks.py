@@ -75,7 +75,7 @@ def lost_peers():
         os._exit(1)  # an orderly exit would wait for, or abort in, what is left of the connection
 
 
-# ---- what is shared ------------------------------------------------------------------------------
+# ---- what is shared -----------------------------------------------------------------------------
 
 
 def shard(items: list, ranks: Ranks) -> list[tuple[int, object]]:
@@ -132,7 +132,7 @@ def sum_gradients(model, ranks: Ranks) -> None:
             piece.copy_(total)
 
 
-# ---- signals -------------------------------------------------------------------------------------
+# ---- signals ------------------------------------------------------------------------------------
 
 
 class Interrupt:

@@ -149,8 +149,8 @@ def base_model(
     task_steps: int = 0,
     folder: str | os.PathLike = "out",
 ):
-    """The tiny model after its base stage: from `folder` if it is there, else trained and put there.
-    With other base_tasks than charts alone, that one is taught these for `task_steps` more.
+    """The tiny model after its base stage: from `folder` if it is there, else trained and put
+    there. With other base_tasks than charts alone, that one is taught these for `task_steps` more.
     """
     path = Path(folder) / f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
     more = list(base_tasks) != ["chart"]

@@ -1,4 +1,6 @@
-"""judge.py and lib/chat.py against a real HTTP server on this machine that misbehaves on command."""
+"""judge.py and lib/chat.py against a real HTTP server on this machine that misbehaves on
+command.
+"""
 
 import collections
 import json

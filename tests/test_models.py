@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 ALL = [*FAMILIES, *TEXT_FAMILIES]
 EXTRA = {"optimizer.pt", "state.json"}  # what a checkpoint holds besides a model
 
-# ---- a hub checkpoint of each family, tiny -------------------------------------------------------
+# ---- a hub checkpoint of each family, tiny ------------------------------------------------------
 
 SMOLVLM = (  # as in HuggingFaceTB/SmolVLM-500M-Instruct
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
@@ -203,7 +203,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-# ---- what goes through it ------------------------------------------------------------------------
+# ---- what goes through it -----------------------------------------------------------------------
 
 
 def picture(width, height, seed):
@@ -276,7 +276,7 @@ def assert_close(gradients, expected):
         assert (gradients[key] - value).abs().max() <= 1e-5 * max(1, value.abs().max()), key
 
 
-# ---- every family --------------------------------------------------------------------------------
+# ---- every family -------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
@@ -417,7 +417,7 @@ def test_a_frozen_tower_keeps_no_activations_under_checkpointing(folders):
     assert not outputs[0].last_hidden_state.requires_grad
 
 
-# ---- what a folder says --------------------------------------------------------------------------
+# ---- what a folder says -------------------------------------------------------------------------
 
 
 def test_the_models_own_sampling_defaults_change_nothing(folders, tmp_path):
@@ -546,7 +546,7 @@ def test_code_that_a_folder_brings_is_never_run(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-# ---- memory --------------------------------------------------------------------------------------
+# ---- memory -------------------------------------------------------------------------------------
 
 
 def peak_bytes(function):

@@ -115,7 +115,7 @@ def test_the_published_list_format_is_read_as_it_is(tmp_path):
     assert [len(load_data(str(path), s, str(tmp_path))) for s in ("train", "val")] == [3, 1]
 
 
-# ---- several right answers, options ------------------------------------------------------------
+# ---- several right answers, options -------------------------------------------------------------
 
 
 def test_each_of_a_list_of_answers_is_right_and_the_first_is_memorized(tmp_path):
@@ -145,7 +145,7 @@ def test_an_answer_names_an_option_by_its_text_or_its_letter(tmp_path, options, 
     assert "none of the options" in error_of(load_rows, tmp_path, dict(row, answer="C"))
 
 
-# ---- nothing of a row is lost without a word ---------------------------------------------------
+# ---- nothing of a row is lost without a word ----------------------------------------------------
 
 
 @pytest.mark.parametrize(

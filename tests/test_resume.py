@@ -37,7 +37,7 @@ FLAGS = """
 """.split()
 
 
-# ---- runs ----------------------------------------------------------------------------------------
+# ---- runs ---------------------------------------------------------------------------------------
 
 
 def start(folder, name, *flags, faults=(), **environment):
@@ -99,7 +99,7 @@ def steps(folder):
     return [int(path.name[5:]) for path in step_folders(folder / "checkpoints")]
 
 
-# ---- faults, and what makes a tiny run lively: called in the run's process -----------------------
+# ---- faults, and what makes a tiny run lively: called in the run's process ----------------------
 
 
 def lively():
@@ -178,7 +178,7 @@ def planned():
     run_file.build_optimizer = sgd
 
 
-# ---- ended and resumed ---------------------------------------------------------------------------
+# ---- ended and resumed --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +301,7 @@ def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
     assert same == [True, False, True, True]
 
 
-# ---- signals -------------------------------------------------------------------------------------
+# ---- signals ------------------------------------------------------------------------------------
 
 
 def waiting():
@@ -337,7 +337,7 @@ def test_under_torchrun_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-# ---- several processes ---------------------------------------------------------------------------
+# ---- several processes --------------------------------------------------------------------------
 
 
 def agreeing():
@@ -408,7 +408,7 @@ def test_two_processes_of_train_are_one(tmp_path):
     assert any((one[name] - base[name]).norm() > 1e-3 * base[name].norm() for name in base)
 
 
-# ---- hostile input -------------------------------------------------------------------------------
+# ---- hostile input ------------------------------------------------------------------------------
 
 
 def text_as_image(folder):

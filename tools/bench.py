@@ -91,7 +91,7 @@ def build_case(args: argparse.Namespace, names: list[str]) -> Case:
     return case
 
 
-# ---- our sides -----------------------------------------------------------------------------------
+# ---- our sides ----------------------------------------------------------------------------------
 
 
 def update(case: Case, copies: tuple[int, ...] = (1,)) -> None:
@@ -134,7 +134,7 @@ def step(case: Case, skip: bool = False) -> None:
     case.optimizer.zero_grad()
 
 
-# ---- the usual sides -----------------------------------------------------------------------------
+# ---- the usual sides ----------------------------------------------------------------------------
 
 
 def batch(prompts: list[Prompt]) -> dict[str, torch.Tensor]:
@@ -229,7 +229,7 @@ def trl_trainer(case: Case):
     return trainer
 
 
-# ---- measuring -----------------------------------------------------------------------------------
+# ---- measuring ----------------------------------------------------------------------------------
 
 SIDES = {
     "update": update,
@@ -363,7 +363,7 @@ def bench(args: argparse.Namespace) -> dict:
     return result
 
 
-# ---- tables --------------------------------------------------------------------------------------
+# ---- tables -------------------------------------------------------------------------------------
 
 
 def table(results: list[dict]) -> str:
@@ -409,7 +409,7 @@ def memory_table() -> str:
     return "\n".join(lines)
 
 
-# ---- the command line ----------------------------------------------------------------------------
+# ---- the command line ---------------------------------------------------------------------------
 
 
 def read_result(path: str) -> dict:
