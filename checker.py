@@ -182,15 +182,14 @@ def thinking_lines(examples) -> list[str]:
     lines = []
     if bare:
         lines.append(
-            f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing for "
-            f"them; {traced} are scored by the words of their own trace, {len(bare) - traced} by "
-            "format and answer alone"
+            f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing "
+            f"for them; {traced} are scored by the words of their own trace, "
+            f"{len(bare) - traced} by format and answer alone"
         )
     if explained < len(known):
         lines.append(
             f"{explained} of {len(known)} local traces explain their answer, the others state "
-            "facts; "
-            "better ones: judge.py refine with a --judge_url, then --traces"
+            "facts; better ones: judge.py refine with a --judge_url, then --traces"
         )
     return lines
 
