@@ -303,6 +303,13 @@ def tolerances(config) -> tuple[float, float]:
     return 0.0, 0.05 if config.dataset == "chartqa" else 0.0
 
 
+def eval_settings(config) -> dict:
+    """evaluate.evaluate's keyword arguments that are flags."""
+    names = ("max_completion_length", "max_pixels", "seed")
+    settings = {name: getattr(config, name) for name in names}
+    return {**settings, "tolerance": tolerances(config)[1]}
+
+
 def check_range(flag, value) -> None:
     """InputError for a number that isn't finite or isn't in its knob's range."""
     low, high, above = (flag.metadata[name] for name in ("low", "high", "above"))

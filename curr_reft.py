@@ -31,9 +31,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
-from config import Config, knob, parse, tolerances
+from config import Config, eval_settings, knob, parse
 from data.charts import TASKS
 from data.example import InputError
 from data.forms import FORMS, stage_questions
@@ -43,11 +41,11 @@ from lib.answers import grade
 from lib.checkpoint import step_folders
 from lib.families import save_model
 from lib.log import Log, run_program
-from lib.ranks import Ranks, broadcast_object, cleanup, setup_distributed
+from lib.ranks import Ranks, broadcast_object
 from load import Task, first_load, load_finals, load_model, load_split
 from reject import account, keep_best, mix_examples, sample_rows
 from run import summary
-from train import train
+from train import launch, train
 
 STAGES = (*FORMS, "reject")
 EPOCHS = {"judge": 1, "choice": 1, "open": 2}
@@ -220,9 +218,7 @@ def read_model(config: Curriculum, name: str, ranks: Ranks, log: Log) -> dict:
     method; and greedy on each form's questions, of all tasks.
     """
     model, processor = first_load(replace(config, model=name), ranks)
-    names = ("max_completion_length", "max_pixels", "seed")
-    asked = {name: getattr(config, name) for name in names}
-    asked["tolerance"] = tolerances(config)[1]
+    asked = eval_settings(config)
     found = {}
     for split, examples in load_finals(config, log).items():
         found[split] = evaluate_all(model, processor, examples, **asked)
@@ -268,12 +264,7 @@ def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) 
 
 def run(argv: list[str]) -> None:
     """The command line."""
-    config = read_flags(argv)
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    ranks = setup_distributed()
-    run_stages(config, ranks)
-    cleanup(ranks)
+    launch(run_stages, read_flags(argv))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ def check_task(config: Config, task: Task, processor, log: Log) -> Task:
     A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
     no response could match would be memorized for ever, so its row is left out of training.
     """
-
     if config.dataset == "charts":
         return task
 
@@ -52,13 +51,15 @@ def check_task(config: Config, task: Task, processor, log: Log) -> Task:
 
     def askable(examples: Sequence[Example]) -> list[Example]:
         examples = [examples[i] for i in range(len(examples))]
-        bad = [example for example in examples if special_token(processor, example)]
+        fine, bad = [], []
+        for example in examples:
+            (bad if special_token(processor, example) else fine).append(example)
         told = f"{shown(bad)}: the question or an option has a special token of the model"
         if bad and not config.skip_bad_rows:
             raise InputError(f"{told}; take it out, or give --skip_bad_rows")
         if bad:
             log.say(f"warning: left out: {told}")
-        return [example for example in examples if not special_token(processor, example)]
+        return fine
 
     train = askable(task.train)
     if bad := unmatchable(train, tolerances(config)[0]):

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from checker import Rules
-from config import Config, tolerances
+from config import Config, eval_settings
 from data import Example, InputError
 from data.fingerprint import changes, fingerprint
 from dyme import HEAD_CHUNK
@@ -140,16 +140,10 @@ class Run:
 
     # ---- evaluate and save ----------------------------------------------------------------------
 
-    def eval_settings(self) -> dict:
-        """evaluate's keyword arguments that are flags."""
-        names = ("max_completion_length", "max_pixels", "seed")
-        settings = {name: getattr(self.config, name) for name in names}
-        return {**settings, "tolerance": tolerances(self.config)[1]}
-
     def validate(self) -> bool:
         """A reading of the validation split, noted and said; whether it is the best so far."""
         past, step = self.state["val"], self.state["step"]
-        reading = evaluate(self.model, self.processor, self.task.val, **self.eval_settings())
+        reading = evaluate(self.model, self.processor, self.task.val, **eval_settings(self.config))
         best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
         past.append({"step": step, **reading})
         found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
@@ -161,7 +155,7 @@ class Run:
         readings = {}
         for split, examples in self.task.finals.items():
             readings[split] = evaluate_all(
-                self.model, self.processor, examples, **self.eval_settings()
+                self.model, self.processor, examples, **eval_settings(self.config)
             )
             self.log.say(summary(f"{title}, {split}", readings[split]))
         return readings

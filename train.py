@@ -14,6 +14,7 @@ curr_reft.py. Left out: learned rewards, value networks, LoRA.
 import math
 import sys
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 
@@ -98,14 +99,18 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
     return {"grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
 
 
-def main(argv: list[str]) -> None:
-    """The command line."""
-    config = parse(argv)
+def launch(program: Callable[[Config, Ranks], object], config: Config) -> None:
+    """Run program(config, ranks) in this process, one of those that torchrun started."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     ranks = setup_distributed()
-    train(config, ranks)
+    program(config, ranks)
     cleanup(ranks)
+
+
+def main(argv: list[str]) -> None:
+    """The command line."""
+    launch(train, parse(argv))
 
 
 if __name__ == "__main__":
