@@ -1,37 +1,44 @@
-"""What runs have logged, read back and drawn: the pictures of the report and of a README.
+"""What runs have logged, read back and drawn: the pictures of the report and of the README.
 
-A variant (runs that differ only by seed) is a line, the mean over its seeds. Metrics of single
-steps are noisy, so they are shown as moving means over a twentieth of the run; validation readings
-as they were measured. matplotlib is optional. Left out: time as the horizontal axis.
+    python -m tools.curves out/compare/base0-noise0.5-* results/noise.json --out assets
+
+A variant, runs that differ only by seed, is a line: the mean over its seeds, each of them faint.
+Metrics of single steps are noisy, so they are shown as moving means over a twentieth of the run.
+matplotlib is optional. Left out: time as the horizontal axis.
 """
 
-import io
 import itertools
 import json
-import math
+import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 
+from config import Parser
 from data.example import InputError
-from lib.log import visible
-from tools.gallery import MODES, read_lines
+from lib.log import run_program, visible
 
 try:
     import matplotlib
     from matplotlib.figure import Figure
-except ImportError:
-    matplotlib = Figure = None
 
+    STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+    STYLE |= {"grid.alpha": 0.25, "axes.titlelocation": "left", "axes.titleweight": "bold"}
+    STYLE |= {"figure.constrained_layout.use": True, "savefig.dpi": 160}
+    STYLE |= {"text.parse_math": False}  # a label is a file's word: no $ of it is a formula
+    matplotlib.rcParams.update(STYLE)
+except ImportError:
+    matplotlib = None
+
+NO_PICTURES = "pictures need matplotlib: pip install matplotlib"
 SEEDS = ("seed", "base_seed", "data_seed")
-# flags that don't change what is learned, or only by chance: runs that differ by these alone are
-# one variant
+# flags that change what is learned by chance alone, or not at all
 ASIDE = {*SEEDS, "output_dir", "data_dir", "overwrite", "resume", "num_threads", "final_splits"}
 ASIDE |= {"save_steps", "save_minutes", "save_total_limit", "log_groups_every"}
-ASIDE |= {"eval_steps", "eval_base"}
+ASIDE |= {"eval_steps", "eval_base", "report_to"}
 COLOURS = {  # told apart by the colour-blind too
     "dyme": "#1f5fbf",
     "grpo": "#c4500c",
@@ -40,22 +47,18 @@ COLOURS = {  # told apart by the colour-blind too
     "curr_reft": "#8f6a00",
 }
 SPARE = ("#0784a5", "#b93a77", "#566070")  # of other methods, and of a method's second variant
-LABEL = 40  # characters of a variant's name
-CURVES = {  # title: metric, what it is, whether it is a share
-    "Accuracy": ("val/accuracy", "validation questions, greedy", True),
-    "True facts": ("val/fact_precision", "of the stated ones, validation", True),
-    "Reward": ("reward", "mean of the sampled responses", False),
-    "Correct samples": ("correct", "right answer, right format", True),
-    "Advantage collapse": ("frac_reward_zero_std", "groups with equal rewards", True),
-    "Length": ("completions/mean_length", "tokens of a response", False),
-    "Entropy": ("entropy", "nats per token, in the update", False),
-    "Seconds per step": ("step_time", "rollout, rewards, update", False),
+# from the bottom of the picture of the switch to its top
+MODES = {"memorize": "#f0bd55", "explore": "#7aa7e6", "skip": "#dfe3e8"}
+CURVES = {  # title: metric, what it is
+    "Accuracy": ("val/accuracy", "of validation questions, greedy"),
+    "True facts": ("val/fact_precision", "of the stated ones, validation"),
+    "Reward": ("reward", "mean of the sampled responses"),
+    "Correct samples": ("correct", "right answer, right format"),
+    "Advantage collapse": ("frac_reward_zero_std", "groups with equal rewards"),
+    "Length": ("completions/mean_length", "tokens of a response"),
+    "Entropy": ("entropy", "nats per token, in the update"),
+    "Seconds per step": ("step_time", "rollout, rewards, update"),
 }
-if matplotlib:
-    STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
-    STYLE |= {"grid.alpha": 0.25, "axes.titlelocation": "left", "axes.titleweight": "bold"}
-    STYLE |= {"text.parse_math": False}  # a label is a file's word: no $ of it is a formula
-    matplotlib.rcParams.update(STYLE)
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -69,14 +72,10 @@ class Run:
 
     folder: Path
     steps: list[dict]
-    config: dict
-    val: list[dict]
-    base: dict
-    final: dict
-
-    def seeds(self) -> str:
-        """What tells it from the other runs of its variant."""
-        return ", ".join(f"{name} {self.config[name]}" for name in SEEDS if name in self.config)
+    config: dict = field(default_factory=dict)
+    val: list[dict] = field(default_factory=list)
+    base: dict = field(default_factory=dict)
+    final: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -88,102 +87,106 @@ class Variant:
     runs: list[Run]
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a jsonl file, none without the file; a last line without its end is still
+    being written, and left out. InputError with the line's number for anything else.
+    """
+    rows = []
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            raise InputError(f"{path}, line {number}: not a JSON object; remove the line") from None
+    return rows
+
+
 def read_run(folder: str | Path) -> Run:
     """What a run has written so far: its state from result.json, or while there is none from its
     last checkpoint. InputError, one line, for a folder that isn't a run's.
     """
-    folder = Path(folder)
-    path = folder / "metrics.jsonl"
-    steps = read_lines(path) if path.is_file() else []
-    if not steps:
-        raise InputError(f"{path}: no step is logged; give folders that train.py wrote")
-    saved = sorted(folder.glob("checkpoints/step-*[0-9]/state.json"), reverse=True)
-    paths = [path for path in [folder / "result.json", *saved] if path.is_file()]
-    kinds = {"config": dict, "val": list, "base": dict, "final": dict}
-    try:
-        state = json.loads(paths[0].read_text(encoding="utf-8")) if paths else {}
-        return Run(folder, steps, *(kind(state.get(name, ())) for name, kind in kinds.items()))
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f"{paths[0]}: isn't what train.py writes; remove the file") from None
+    run = Run(Path(folder), read_lines(Path(folder) / "metrics.jsonl"))
+    if not run.steps:
+        raise InputError(f"{folder}/metrics.jsonl: no step is logged; give folders of train.py")
+    paths = sorted(run.folder.glob("checkpoints/step-*[0-9]/state.json"))
+    for path in [*paths, *run.folder.glob("result.json")][-1:]:
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            run.config, run.val, run.base = state["config"], state["val"], state["base"]
+            run.final = state.get("final", {})
+        except (ValueError, LookupError, TypeError):
+            raise InputError(f"{path}: isn't what train.py writes; remove the file") from None
+    return run
 
 
 def group_seeds(runs: list[Run]) -> list[Variant]:
     """Runs that differ only by seed together, each variant named by its method and what tells it
-    from the others. InputError for two runs of equal flags and seeds.
+    from the others.
     """
-    together, values = {}, {}
+    values = {}  # flag: its values
     for run in runs:
-        settings = {name: json.dumps(v) for name, v in run.config.items() if name not in ASIDE}
-        for name, value in settings.items():
-            values.setdefault(name, set()).add(value)
-        same = together.setdefault(str(settings or run.folder), {})
-        if same.setdefault(run.seeds(), run) is not run:
-            other = same[run.seeds()].folder
-            raise InputError(f"{run.folder}: has the flags and seed of {other}; leave one out")
+        for name in run.config.keys() - ASIDE:
+            values.setdefault(name, set()).add(str(run.config[name]))
+    together = {}
+    for run in runs:
+        label = str(run.config.get("method", run.folder.name))
+        for name, value in run.config.items():
+            if len(values.get(name, ())) > 1 and name != "method":
+                label += f", {name} {value}"
+        together.setdefault(label, []).append(run)
     variants, spare = [], itertools.cycle(SPARE)
-    for group in (list(same.values()) for same in together.values()):
-        config, folder = group[0].config, "/".join(group[0].folder.parts[-2:])
-        method = str(config.get("method", folder))
-        own = [n for n in config if len(values.get(n, ())) > 1 and n != "method"]
-        label = ", ".join([method, *(f"{name} {config[name]}" for name in own)])
-        label = label if len(label) <= LABEL else folder[-LABEL:]
-        colour = COLOURS.get(method)
+    for label, group in together.items():
+        colour = COLOURS.get(label.partition(",")[0])
         if colour is None or colour in [variant.colour for variant in variants]:
             colour = next(spare)
+        label = label if len(label) < 40 else group[0].folder.name  # a long one has no room
         variants.append(Variant(visible(label), colour, group))
     return variants
 
 
-# ---- pictures -----------------------------------------------------------------------------------
+# ---- pictures of runs ---------------------------------------------------------------------------
 
 
-def is_number(value) -> bool:
-    """Whether a picture can show it."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def line_of(variant: Variant, metric: str) -> tuple | None:
-    """(steps, values, smoothed values), the values (runs, steps) at the steps that all seeds have;
-    smoothed: over a fortieth of the run on either side. None where nothing was logged.
+def line_of(variant: Variant, metric: str) -> tuple[list[int], np.ndarray] | None:
+    """(steps, values (runs, steps)) at the steps that all seeds have, None where nothing was
+    logged. Of a metric of the steps the mean over a fortieth of the run on either side.
     """
     name = metric.removeprefix("val/")
     by_run = []
     for run in variant.runs:
         lines = run.steps if name == metric else run.val
-        lines = [line for line in lines if is_number(line.get(name))]
-        # an update without tokens has no entropy; it is logged as 0
-        by_run.append({x["step"]: x[name] for x in lines if x[name] or name != "entropy"})
+        by_run.append({line["step"]: line[name] for line in lines if line.get(name) is not None})
     steps = sorted(set.intersection(*map(set, by_run)))
     if not steps:
         return None
-    raw = np.array([[points[step] for step in steps] for points in by_run])
-    window = np.ones(2 * (len(steps) // 40) + 1 if name == metric else 1)
-    near = np.convolve(np.ones(len(steps)), window, "same")
-    return steps, raw, np.array([np.convolve(row, window, "same") for row in raw]) / near
+    values = np.array([[points[step] for step in steps] for points in by_run])
+    reach = len(steps) // 40 if name == metric else 0
+    near = [slice(max(0, i - reach), i + reach + 1) for i in range(len(steps))]
+    return steps, np.stack([values[:, span].mean(axis=1) for span in near], axis=1)
+
+
+def draw(variants: list[Variant]) -> "dict[str, Figure]":
+    """Every picture that something was logged for, by its title."""
+    figures = {"Modes": plot_modes(variants)}
+    figures |= {title: plot_curve(title, variants) for title in CURVES}
+    return {title: figure for title, figure in figures.items() if figure}
 
 
 def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
-    """A line per variant: the mean over its seeds, a band from the lowest to the highest; of a
-    single run the steps themselves, faint. None where nothing was logged.
-    """
-    metric, about, share = CURVES[title]
-    figure = Figure(figsize=(4.8, 3.1), layout="constrained")
-    ax, top = figure.subplots(), 0.0
+    """A line per variant: the mean over its seeds, which are faint."""
+    metric, about = CURVES[title]
+    figure = Figure(figsize=(4.8, 3.1))
+    ax = figure.subplots()
     for variant in variants:
         if line := line_of(variant, metric):
-            steps, raw, smooth = line
-            if len(raw) > 1:
-                low, high = smooth.min(0), smooth.max(0)
-                ax.fill_between(steps, low, high, color=variant.colour, alpha=0.15, lw=0)
-            else:
-                ax.plot(steps, raw[0], color=variant.colour, alpha=0.2, lw=0.8)
-            look = ".-" if metric.startswith("val/") else "-"
-            ax.plot(steps, smooth.mean(0), look, color=variant.colour, label=variant.label)
-            top = max(top, 1.08 * smooth.max())
+            steps, values = line
+            look = {"color": variant.colour, "marker": "." if metric.startswith("val/") else None}
+            ax.plot(steps, values.T, alpha=0.25, **look)
+            ax.plot(steps, values.mean(axis=0), label=variant.label, **look)
     if not ax.lines:
         return None
     ax.set(title=title, xlabel="step", ylabel=about)
-    ax.set_ylim(min(0, ax.get_ylim()[0]), 1.02 if share else top or 1)
+    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     ax.legend(fontsize=8)
     return figure
 
@@ -194,51 +197,79 @@ def plot_modes(variants: list[Variant]) -> "Figure | None":
     lines = [(label, found) for label, found in lines if all(found)]
     if not lines:
         return None
-    figure = Figure(figsize=(2.6 * len(lines) + 1.4, 2.9), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(lines) + 1.4, 2.9))
     axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
     for ax, (label, found) in zip(axes, lines):
-        steps, shares = found[0][0], [smooth.mean(0) for _, _, smooth in found]
+        steps = found[0][0]
+        shares = [values.mean(axis=0) for _, values in found]
         ax.stackplot(steps, *shares, colors=MODES.values(), labels=MODES)
-        ax.set(
-            title=textwrap.fill(label, 22),
-            xlabel="step",
-            ylim=(0, 1),
-            xlim=(steps[0], steps[-1] or 1),
-        )
+        ax.set(title=textwrap.fill(label, 22), xlabel="step", ylim=(0, 1))
+        ax.set_xlim(steps[0], max(steps[-1], 1))
     axes[0].set_ylabel("share of groups")
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right center", reverse=True)
     return figure
 
 
+# ---- pictures of kept results -------------------------------------------------------------------
+
+
 def plot_noise(records: list[dict]) -> "Figure":
-    """tools/compare.py's records of several trace noises: accuracy on the test split and the share
-    of stated facts that are true; a line per row, a dot per run.
+    """Accuracy on the test split and the share of stated facts that are true against the noise of
+    the traces: a line per method, a dot per run.
     """
-    panels = {"accuracy, greedy": ("greedy", "accuracy")}
-    panels["accuracy at temperature 1"] = ("sampled", "accuracy")
-    panels["stated facts that are true"] = ("sampled", "fact_precision")
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
-    for ax, (title, (reading, metric)) in zip(axes, panels.items()):
-        found = {}  # row: noise: values
-        for record in sorted(records, key=lambda record: record["trace_noise"]):
-            value = record["final"]["test"][reading][metric]
-            if value is not None:
-                noises = found.setdefault(record["row"], {})
-                noises.setdefault(record["trace_noise"], []).append(value)
-        for row, noises in found.items():
-            colour = COLOURS.get(row, SPARE[-1])
-            ax.plot(list(noises), [mean(v) for v in noises.values()], color=colour, label=row)
-            for noise, dots in noises.items():
-                ax.plot([noise] * len(dots), dots, ".", color=colour)
+    panels = {
+        "accuracy, greedy": ("greedy", "accuracy"),
+        "accuracy at temperature 1": ("sampled", "accuracy"),
+        "stated facts that are true": ("sampled", "fact_precision"),
+    }
+    figure = Figure(figsize=(9, 3))
+    for ax, title in zip(figure.subplots(1, 3, sharey=True), panels):
+        reading, metric = panels[title]
+        for row in dict.fromkeys(record["row"] for record in records):
+            found = {}  # noise: a value per run
+            for record in records:
+                value = record["final"]["test"][reading][metric]
+                if record["row"] == row and value is not None:
+                    found.setdefault(record["trace_noise"], []).append(value)
+            look = {"color": COLOURS.get(row, SPARE[-1])}
+            noises = sorted(found)
+            ax.plot(noises, [mean(found[noise]) for noise in noises], label=row, **look)
+            ax.plot(*zip(*((x, y) for x in noises for y in found[x])), ".", **look)
         ax.set(title=title, xlabel="trace noise", ylim=(0, 1.02))
-    axes[0].legend(loc="lower left")
+    figure.axes[0].legend(loc="lower left")
     return figure
 
 
-def render(figure: "Figure", form: str) -> bytes:
-    """The picture as a file: a transparent svg for the page, a white png for a README."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=160, transparent=form == "svg")
-    return buffer.getvalue()
+# results/<name>.json, kept by tools.compare --out: what draws its records as <name>.png
+KEPT = {"noise": plot_noise}
+
+
+def main(argv: list[str]) -> None:
+    """The command line: the pictures as PNG files, named by their titles."""
+    parser = Parser(prog="tools.curves", description="Pictures of runs and of kept results.")
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="folders that train.py wrote, results/*.json")
+    add("--out", default="assets", metavar="FOLDER", help="where the pictures go (%(default)s)")
+    args = parser.parse_args(argv)
+    if matplotlib is None:
+        raise InputError(NO_PICTURES)
+    kept = [Path(source) for source in args.sources if source.endswith(".json")]
+    runs = [read_run(source) for source in args.sources if not source.endswith(".json")]
+    figures = draw(group_seeds(runs)) if runs else {}
+    for path in kept:
+        if path.stem not in KEPT:
+            raise InputError(f"{path}: has no picture; {', '.join(KEPT)} have (tools/curves.py)")
+        try:
+            figures[path.stem] = KEPT[path.stem](json.loads(path.read_text())["records"])
+        except (ValueError, LookupError, TypeError):
+            raise InputError(f"{path}: is not a result of tools.compare --out") from None
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    for title, figure in figures.items():
+        path = Path(args.out, f"{title.lower().replace(' ', '_')}.png")
+        figure.savefig(path)
+        print(path)
+
+
+if __name__ == "__main__":
+    run_program(main, sys.argv[1:])

@@ -7,22 +7,15 @@ nothing gets into the page but through `esc`.
 """
 
 import html
-import json
 import re
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
-
-from data.example import InputError
 from lib.answers import split_response
 from lib.claims import locate_claims
 from lib.log import visible
+from tools.curves import MODES
 
 SHOWN_STEPS = 16  # logged steps of a variant
-SHOWN_CHARACTERS = 4000  # of a response
-# from the bottom of the picture of the switch to its top
-MODES = {"memorize": "#f0bd55", "explore": "#7aa7e6", "skip": "#dfe3e8"}
 VERDICTS = {
     "memorize": "so the reference is memorized, and the samples contribute nothing.",
     "explore": "so the samples are explored: each is made more or less likely by its advantage.",
@@ -39,9 +32,9 @@ def esc(text) -> str:
 
 
 def marked(text: str, facts: list) -> str:
-    """A response as HTML: stated facts marked, the answer bold, what is too long left out."""
+    """A response as HTML: stated facts marked, the answer bold."""
     facts = [tuple(map(str, fact)) for fact in facts]
-    thinking = split_response(text[:SHOWN_CHARACTERS])[0]
+    thinking = split_response(text)[0]
     right = {}  # (first character, end) of a value: whether all that is claimed by it is true
     for claim, *place in locate_claims(thinking, facts):
         right[tuple(place)] = right.get(tuple(place), True) and claim in facts
@@ -52,45 +45,20 @@ def marked(text: str, facts: list) -> str:
             value = f'<mark class="{css}">{esc(thinking[start:end])}<i>{sign}</i></mark>'
             parts += [esc(thinking[done:start]), value]
             done = end
-    answer = text[len(thinking) : SHOWN_CHARACTERS]
-    more = f" … {len(text) - SHOWN_CHARACTERS} more" if len(text) > SHOWN_CHARACTERS else ""
-    return f"{''.join(parts)}{esc(thinking[done:])}<b>{esc(answer)}</b><small>{more}</small>"
+    return f"{''.join(parts)}{esc(thinking[done:])}<b>{esc(text[len(thinking) :])}</b>"
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The objects of a jsonl file; a last line without its end is still being written, and left
-    out. InputError with the line's number for anything else.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8", "replace").split("\n")[:-1], start=1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            raise InputError(f"{path}, line {number}: not a JSON object; remove the line") from None
-    return rows
-
-
-def gallery(path: Path) -> str:
-    """The groups of a run's groups.jsonl, of at most SHOWN_STEPS steps from its first to its last;
+def gallery(lines: list[dict]) -> str:
+    """The groups of a run's groups.jsonl, of about SHOWN_STEPS steps from its first to its last;
     the first one that was explored is open.
     """
-    lines = read_lines(path) if path.is_file() else []
-    steps = list(dict.fromkeys(line.get("step") for line in lines))
-    places = np.linspace(0, len(steps) - 1, SHOWN_STEPS).round() if steps else []
-    chosen = {steps[int(place)] for place in places}
-    lines = [line for line in lines if line.get("step") in chosen]
-    first = next((line for line in lines if line.get("mode") == "explore"), None)
-    cards = []
-    for line in lines:
-        try:
-            cards.append(group_card(line, "open" if line is first else ""))
-        except (LookupError, TypeError, ValueError, AttributeError):
-            step = line.get("step")
-            raise InputError(f"{path}, step {step}: not a group that train.py logs") from None
-    return "".join(cards)
+    steps = list(dict.fromkeys(line["step"] for line in lines))
+    shown = steps[:: -(-len(steps) // SHOWN_STEPS) or 1]
+    opened = next((line for line in lines if line["mode"] == "explore"), None)
+    return "".join(group_card(line, line is opened) for line in lines if line["step"] in shown)
 
 
-def group_card(line: dict, opened: str) -> str:
+def group_card(line: dict, opened: bool) -> str:
     """One group: what was asked, what the samples were, what became of them."""
     mode, responses, facts = line["mode"], line["responses"], line["facts"]
     correct = sum(response["correct"] > 0.5 for response in responses)
@@ -99,20 +67,22 @@ def group_card(line: dict, opened: str) -> str:
     verdict = f"{correct} of {len(responses)} correct, {why}"
     if not responses:
         verdict = "This step memorizes without sampling."
-    image = str(line.get("image"))
+    image = str(line["image"])
     safe = re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", image)
     told = "".join(f"<li>{esc(' '.join(map(str, n)))} <b>{esc(v)}</b></li>" for *n, v in facts)
     # the same text has the same rewards: shown once, counted
-    counts = Counter((response["text"], response["total"]) for response in responses)
-    kinds = {(response["text"], response["total"]): response for response in responses}
-    best = sorted(kinds, key=lambda kind: -kind[1])
-    cards = [response_card(kinds[k], counts[k], facts, mode == "explore") for k in best]
+    counts = Counter(response["text"] for response in responses)
+    kinds = {response["text"]: response for response in responses}.values()
+    cards = "".join(
+        response_card(response, counts[response["text"]], facts, mode == "explore")
+        for response in sorted(kinds, key=lambda response: -response["total"])
+    )
     target = ""
-    if line.get("target"):
+    if line["target"]:
         said = f'<div class="said">{marked(line["target"], facts)}</div>'
         target = f'<div class="target"><h4>Memorized</h4>{said}</div>'
     return f"""
-<details class="group card" {opened}>
+<details class="group card" {"open" * opened}>
 <summary>step {int(line["step"])} <span class="mode" style="--c:{MODES[mode]}">{mode}</span>
 <span class="pips" aria-hidden="true">{"●" * correct}{"○" * (len(responses) - correct)}</span>
 {esc(line["question"])}</summary>
@@ -120,7 +90,7 @@ def group_card(line: dict, opened: str) -> str:
 <p class="question">{esc(line["question"])}</p>
 <p><small>reference answer</small> <b>{esc(line["answer"])}</b></p>
 <ul class="facts">{told}</ul></div>
-<div><p>{verdict}</p><ol class="responses">{"".join(cards)}</ol>{target}</div></div>
+<div><p>{verdict}</p><ol class="responses">{cards}</ol>{target}</div></div>
 </details>"""
 
 
