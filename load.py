@@ -46,27 +46,24 @@ def check_task(config: Config, task: Task, processor, log: Log) -> Task:
     if config.dataset == "charts":
         return task
 
-    def shown(bad: list[Example]) -> str:
-        return f"{len(bad)} examples, " + ", ".join(e.id or "?" for e in bad[:3])
-
-    def askable(examples: Sequence[Example]) -> list[Example]:
-        examples = [examples[i] for i in range(len(examples))]
-        fine, bad = [], []
-        for example in examples:
-            (bad if special_token(processor, example) else fine).append(example)
-        told = f"{shown(bad)}: the question or an option has a special token of the model"
-        if bad and not config.skip_bad_rows:
+    def without(bad: list[Example], examples: Sequence[Example], why: str, fatal=False):
+        told = f"{len(bad)} examples, {', '.join(example.id or '?' for example in bad[:3])}: {why}"
+        if bad and fatal:
             raise InputError(f"{told}; take it out, or give --skip_bad_rows")
         if bad:
             log.say(f"warning: left out: {told}")
-        return fine
+        ids = {id(example) for example in bad}
+        return [example for example in examples if id(example) not in ids]
+
+    def askable(examples: Sequence[Example]) -> list[Example]:
+        bad = [example for example in examples if special_token(processor, example)]
+        why = "the question or an option has a special token of the model"
+        return without(bad, examples, why, fatal=not config.skip_bad_rows)
 
     train = askable(task.train)
-    if bad := unmatchable(train, tolerances(config)[0]):
-        labels = ", ".join(repr(example.answer[:40]) for example in bad[:3])
-        log.say(f"warning: left out: {shown(bad)}: no response could match the label ({labels})")
-        ids = {id(example) for example in bad}
-        train = [example for example in train if id(example) not in ids]
+    bad = unmatchable(train, tolerances(config)[0])
+    labels = ", ".join(repr(example.answer[:40]) for example in bad[:3])
+    train = without(bad, train, f"no response could match the label ({labels})")
     if not train:
         raise InputError(f"{config.dataset}: no row is left to train on; see the warnings above")
     for line in thinking_lines(train):
@@ -96,8 +93,8 @@ def load_model(config: Config, device: torch.device):
             taught += (config.base_tasks, config.base_task_steps)
         model, processor = base_model(config.base_steps, config.base_seed, *taught)
         return model.to(device), processor
-    dtype = config.dtype or ("bf16" if device.type == "cuda" else "fp32")
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    bf16 = config.dtype == "bf16" or config.dtype is None and device.type == "cuda"
+    dtype = torch.bfloat16 if bf16 else torch.float32
     return load_vlm(config.model, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
 
 
@@ -126,8 +123,8 @@ def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
     """The splits of the last evaluation: those asked for; else test, and charts' ood, as far as the
     data has them, or eval_split.
     """
-    usual = ["test", "ood"] if config.dataset == "charts" else ["test"]
     finals = {}
+    usual = ["test", "ood"] if config.dataset == "charts" else ["test"]
     for split in config.final_splits or usual:
         try:
             finals[split] = load_split(config, split, config.eval_size)

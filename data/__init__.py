@@ -27,7 +27,6 @@ def load_data(
     trace_noise: float = 0.0,
     questions: str = "human",
     traces: str | None = None,
-    cache_dir: str | None = None,
     tasks: Sequence[str] = ("chart",),
     skip_bad_rows: bool = False,
 ) -> Sequence[Example]:
@@ -45,15 +44,12 @@ def load_data(
     if name == "charts":
         examples = load_charts(split, size, data_seed, trace_noise, tasks)
     elif name in PUBLISHED:
-        load = PUBLISHED[name]
-        examples = load(split, data_dir, cache_dir, questions, skip_bad_rows)[:size]
+        examples = PUBLISHED[name](split, data_dir, questions, skip_bad_rows)[:size]
     elif name.lower().endswith((".jsonl", ".json")):
         examples = load_own(name, split, data_dir, skip_bad_rows)[:size]
     else:
-        raise InputError(
-            f"--dataset {name}: not known; known are charts, {', '.join(PUBLISHED)} "
-            "and a path ending in .jsonl or .json"
-        )
-    if not len(examples):
+        known = ", ".join(["charts", *PUBLISHED])
+        raise InputError(f"--dataset {name}: must be {known}, or a path ending in .jsonl or .json")
+    if not examples:
         raise NoSplit(f"{name}: no examples in the split {split}")
     return attach_traces(examples, traces) if traces else examples

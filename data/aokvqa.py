@@ -23,13 +23,11 @@ PARTS = {
 }
 
 
-def load_aokvqa(
-    split: str, data_dir, cache_dir=None, questions=None, skip_bad_rows: bool = False
-) -> list[Example]:
-    """A split, from PARTS below `data_dir` or from the hub; images are unpacked into the cache."""
+def load_aokvqa(split: str, data_dir, questions=None, skip_bad_rows: bool = False) -> list[Example]:
+    """A split, from PARTS below `data_dir` or from the hub; images are unpacked into its cache."""
     if split not in PARTS:
         raise NoSplit(f"aokvqa: the labels of {split} are not published")
-    folder = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE, "aokvqa-images")
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE, "aokvqa-images")
     folder.mkdir(parents=True, exist_ok=True)
 
     def parse(row, number):
@@ -57,5 +55,5 @@ def load_aokvqa(
         )
 
     way_out = f"give --data_dir a folder with {' and '.join(PARTS[split])}"
-    rows = hub_rows(REPO, PARTS[split], data_dir, cache_dir, way_out, REVISION)
+    rows = hub_rows(REPO, PARTS[split], data_dir, way_out, REVISION)
     return parse_file(REPO, parse, skip_bad_rows, rows)

@@ -78,10 +78,9 @@ def pose(rng, kind: str, value: dict, boxes: dict) -> tuple[str, list[str], str]
     a, b = (names[i] for i in rng.permutation(len(names))[:2])
     if kind == "value":
         return f"What is the value of {a}", [a], str(value[a])
-    if kind == "max":
-        return "Which bar is highest", names, max(names, key=value.get)
-    if kind == "min":
-        return "Which bar is lowest", names, min(names, key=value.get)
+    if kind in ("max", "min"):
+        answer = (max if kind == "max" else min)(names, key=value.get)
+        return f"Which bar is {GOALS[kind].split()[-1]}", names, answer
     if kind == "difference":
         a, b = sorted((a, b), key=value.get, reverse=True)
         return f"How much higher is {a} than {b}", [a, b], str(value[a] - value[b])

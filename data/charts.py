@@ -1,8 +1,7 @@
 """The embedded data set: charts drawn on the fly (bars.py), and the tiny model's base texts.
 
-An item is a pure function of (data_seed, split, index): nothing is stored, nothing is downloaded,
-and the visual facts, those the question needs and the reference thinking are known exactly.
-`trace_noise` makes the training traces pseudo thinking traces in the sense of DyME (arXiv
+An item is a pure function of (data_seed, split, index), and its facts and thinking are known
+exactly. `trace_noise` makes the training traces pseudo thinking traces in the sense of DyME (arXiv
 2506.23061): stated facts are wrong, the conclusion is right all the same.
 """
 
@@ -75,10 +74,9 @@ def load_charts(
     "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
     tasks are Curr-ReFT's (arXiv 2503.07065): "chart" (KINDS), "detection" (answer
     "left,top,right,bottom" in pixels, see sample_chart), "classification" (the colours there).
-    trace_noise is the share of wrong facts in the train split's traces. A misread value goes on
-    into the Reasoning clause, whose result is right all the same ("7 - 4 = 2"): it is fluent, ends
-    well, and is not about the picture. So are traces that a model wrote who knew the answer.
-    InputError for an unknown split or task.
+    trace_noise: the share of wrong facts in the train split's traces. A misread value goes on into
+    the Reasoning clause, whose result is right all the same ("7 - 4 = 2"), as in traces of a model
+    that knew the answer. InputError for an unknown split or task.
     """
     if split not in SIZES:
         raise InputError(f"charts: no split {split!r}; there are {', '.join(SIZES)}")

@@ -17,10 +17,9 @@ def fingerprint(examples: Sequence[Example]) -> dict:
     """
     digests = {name: hashlib.sha256() for name in FIELDS}
     for example in examples:
-        for name, digest in digests.items():
-            value = getattr(example, name)
-            value = look(value) if name == "image" else value
-            digest.update(repr(value).encode("utf-8", "replace"))
+        for name, value in {**vars(example), "image": look(example.image)}.items():
+            if name in digests:
+                digests[name].update(repr(value).encode("utf-8", "replace"))
     return {"rows": len(examples), **{name: d.hexdigest() for name, d in digests.items()}}
 
 

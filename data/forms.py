@@ -32,20 +32,16 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
     Of the answers that judge questions propose half are right, within each task. InputError for an
     answer that is none of its own kind, and where there is no wrong one to offer.
     """
-    examples = [examples[i] for i in range(len(examples))]
-    for example in examples:
-        if grade(example, example.answer) < 1:
-            raise InputError(
-                f"{example.id}: {example.answer!r} is no answer of kind {example.kind}"
-            )
-    if form == "open":
-        return examples
     pool, counts, asked = answer_pool(examples), Counter(), []
     for index, example in enumerate(examples):
+        if grade(example, example.answer) < 1:
+            told = f"{example.answer!r} is no answer of kind {example.kind}"
+            raise InputError(f"{example.id}: {told}")
         rng = np.random.default_rng([seed, FORMS.index(form), index])
         counts[example.task] += 1
         right = counts[example.task] % 2 == 1
-        asked.append(in_form(form, example, pool, rng, right, grade))
+        changed = form != "open"
+        asked.append(in_form(form, example, pool, rng, right, grade) if changed else example)
     return asked
 
 
@@ -78,8 +74,7 @@ def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Ca
 def answer_pool(examples: Sequence) -> dict:
     """All answers by kind, each as often as it occurs: a wrong one must not stand out as rare."""
     pool = {}
-    for index in range(len(examples)):
-        example = examples[index]
+    for example in examples:
         pool.setdefault(pool_key(example), []).append(example.answer)
     return pool
 
@@ -100,19 +95,15 @@ def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[st
     names = [name for fact in example.facts for name in fact[:-1]]
     key = pool_key(example)
     sources = [example.options or [], ["yes", "no"], values, names]
-    sources = [s for s in sources if any(grade(example, text) == 1 for text in s)][:1] or [
-        pool[key]
-    ]
-    sources += [[text for other in pool if other[1:] == key[1:] for text in pool[other]]]
-    for source in sources:
+    fitting = [s for s in sources if any(grade(example, text) == 1 for text in s)]
+    alike = [text for other in pool if other[1:] == key[1:] for text in pool[other]]
+    for source in (fitting[0] if fitting else pool[key], alike):
         drawn = dict.fromkeys(source[i] for i in rng.integers(len(source), size=TRIES))
         wrong = [text for text in drawn if grade(example, text, tolerance=TOLERANCE) < 1]
         if wrong:
             return wrong
-    raise InputError(
-        f"{example.id}: there is no wrong answer of the kind of {example.answer!r} to offer; "
-        f"it takes more examples of this task, or --stages open reject"
-    )
+    told = f"there is no wrong answer of the kind of {example.answer!r} to offer"
+    raise InputError(f"{example.id}: {told}; add examples of its task, or --stages open reject")
 
 
 def choose_labels(example: Example, pool: dict, rng) -> tuple[list[str], list[str]]:

@@ -8,9 +8,7 @@ from data.own import clean_trace, hold_out
 from data.reading import hub_rows, parse_file, text
 
 
-def load_gsm8k(
-    split: str, data_dir, cache_dir=None, questions=None, skip_bad_rows: bool = False
-) -> list[Example]:
+def load_gsm8k(split: str, data_dir, questions=None, skip_bad_rows: bool = False) -> list[Example]:
     """The published train and test; val is the last 500 of train, which train then lacks.
 
     The trace is the solution without its <<annotations>>, the facts are these: ("48/2", "24").
@@ -35,6 +33,6 @@ def load_gsm8k(
     if data_dir is None:
         way_out = f"give --data_dir a folder with {path}, or take --dataset charts"
         path, file = "openai/gsm8k", f"main/{published}-00000-of-00001.parquet"
-        rows = hub_rows(path, [file], None, cache_dir, way_out)
+        rows = hub_rows(path, [file], None, way_out)
     examples = parse_file(path, parse, skip_bad_rows, rows)
     return examples if split == "test" else hold_out(examples, split, path, most=500)

@@ -46,10 +46,9 @@ def clean_trace(trace: str | None) -> str | None:
 
 def read_facts(value) -> list[tuple]:
     """Facts from an object, or a list of [name, value] or [row, column, value], as strings."""
-    items = list(value.items()) if isinstance(value, dict) else value or []
-    if not isinstance(items, list) or not all(
-        isinstance(item, list | tuple) and len(item) in (2, 3) for item in items
-    ):
+    items = [list(item) for item in value.items()] if isinstance(value, dict) else value or []
+    listed = isinstance(items, list) and all(isinstance(item, list) for item in items)
+    if not listed or not all(len(item) in (2, 3) for item in items):
         raise InputError("facts must be an object or a list of [name, value], [row, column, value]")
     return [tuple(as_text(part, "a part of a fact") for part in item) for item in items]
 
@@ -60,16 +59,16 @@ def object_facts(value) -> list[tuple]:
     [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects",
     gives ("bag", "red") and ("bag", "left"). Anything else (a failed answer of the LLM): none.
     """
-    facts = []
     try:
         value = decode(value.encode()) if isinstance(value, str) else value
+        facts = []
         for thing in value["objects"] if isinstance(value, dict) else value or []:
-            name, seen = thing.get("name") or thing["object"], thing.get("attributes")
+            seen = thing.get("attributes")
             seen = [*(seen if isinstance(seen, list) else [seen]), thing.get("position")]
-            facts += [(str(name), str(item)) for item in seen if item]
+            facts += [(str(thing.get("name") or thing["object"]), str(x)) for x in seen if x]
+        return facts
     except (ValueError, TypeError, LookupError, AttributeError):
         return []
-    return facts
 
 
 # ---- a row --------------------------------------------------------------------------------------
@@ -106,15 +105,12 @@ def check_fields(row: dict):
 
 def read_answers(row: dict) -> tuple[list[str], str | None]:
     """(all right answers, the thinking that is written before the first)."""
-    written = []
-    for name in filled(row, "answer", "answers") or filled(row, "solution") or ["answer"]:
-        value = row.get(name)
-        for item in value if isinstance(value, list) and value else [value]:
-            written.append(split_marked(text({name: item}, name).strip()))
-    right = [thinking if bare is None else bare for thinking, bare in written]
-    if "" in right:
-        raise InputError("there is nothing behind the answer's marker")
-    return list(dict.fromkeys(right)), None if written[0][1] is None else written[0][0]
+    written = texts(row, "answer") + texts(row, "answers") or texts(row, "solution")
+    pairs = [split_marked(answer.strip()) for answer in written]
+    right = [thinking if bare is None else bare for thinking, bare in pairs]
+    if not right or not all(right):
+        raise InputError("an answer is missing, empty, or not behind its marker")
+    return list(dict.fromkeys(right)), None if pairs[0][1] is None else pairs[0][0]
 
 
 def read_options(row: dict) -> list[str]:
@@ -122,41 +118,35 @@ def read_options(row: dict) -> list[str]:
     name, value = pick(row, *NAMES["options"])
     if isinstance(value, dict) and list(value) == list(OPTION_LETTERS[: len(value)]):
         value = list(value.values())
+    if not isinstance(value or [], list) or len(value or []) > len(OPTION_LETTERS):
+        raise InputError(f"{name} must be a list of at most {len(OPTION_LETTERS)} texts")
     options = texts({name: value}, name)
-    if len(options) > len(OPTION_LETTERS):
-        raise InputError(f"{name} has {len(options)} entries, over {len(OPTION_LETTERS)}")
-    pairs = list(zip(OPTION_LETTERS, options))
-    letters = [re.match(rf"\(?{letter}[).:]\s*(?=\S)", option) for letter, option in pairs]
-    return [m.string[m.end() :] for m in letters] if all(letters) else options
+    pairs = zip(OPTION_LETTERS, options)
+    bare = [re.sub(rf"^\(?{letter}[).:]\s*(?=\S)", "", option) for letter, option in pairs]
+    return bare if all(a != b for a, b in zip(bare, options)) else options
 
 
 def choose(answer: str, options: list[str]) -> str:
     """The option that an answer names, by its text, its letter, or both ("B", "(B)", "B. cab");
     else the answer.
     """
-    for option in options:
-        if answer.casefold() == option.casefold():
-            return option
+    named = {option.casefold(): option for option in options}
     for letter, option in zip(OPTION_LETTERS, options):
         if re.fullmatch(rf"\(?{letter}[).:]*(\s+{re.escape(option)})?", answer, re.IGNORECASE):
-            return option
-    return answer
+            named.setdefault(answer.casefold(), option)
+    return named.get(answer.casefold(), answer)
 
 
-def image_name(row: dict) -> str | None:
-    """The image of a row as it is written, also as a list of one; None without one."""
-    name, value = pick(row, *NAMES["image"])
-    if isinstance(value, list):
-        if len(value) > 1:
-            raise InputError(f"{name} has {len(value)} entries: one image per question")
-        value = value[0]
-    return text({name: value}, name, required=False)
-
-
-def find_image(name: str, folder, moved: dict) -> str:
+def find_image(row: dict, folder, moved: dict) -> str | None:
     """The path of a row's image; a gone absolute one is looked for in the folder by its bare name,
     and noted in `moved`. InputError for a URL, a relative path that leaves the folder, no image.
     """
+    names = texts(row, *NAMES["image"])
+    if len(names) > 1:
+        raise InputError(f"the image has {len(names)} entries: one image per question")
+    if not names:
+        return None
+    (name,) = names
     if re.match(r"[A-Za-z][\w+.-]+:", name):
         raise InputError(f"the image {name[:80]!r} is a URL: download it and give its path")
     path = os.path.join(folder, name)  # an absolute path stays as it is
@@ -188,11 +178,9 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     worked = ["solution"] if filled(row, "answer", "answers") else []
     trace = text(row, *NAMES["trace"], *worked, required=False) or thinking
     machine = text(row, "human_or_machine", required=False)
-    machine = {"0": "human", "1": "augmented"}.get(machine, "")
-    task = text(row, "task", required=False) or machine
-    image = image_name(row)
+    task = text(row, "task", required=False) or {"0": "human", "1": "augmented"}.get(machine, "")
     return Example(
-        image and find_image(image, folder, moved),
+        find_image(row, folder, moved),
         question.strip(),
         answers[0],
         read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
@@ -230,19 +218,19 @@ def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
 
 
 def hold_out(examples: list, split: str, path, most: int | None = None) -> list:
-    """The last tenth (at most `most`) for val, the others for train."""
-    held = max(1, len(examples) // 10) if len(examples) > 1 else 0
-    cut = len(examples) - min(held, most or held)
-    kept = examples[:cut] if split == "train" else examples[cut:]
-    if not kept:
+    """The last tenth (at least one, at most `most`) for val, the others for train."""
+    if len(examples) < 2:
         raise InputError(f"{path}: {len(examples)} examples are too few to hold some out for val")
-    return kept
+    held = max(1, len(examples) // 10)
+    cut = len(examples) - min(held, most or held)
+    return examples[:cut] if split == "train" else examples[cut:]
 
 
 def beside(path: Path, split: str) -> Path | None:
     """The file of another split: own.val.jsonl or own_val.jsonl, val.json beside train.json."""
-    stems = {f"{path.stem}.{split}", f"{path.stem}_{split}", re.sub("train$", split, path.stem)}
-    files = [path.with_name(stem + path.suffix) for stem in sorted(stems - {path.stem})]
+    stems = (f"{path.stem}.{split}", f"{path.stem}_{split}")
+    stems += (split,) if path.stem == "train" else ()
+    files = [path.with_name(stem + path.suffix) for stem in stems]
     return next(filter(Path.is_file, files), None)
 
 
@@ -260,9 +248,8 @@ def load_own(path: str, split: str, data_dir, skip_bad_rows: bool = False) -> li
             "beside it, or evaluate another with --eval_split"
         )
     examples = read_own(file or path, data_dir or path.parent, skip_bad_rows)
-    if file in (None, path) and not beside(path, "val"):
-        return hold_out(examples, split, path)
-    return examples
+    held_out = split in ("train", "val") and not beside(path, "val")
+    return hold_out(examples, split, path) if held_out else examples
 
 
 def attach_traces(examples, path: str) -> list[Example]:
@@ -273,17 +260,16 @@ def attach_traces(examples, path: str) -> list[Example]:
     """
 
     def parse(row, number):
-        trace = clean_trace(text(row, "trace"))
-        return text(row, "id"), (text(row, "question", required=False), trace)
+        asked = text(row, "question", required=False)
+        return text(row, "id"), (asked, clean_trace(text(row, "trace")))
 
     traces = dict(parse_file(Path(path), parse))
-    attached, used = [], 0
+    attached = []
     for example in examples:
-        question, trace = traces.get(example.id, (None, None))
-        if trace and question in (None, example.question):
-            example = replace(example, trace=trace)
-            used += 1
-        attached.append(example)
+        asked, trace = traces.get(example.id, (None, None))
+        fits = trace and asked in (None, example.question)
+        attached.append(replace(example, trace=trace) if fits else example)
+    used = sum(new is not old for new, old in zip(attached, examples))
     told = f"{path}: traces for {used} of {len(attached)} examples, {len(traces) - used} fit none"
     if not used:
         raise InputError(f"{told}; write it with judge.py refine from the same --dataset and split")

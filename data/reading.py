@@ -55,13 +55,9 @@ def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
 
 
 def decode(raw: bytes):
-    """The JSON value of bytes; InputError says why not."""
-
-    def not_a_number(name):
-        raise ValueError(f"{name} is not a value")
-
+    """The JSON value of bytes; InputError says why not. NaN is a float, which as_text refuses."""
     try:
-        return json.loads(raw.decode("utf-8-sig"), parse_constant=not_a_number)
+        return json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}") from error
 
@@ -112,8 +108,8 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) ->
 
 def filled(row: dict, *names: str) -> list[str]:
     """Which of the fields hold something."""
-    held = {name: row.get(name) for name in names}
-    return [name for name, v in held.items() if v not in (None, [], {}) and str(v).strip()]
+    empty = (None, [], {})
+    return [name for name in names if row.get(name) not in empty and str(row[name]).strip()]
 
 
 def pick(row: dict, *names: str) -> tuple[str, object]:
@@ -122,7 +118,7 @@ def pick(row: dict, *names: str) -> tuple[str, object]:
     InputError where two differ.
     """
     there = filled(row, *names)
-    if any(row[name] != row[there[0]] for name in there):
+    if any(row[name] != row[there[0]] for name in there[1:]):
         raise InputError(f"{' and '.join(there)} differ: keep one of them")
     return (there[0], row[there[0]]) if there else (names[0], None)
 
@@ -146,19 +142,18 @@ def text(row: dict, *names: str, required: bool = True) -> str | None:
 
 
 def texts(row: dict, *names: str) -> list[str]:
-    """The field of these names, a list, as texts, [] without it."""
+    """The field of these names, a text or a list of them, as texts, [] without it."""
     name, value = pick(row, *names)
-    if not isinstance(value or [], list):
-        raise InputError(f"{name} must be a list of texts")
-    return [as_text(item, name) for item in value or []]
+    items = value if isinstance(value, list) else [value] * (value is not None)
+    return [as_text(item, name) for item in items]
 
 
 # ---- downloads ----------------------------------------------------------------------------------
 
 
-def hub_file(repo: str, filename: str, cache_dir, way_out: str, revision: str | None = None) -> str:
+def hub_file(repo: str, filename: str, way_out: str, revision: str | None = None) -> str:
     """Path of a file of a hub data set, from the cache or downloaded; InputError: why, way_out."""
-    wanted = {"repo_type": "dataset", "cache_dir": cache_dir, "revision": revision}
+    wanted = {"repo_type": "dataset", "revision": revision}
     try:
         return huggingface_hub.hf_hub_download(repo, filename, **wanted, local_files_only=True)
     except OSError:
@@ -173,7 +168,7 @@ def hub_file(repo: str, filename: str, cache_dir, way_out: str, revision: str | 
         raise InputError(f"{repo}: can't be downloaded ({error}); {way_out}") from error
 
 
-def hub_rows(repo: str, filenames, data_dir, cache_dir, way_out: str, revision=None) -> Iterator:
+def hub_rows(repo: str, filenames, data_dir, way_out: str, revision=None) -> Iterator:
     """The rows, as read_rows has them, of a hub data set's parquet files; it takes pyarrow."""
     try:
         import pyarrow.parquet  # optional: nothing else here needs it
@@ -182,7 +177,7 @@ def hub_rows(repo: str, filenames, data_dir, cache_dir, way_out: str, revision=N
     numbers = itertools.count(1)
     for filename in filenames:
         path = data_dir and Path(data_dir, filename)
-        path = path or hub_file(repo, filename, cache_dir, way_out, revision)
+        path = path or hub_file(repo, filename, way_out, revision)
         try:
             for batch in pyarrow.parquet.ParquetFile(path).iter_batches(64):
                 for row, number in zip(batch.to_pylist(), numbers):
