@@ -33,7 +33,7 @@ from pathlib import Path
 
 from config import Config, eval_settings, knob, parse
 from data.charts import TASKS
-from data.example import InputError
+from data.example import Example, InputError
 from data.forms import FORMS, stage_questions
 from data.reading import write_whole
 from evaluate import evaluate, evaluate_all, read_lines
@@ -105,18 +105,22 @@ def read_flags(argv: list[str]) -> Curriculum:
 def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     log, folder = Log(config.output_dir, ranks.rank == 0), Path(config.output_dir)
+    log.lock()
     stages = [stage for stage in STAGES if stage in config.stages]
     held = broadcast_object([stage for stage in stages if (folder / stage).exists()], ranks)
     if held and not (config.resume or config.overwrite):
         raise InputError(f"{folder / held[0]}: holds a run; --resume it or --overwrite it")
-    log.open(fresh=False)
+    tasks = {stage: stage_task(config, stage) for stage in stages}  # before a model is loaded
+    finals = load_finals(config, log)
+    size = config.eval_size
+    forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}
     if not config.resume and log.active:  # no later --resume takes an earlier run's for this one's
         (folder / "base.json").unlink(missing_ok=True)
         for stage in held:
             (folder / stage / "finished.json").unlink(missing_ok=True)
             (folder / stage / "readings.json").unlink(missing_ok=True)
 
-    def once(path: Path, make: Callable, *about: str) -> dict:
+    def once(path: Path, make: Callable, *about) -> dict:
         """What make returns, kept in a file, from which a resumed run takes it."""
         if broadcast_object(config.resume is not None and path.exists(), ranks):
             return json.loads(path.read_text(encoding="utf-8"))
@@ -128,33 +132,41 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
 
     results, model, base = {}, config.model, {}
     if config.eval_base or config.eval_base is None and model == "tiny":
-        base = once(folder / "base.json", read_model, model)
-    for stage in stages:
-        result = once(folder / stage / "finished.json", run_stage, stage, model)
+        base = once(folder / "base.json", read_model, model, finals, forms)
+    for stage, task in tasks.items():
+        result = once(folder / stage / "finished.json", run_stage, stage, model, task)
         if result:
             results[stage], model = result, str(folder / stage)
     if not results:
         raise InputError(f"{folder}/reject: nothing kept; lower --reject_threshold")
     for stage, result in results.items():
         if stage in ("open", list(results)[-1]):
-            path = folder / stage
-            result["final"] = once(path / "readings.json", read_model, str(path))
+            path, asked = folder / stage, (finals, forms)
+            result["final"] = once(path / "readings.json", read_model, str(path), *asked)
     return join(config, base, results, ranks, log)
 
 
-def run_stage(config: Curriculum, stage: str, model: str, ranks: Ranks, log: Log) -> dict:
+def stage_task(config: Curriculum, stage: str) -> Task:
+    """A stage's questions: its training split's, and the one's that is read on the way."""
+    form = "open" if stage == "reject" else stage
+    train = ask_split(config, form, "train", config.train_size)
+    return Task(train, ask_split(config, form, config.eval_split, config.eval_size), {})
+
+
+def ask_split(config: Curriculum, form: str, split: str, size: int | None) -> list[Example]:
+    """A split's items, of all tasks, as questions of a form. InputError: see stage_questions."""
+    examples = load_split(config, split, size, TASKS)
+    return stage_questions(form, examples, config.data_seed, grade)
+
+
+def run_stage(
+    config: Curriculum, stage: str, model: str, task: Task, ranks: Ranks, log: Log
+) -> dict:
     """One stage's run from `model`: what train returns; {} where rejected sampling keeps
     nothing.
     """
     log.say(f"---- {stage}, from {model}")
     config = stage_config(config, stage, model)
-
-    def asked(split, size):
-        examples = load_split(config, split, size, TASKS)
-        form = "open" if stage == "reject" else stage
-        return stage_questions(form, examples, config.data_seed, grade)
-
-    task = Task(asked("train", config.train_size), asked(config.eval_split, config.eval_size), {})
     start, more = time.perf_counter(), {}
     if stage == "reject":
         task.train, more["kept"] = choose_examples(config, task.train, ranks, log)
@@ -213,22 +225,21 @@ def choose_examples(
 # ---- readings, and the end ----------------------------------------------------------------------
 
 
-def read_model(config: Curriculum, name: str, ranks: Ranks, log: Log) -> dict:
+def read_model(
+    config: Curriculum, name: str, finals: dict, forms: dict, ranks: Ranks, log: Log
+) -> dict:
     """A model's readings by split: evaluate_all's, on the data set's own questions, as for every
     method; and greedy on each form's questions, of all tasks.
     """
     model, processor = first_load(replace(config, model=name), ranks)
-    asked = eval_settings(config)
-    found = {}
-    for split, examples in load_finals(config, log).items():
+    asked, found = eval_settings(config), {}
+    for split, examples in finals.items():
         found[split] = evaluate_all(model, processor, examples, **asked)
         log.say(summary(f"{name}, {split}", found[split]))
-        mixed = load_split(config, split, config.eval_size, TASKS)
-        for form in FORMS:
-            questions = stage_questions(form, mixed, config.data_seed, grade)
+        for form, questions in forms[split].items():
             found[split][form] = evaluate(model, processor, questions, **asked)
-        forms = ", ".join(f"{form} {found[split][form]['accuracy']:.3f}" for form in FORMS)
-        log.say(f"  all tasks, accuracy by form of question: {forms}")
+        told = ", ".join(f"{form} {found[split][form]['accuracy']:.3f}" for form in FORMS)
+        log.say(f"  all tasks, accuracy by form of question: {told}")
     return found
 
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from checker import score
-from config import tolerances
+from config import Parser, tolerances
 from data import load_data
 from data.example import DIRECT, Example, InputError
 from lib.answers import grade, split_response
@@ -251,7 +251,7 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
     What is left open is as in training. args.model is what to load, args.asked are respond's
     settings. InputError for a --ckpt without a model, or a number too small.
     """
-    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
+    parser = Parser(description=about, allow_abbrev=False)
     add = parser.add_argument
     add("--ckpt", default="out/charts-dyme", help="a run's folder, a checkpoint, or a hub name")
     add("--dataset", help="as for train.py (default: as trained, else chartqa)")

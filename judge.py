@@ -11,7 +11,6 @@ Targets written ahead of training, for "pure" DyME:
         --judge_url http://127.0.0.1:8000/v1 --judge_model name
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -19,6 +18,7 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from queue import PriorityQueue
@@ -27,13 +27,23 @@ from tqdm import tqdm
 
 import dyme
 from checker import Rules, format_reward, refine, total_reward, visual_checker
+from config import Parser
 from data import load_data
 from data.example import Example, InputError, fact_name, fact_value
 from data.own import split_marked
 from data.reading import write_whole
 from evaluate import read_lines
 from lib.answers import clean_answer, grade, relaxed_accuracy, split_response, to_number
-from lib.chat import Chat, ChatError, ask, ask_word, close_chat, open_chat, try_again
+from lib.chat import (
+    Chat,
+    ChatError,
+    ask,
+    ask_word,
+    close_chat,
+    first_question,
+    open_chat,
+    try_again,
+)
 from lib.claims import claimed_facts
 from lib.log import run_program
 from lib.ranks import Ranks, broadcast_object
@@ -77,9 +87,9 @@ Template B:
 {proposal}
 
 Does B lead to clearer and better grounded explanations than A? Reply with one word: yes or no."""
-FIRST = "Reply with one word: yes."
 TRACE = None  # key of a call, where a thinking is the key of its score
 LEVELS = {"low": 0.0, "medium": 0.5, "high": 1.0}
+MAX_FAILED = 10  # calls in a row without a reply that end the work ahead of training
 MIN_GROUNDING = 0.5  # the visual checker's score that a written trace needs
 TOKEN = re.compile(r"<[^\s<>\d=][^<>\n]*>|\[/?g?[A-Z]{3,}\]")  # "<|im_end|>", "[INST]"
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -97,31 +107,21 @@ class Judge(Rules):
 
     Of the calls that wait, those of the first groups go first: without an order no group would be
     complete before the very end, and no update would run beside the rest of the calls. The cache
-    and template_history.jsonl are in config.output_dir. InputError where the server doesn't answer
-    a first question: better now than after hours by the rules.
+    and template_history.jsonl are in config.output_dir.
     """
 
     def __init__(self, config):
         super().__init__(config)
-        self.folder = Path(config.output_dir)
-        cache, parallel = self.folder / "judge_cache.sqlite", config.judge_parallel
-        self.chat = open_chat(config.judge_url, config.judge_model, cache=cache, parallel=parallel)
+        self.chat = open_chat(config, Path(config.output_dir, "judge_cache.sqlite"))
+        first_question(self.chat, config.judge_optional)
         self.step = 0  # the one under way: resume and end_step say so
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
-        self.template = TEMPLATE
+        self.templates = Path(config.output_dir, "template_history.jsonl")
         self.history = [{"step": 0, "template": TEMPLATE}]  # the first process's alone
+        self.template = TEMPLATE
         self.proposal = None  # the Future of a better template
         self.totals = Counter()  # COUNTS of this process's whole run
-        try:
-            ask(self.chat, [{"role": "user", "content": FIRST}], fresh=True)
-        except ChatError as error:
-            failed = f"--judge_url {self.chat.url}: doesn't answer the first question: {error}"
-            if not config.judge_optional:
-                self.close()
-                raise InputError(f"{failed}; or go on by the rules with --judge_optional") from None
-            tqdm.write(f"{failed}; the rules take over until it does", file=sys.stderr)
-            self.chat.failed_in_a_row = self.chat.max_failures  # dead
 
     def hear(self, group: Group, g: int) -> None:
         """Score response g by the rules, and ask for what the update is now sure to need."""
@@ -134,27 +134,26 @@ class Judge(Rules):
         for i in heard if mode == EXPLORE and group.example.facts else []:
             thinking = scored_thinking(group, i)
             if thinking is not None:
-                self.ask(group, thinking, judge_thinking, thinking, group.example)
+                self.ask(group.place, thinking, judge_thinking, thinking, group.example)
 
     def ask_trace(self, group: Group) -> None:
         """Ask for the memorized trace, unless the data's own is memorized or no facts are known."""
         example = group.example
         if self.config.refiner != "off" and example.instruction is None and example.facts:
-            self.ask(group, TRACE, written_trace, example, self.template)
+            self.ask(group.place, TRACE, written_trace, example, self.template)
 
-    def ask(self, group: Group, key: str | None, function, *args) -> None:
-        """Submit a call that the group waits for, unless that is done."""
-        if key not in self.calls[group.place]:
-            self.calls[group.place][key] = self.submit(group.place, function, *args)
-
-    def submit(self, place: float, function, *args) -> Future:
-        """Have function(chat, *args) called in a thread; None where there is no reply."""
-        future = Future()
-        self.queue.put((place, next(self.order), future, function, args))
-        self.chat.pool.submit(self.run_first)  # as many such jobs as there are calls
-        return future
+    def ask(self, place: float, key: str | None, function, *args) -> Future:
+        """Have function(chat, *args) called in a thread, once for a place and key; its result is
+        None where there is no reply.
+        """
+        if key not in self.calls[place]:
+            future = self.calls[place][key] = Future()
+            self.queue.put((place, next(self.order), future, function, args))
+            self.chat.pool.submit(self.run_first)  # as many such jobs as there are calls
+        return self.calls[place][key]
 
     def run_first(self) -> None:
+        """Make the call that is first in the queue."""
         *_, future, function, args = self.queue.get()
         try:
             future.set_result(function(self.chat, *args))
@@ -169,19 +168,16 @@ class Judge(Rules):
             if group.mode == MEMORIZE:
                 self.ask_trace(group)
         while groups:
-            start = time.perf_counter()
-            pending = {
-                group.place: [call for call in self.calls[group.place].values() if not call.done()]
-                for group in groups
-            }
-            done = [group for group in groups if not pending[group.place]]
-            groups = [group for group in groups if pending[group.place]]
+            calls = [[c for c in self.calls[g.place].values() if not c.done()] for g in groups]
+            done = [group for group, waiting in zip(groups, calls) if not waiting]
+            groups = [group for group, waiting in zip(groups, calls) if waiting]
             for group in done:
                 self.finish(group)
             if done:
                 yield done
             else:
-                wait(itertools.chain(*pending.values()), return_when=FIRST_COMPLETED)
+                start = time.perf_counter()
+                wait(itertools.chain(*calls), return_when=FIRST_COMPLETED)
                 self.chat.counts["judge_wait_s"] += time.perf_counter() - start
 
     def finish(self, group: Group) -> None:
@@ -223,30 +219,25 @@ class Judge(Rules):
         over at a later step if the judge preferred it.
         """
         if self.proposal is None:
-            good = (
-                (thinking, group.example)
-                for group in groups
-                for thinking, call in self.calls[group.place].items()
-                if thinking is not TRACE and call.result() == 1.0 and is_structured(thinking)
-            )
-            for found in itertools.islice(good, 1):
-                self.proposal = self.submit(math.inf, propose_template, *found, self.template)
+            for group in groups:
+                for thinking, call in self.calls[group.place].items():
+                    good = thinking is not TRACE and call.result() == 1.0
+                    if self.proposal is None and good and is_structured(thinking):
+                        about = (thinking, group.example, self.template)
+                        self.proposal = self.ask(math.inf, None, propose_template, *about)
         elif self.proposal.done():
-            if self.proposal.result() is not None:
-                self.template = self.proposal.result()
-                self.history.append({"step": step + 1, "template": self.template})
+            if better := self.proposal.result():
+                self.template = better
+                self.history.append({"step": step + 1, "template": better})
             self.proposal = None
-        rows = "".join(json.dumps(row) + "\n" for row in self.history)
-        write_whole(self.folder / "template_history.jsonl", rows)
+        write_whole(self.templates, "".join(json.dumps(row) + "\n" for row in self.history))
 
     def resume(self, step: int) -> None:
         """Restore the template that the run had at `step`."""
         self.step = step
-        path = self.folder / "template_history.jsonl"
-        if path.exists():
-            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            self.history = [row for row in rows if row["step"] <= step]
-            self.template = self.history[-1]["template"]
+        rows = read_lines(self.templates, ("step", "template"))
+        self.history = [row for row in rows if row["step"] <= step] or self.history
+        self.template = self.history[-1]["template"]
 
     def summary(self) -> str | None:
         """For the run's last lines: how often the rules answered in the judge's place."""
@@ -297,7 +288,7 @@ def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str
     if not example.facts:
         return None
     prompt = fill(REFINE, example, template=template)
-    reply, finished = ask(chat, [{"role": "user", "content": prompt}])
+    reply, finished = ask(chat, prompt)
     lines = [(line, split_marked(line)[1]) for line in reply.splitlines()]
     trace = "\n".join(line for line, answer in lines if answer is None).strip()
     facts = [tuple(fact) for fact in example.facts]
@@ -349,7 +340,7 @@ def propose_template(chat: Chat, thinking: str, example: Example, best: str) -> 
     a name or value of this chart, has no structure or is cut off isn't compared. Raises ChatError.
     """
     prompt = fill(GENERALISE, example, thinking=thinking)
-    proposal, finished = ask(chat, [{"role": "user", "content": prompt}])
+    proposal, finished = ask(chat, prompt)
     specific = any(mentions(proposal, word) for fact in example.facts for word in fact)
     generic = not specific and split_marked(proposal)[1] is None and is_structured(proposal)
     if not finished or not generic:
@@ -358,64 +349,74 @@ def propose_template(chat: Chat, thinking: str, example: Example, best: str) -> 
     return proposal if word == "yes" and proposal != best else None
 
 
-# ---- traces ahead of training -------------------------------------------------------------------
+# ---- ahead of training --------------------------------------------------------------------------
 
 
-def write_traces(chat: Chat, examples, path: Path) -> None:
-    """Appends {"id", "question", "answer", "trace", "source"} of every example that the file lacks.
+def write_ahead(chat: Chat, examples, path: Path, write: Callable) -> None:
+    """Append write(chat, example), the rest of a row or None, of every example that the jsonl file
+    lacks; what its "source" is gets counted.
 
-    source is "llm", or "local" where the judge's trace was no good. A failed call leaves its
-    example out, for the same command to do: InputError.
+    InputError after MAX_FAILED calls in a row without a reply: the same command goes on from there.
     """
     done = {row["id"] for row in read_lines(path)}
 
-    def work(i: int) -> tuple[str, dict | None]:
+    def work(i: int) -> dict:
         example = examples[i]  # charts are drawn here
         if example.id in done:
-            return "old", None
-        try:
-            trace = written_trace(chat, example)
-        except ChatError:
-            return "failed", None
-        source, trace = ("llm", trace) if trace else ("local", refine(example))
-        if trace is None:
-            return "without facts or trace", None
+            return {"source": "old"}
         row = {"id": example.id, "question": example.question, "answer": example.answer}
-        return source, {**row, "trace": trace, "source": source}
+        try:
+            made = write(chat, example)
+        except ChatError:
+            return {"source": "failed"}
+        return {**row, **made} if made else {"source": "left out"}
 
-    counts, found = Counter(), chat.pool.map(work, range(len(examples)))
+    counts, failed, found = Counter(), 0, chat.pool.map(work, range(len(examples)))
     with open(path, "a", encoding="utf-8") as file:
-        for source, row in tqdm(found, desc="refine", total=len(examples)):
-            counts[source] += 1
-            if row:
+        for row in tqdm(found, total=len(examples), disable=None):
+            counts[row["source"]] += 1
+            failed = failed + 1 if row["source"] == "failed" else 0
+            if failed == MAX_FAILED:
+                break
+            if "id" in row:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
     print(f"{path}: {', '.join(f'{number} {source}' for source, number in counts.items())}")
     if counts["failed"]:
-        raise InputError(f"{path}: not complete, calls failed ({chat.last_error}); run this again")
+        told = f"not complete, {counts['failed']} calls failed ({chat.last_error})"
+        raise InputError(f"{path}: {told}; the same command goes on from there")
 
 
-def refine_split(argv: list[str]) -> None:
-    """The command line: write_traces of the training examples."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+def trace_row(chat: Chat, example: Example) -> dict | None:
+    """The judge's trace, source "llm"; where it is no good the rules', "local"; None without."""
+    source, trace = "llm", written_trace(chat, example)
+    if trace is None:
+        source, trace = "local", refine(example)
+    return {"trace": trace, "source": source} if trace else None
+
+
+def main(argv: list[str]) -> None:
+    """The command line."""
+    about = "Ask a language model ahead of training."
+    parser = Parser(prog="judge.py", description=about, allow_abbrev=False)
     add = parser.add_argument
-    add("command", choices=["refine"], help="write reference traces ahead of training")
+    add("command", choices=["refine"], help="write reference traces, for --traces")
     add("--dataset", required=True, help="as for train.py")
-    add("--data_dir")
+    add("--data_dir", help="its folder or zip")
     add("--size", type=int, help="the first so many examples")
-    add("--out", required=True, type=Path, help="the .jsonl for --traces; resumed if there")
+    add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
     add("--judge_url", required=True, help="http://host:8000/v1")
-    add("--judge_model", required=True)
+    add("--judge_model", required=True, help="its model name")
     add("--judge_parallel", type=int, default=8, help="requests at a time")
     args = parser.parse_args(argv)
     examples = load_data(args.dataset, "train", args.data_dir, size=args.size)
-    cache = f"{args.out}.cache"
-    chat = open_chat(args.judge_url, args.judge_model, cache=cache, parallel=args.judge_parallel)
+    chat = open_chat(args, f"{args.out}.cache")
     try:
-        write_traces(chat, examples, args.out)
+        first_question(chat)
+        write_ahead(chat, examples, args.out, trace_row)
     finally:
         close_chat(chat)
 
 
 if __name__ == "__main__":
-    run_program(refine_split, sys.argv[1:])
+    run_program(main, sys.argv[1:])

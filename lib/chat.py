@@ -5,7 +5,7 @@ public API) on the standard library: bounded retries, a cache on disk, a thread 
 fails too often in a row is left alone for the rest of a step; each later step tries one call.
 
 The key comes from DYME_JUDGE_KEY, is sent to no redirect's target and is shown in no message. Left
-out: streaming, tools, images.
+out: streaming, tools.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.example import InputError
-from lib.log import visible
+from data.example import InputError, shorten
 
+FIRST = "Reply with one word: yes."
 SAMPLING = {"temperature": 0.0, "max_tokens": 300}
 LONGEST = 200  # characters of a server's own words in a message
 MAX_WAIT = 30.0  # seconds between two attempts, whatever Retry-After says
@@ -41,7 +41,7 @@ class ChatError(Exception):
     """A call without a reply: why, in one line; whether to try again; Retry-After in seconds."""
 
     def __init__(self, reason: str, retry: bool = True, wait: float | None = None):
-        super().__init__(visible(" ".join(reason.split()))[:LONGEST])
+        super().__init__(shorten(reason)[:LONGEST])
         self.retry, self.wait = retry, wait
 
 
@@ -64,12 +64,19 @@ class Chat:
     counts: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def dead(self) -> bool:
+        """True after max_failures calls in a row without a reply, until there is one again."""
+        return self.failed_in_a_row >= self.max_failures
 
-def open_chat(url: str, model: str, *, cache: str | Path = ":memory:", parallel: int = 8) -> Chat:
-    """A Chat with `parallel` threads and its sqlite cache (a path; several processes may share it).
 
-    Raises InputError for an address, model, key or cache that can't work.
+def open_chat(flags, cache: str | Path = ":memory:") -> Chat:
+    """A Chat with the server that flags.judge_url, judge_model and judge_parallel (threads) say.
+
+    cache: an sqlite file, which several processes may share. InputError for an address, model, key
+    or cache that can't work.
     """
+    url, model, key = flags.judge_url, flags.judge_model, os.environ.get("DYME_JUDGE_KEY", "")
     if not re.fullmatch(r"https?://[^/?#@\s]+/[^?#\s]+", url):  # not shown: it may hold a password
         raise InputError(
             "--judge_url: give a base address like http://127.0.0.1:8000/v1; "
@@ -77,8 +84,7 @@ def open_chat(url: str, model: str, *, cache: str | Path = ":memory:", parallel:
         )
     if not model:
         raise InputError("--judge_model: missing; name a model that the server at --judge_url has")
-    key = os.environ.get("DYME_JUDGE_KEY", "").strip()
-    if not re.fullmatch(r"[!-~]*", key):
+    if not re.fullmatch(r"[!-~]*", key.strip()):
         raise InputError("DYME_JUDGE_KEY: has blanks or characters that no key has; set it again")
     try:
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +93,8 @@ def open_chat(url: str, model: str, *, cache: str | Path = ":memory:", parallel:
             db.execute(REPLIES)
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{cache}: not usable as a cache ({error}); move it away") from None
-    pool = ThreadPoolExecutor(parallel, thread_name_prefix="chat")
-    return Chat(url.rstrip("/"), model, key, pool, db)
+    pool = ThreadPoolExecutor(flags.judge_parallel, thread_name_prefix="chat")
+    return Chat(url.rstrip("/"), model, key.strip(), pool, db)
 
 
 def close_chat(chat: Chat) -> None:
@@ -98,12 +104,28 @@ def close_chat(chat: Chat) -> None:
     chat.cache.close()
 
 
-def ask(chat: Chat, messages: list[dict], fresh: bool = False) -> tuple[str, bool]:
-    """(text, finished) of the reply to `messages`; finished is False where max_tokens cut it off.
+def first_question(chat: Chat, optional: bool = False) -> None:
+    """InputError where a first question has no reply: better now than after hours. If optional, a
+    warning, and the server is dead.
+    """
+    try:
+        ask(chat, FIRST, fresh=True)
+    except ChatError as error:
+        failed = f"--judge_url {chat.url}: doesn't answer the first question: {error}"
+        if not optional:
+            told = "start it, or train by the rules until it does with --judge_optional"
+            raise InputError(f"{failed}; {told}") from None
+        tqdm.write(f"{failed}; going on without it", file=sys.stderr)
+        chat.failed_in_a_row = chat.max_failures
+
+
+def ask(chat: Chat, prompt: str, fresh: bool = False) -> tuple[str, bool]:
+    """(text, finished) of the reply to a prompt; finished is False where max_tokens cut it off.
 
     From the cache where the same model was asked the same before, unless `fresh`. Counts
     judge_cache_hits, and judge_calls, the attempts that went out. Raises ChatError without a reply.
     """
+    messages = [{"role": "user", "content": prompt}]
     body = {"model": chat.model, "messages": messages, **SAMPLING}
     body = json.dumps(body, sort_keys=True).encode()
     key = hashlib.sha256(body).hexdigest()
@@ -122,7 +144,7 @@ def ask_word(chat: Chat, prompt: str, words: list[str]) -> str | None:
 
     Raises ChatError.
     """
-    reply, _ = ask(chat, [{"role": "user", "content": prompt}])
+    reply, _ = ask(chat, prompt)
     # "highly" and "high-level" are not "high"
     found = re.findall(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", reply, re.IGNORECASE)
     found = {word.lower() for word in found}
@@ -145,7 +167,7 @@ def query_cache(chat: Chat, sql: str, *values):
 def ask_server(chat: Chat, body: bytes) -> tuple[str, bool]:
     """`post` with retries. Raises ChatError, at once where the server is dead."""
     with chat.lock:
-        if is_dead(chat) and not chat.may_try:
+        if chat.dead and not chat.may_try:
             raise ChatError(f"{chat.url} is dead: {chat.last_error}")
         chat.may_try = False
     for attempt in itertools.count():
@@ -154,37 +176,27 @@ def ask_server(chat: Chat, body: bytes) -> tuple[str, bool]:
             note(chat)
             return reply
         except ChatError as error:
-            if not error.retry or attempt >= chat.max_retries or is_dead(chat):
+            if not error.retry or attempt >= chat.max_retries or chat.dead:
                 note(chat, error)
                 raise
             wait = chat.backoff * 2**attempt if error.wait is None else error.wait
             time.sleep(min(wait, MAX_WAIT))
 
 
-def is_dead(chat: Chat) -> bool:
-    """True after `max_failures` calls in a row without a reply, until there is one again."""
-    return chat.failed_in_a_row >= chat.max_failures
+def note(chat: Chat, error: ChatError | None = None) -> None:
+    """Counts failures in a row; says when the server dies, and when it answers again."""
+    with chat.lock:
+        was_dead = chat.dead
+        chat.last_error = str(error) if error else chat.last_error
+        chat.failed_in_a_row = chat.failed_in_a_row + 1 if error else 0
+        if chat.dead != was_dead:
+            said = f"fails, one call per step tries it again; {error}" if error else "answers again"
+            tqdm.write(f"judge: {chat.url} {said}", file=sys.stderr)
 
 
 def try_again(chat: Chat) -> None:
     """A new step: a dead server gets one call, which is not repeated."""
     chat.may_try = True
-
-
-def note(chat: Chat, error: ChatError | None = None) -> None:
-    """Counts failures in a row; says when the server dies, and when it answers again."""
-    said = None
-    with chat.lock:
-        if error is None:
-            said = "answers again" if is_dead(chat) else None
-            chat.failed_in_a_row = 0
-        else:
-            chat.last_error = str(error)
-            chat.failed_in_a_row += 1
-            if chat.failed_in_a_row == chat.max_failures:
-                said = f"fails, the rules take over, one call per step tries it again; {error}"
-    if said:
-        tqdm.write(f"judge: {chat.url} {said}", file=sys.stderr)
 
 
 # ---- one attempt --------------------------------------------------------------------------------

@@ -161,9 +161,10 @@ def test_the_best_sample_is_kept_and_the_prompts_are_counted(item):
 
 
 def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):
-    asked, chat = [], open_chat("http://127.0.0.1:9/v1", "judge")
-    quality = dict.fromkeys(reject.WEIGHTS, 0.9)
-    monkeypatch.setattr(reject, "judge_quality", lambda c, text, e: asked.append(text) or quality)
+    flags = read_flags("--judge_url http://127.0.0.1:9/v1 --judge_model judge".split())
+    asked, chat = [], open_chat(flags)
+    points = dict.fromkeys(("accuracy", "consistency", "format", "fluency"), 22.5)
+    monkeypatch.setattr(reject, "judge_points", lambda c, text, e: asked.append(text) or points)
     texts = ["So it is.\nAnswer: 0", f"So it is.\nAnswer: {item.answer}", item.answer]
     row = reject.best_row(said(item, texts), chat=chat)
     close_chat(chat)
@@ -172,8 +173,9 @@ def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):
 
 
 def test_a_dead_judge_is_tried_again_once_per_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.chat.time.sleep", lambda seconds: None)
     tried, flags = [], "--judge_url http://127.0.0.1:9/v1 --judge_model m --prompts_per_step 2"
-    config = read_flags([*flags.split(), "--max_completion_length", "4"])
+    config = read_flags([*flags.split(), "--max_completion_length", "4", "--judge_optional"])
     monkeypatch.setattr(reject, "try_again", tried.append)
     examples = load_charts("train", 5)[:]
     rows = reject.sample_rows(*tiny_vlm(0), examples, config, Ranks(), tmp_path / "sampled.jsonl")
@@ -181,11 +183,11 @@ def test_a_dead_judge_is_tried_again_once_per_batch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "reply, parts", [("20 25 25 10", [0.8, 1, 1, 0.4]), ("100 25 25 25", None), ("very good", None)]
+    "reply, parts", [("20 25 25 10", [20, 25, 25, 10]), ("100 25 25 25", None), ("very good", None)]
 )
 def test_a_judges_reply_is_four_numbers_or_nothing(item, monkeypatch, reply, parts):
-    monkeypatch.setattr(reject, "ask", lambda chat, messages: (reply, True))
-    found = reject.judge_quality(None, "So.\nAnswer: 5", item)
+    monkeypatch.setattr(reject, "ask", lambda chat, prompt: (reply, True))
+    found = reject.judge_points(None, "So.\nAnswer: 5", item)
     assert (found and list(found.values())) == parts
 
 

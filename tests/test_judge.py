@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,13 +106,17 @@ def server():
         server.shutdown()
 
 
+def flags(url, model="m", parallel=8):
+    return SimpleNamespace(judge_url=url, judge_model=model, judge_parallel=parallel)
+
+
 @pytest.fixture
 def connect(server, tmp_path, monkeypatch, request):
     """A Chat with the server."""
     monkeypatch.delenv("DYME_JUDGE_KEY", raising=False)
 
     def connect(**fields):
-        chat = c.open_chat(server.url, "m", cache=tmp_path / "cache")
+        chat = c.open_chat(flags(server.url), tmp_path / "cache")
         request.addfinalizer(lambda: c.close_chat(chat))
         for name, value in {"timeout": 5.0, "backoff": 0.01, **fields}.items():
             setattr(chat, name, value)
@@ -206,7 +211,7 @@ def test_an_unusable_cache_address_or_key_is_an_input_error(
 ):
     monkeypatch.setenv("DYME_JUDGE_KEY", key)
     with pytest.raises(InputError, match=said):
-        c.open_chat(url, model, cache=cache)
+        c.open_chat(flags(url, model), cache)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +241,7 @@ def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, connect, 
     server.default = "high"
     assert step("alive") == [1.0] * 30
     said = capfd.readouterr().err
-    assert said.count("the rules take over") == said.count("answers again") == 1
+    assert said.count("one call per step tries it") == said.count("answers again") == 1
 
 
 # ---- the trace and the template -----------------------------------------------------------------
@@ -416,7 +421,7 @@ def test_a_judge_that_does_not_answer_ends_the_run_before_it_starts(
     with pytest.raises(InputError, match="first question: HTTP 500 oops.*--judge_optional"):
         judging()  # though the same question was answered before
     judge = judging("--judge_optional")
-    assert "the rules take over" in capfd.readouterr().err
+    assert "going on without it" in capfd.readouterr().err
     assert rate(judge.chat) is None and not server.requests
 
 
@@ -455,9 +460,9 @@ def test_calls_run_in_parallel_those_of_the_first_groups_first(judging):
     together = threading.Barrier(2, timeout=10)  # breaks unless two are under way at a time
     gates, order, judge = [threading.Event() for _ in "ab"], [], judging("--judge_parallel", "2")
     for gate in gates:
-        judge.submit(0, lambda chat, gate=gate: together.wait() >= 0 and gate.wait(20))
-    calls = [judge.submit(place, lambda chat, n: order.append(n), place) for place in (2, 0, 1)]
-    failing = judge.submit(9, lambda chat: 1 / 0)
+        judge.ask(0, gate, lambda chat, gate=gate: together.wait() >= 0 and gate.wait(20))
+    calls = [judge.ask(place, "", lambda chat, n: order.append(n), place) for place in (2, 0, 1)]
+    failing = judge.ask(9, "", lambda chat: 1 / 0)
     gates[0].set()  # one thread is free
     assert [call.result(20) for call in calls] == [None] * 3 and order == [0, 1, 2]
     with pytest.raises(ZeroDivisionError):
@@ -505,7 +510,7 @@ def test_traces_ahead_of_training_name_their_source_and_the_same_command_goes_on
     command = ["refine", "--dataset", "x", "--out", str(out), "--judge_parallel", "2", *where]
 
     server.default = lambda h: GOOD if " 3\n" not in h.prompt else "Answer: 99"
-    j.refine_split([*command, "--size", "5"])
+    j.main([*command, "--size", "5"])
     rows = [json.loads(line) for line in out.open()]
     assert set(rows[0]) == {"id", "question", "answer", "trace", "source"}
     assert [row["source"] for row in rows] == ["llm"] * 3 + ["local", "llm"]
@@ -513,12 +518,12 @@ def test_traces_ahead_of_training_name_their_source_and_the_same_command_goes_on
 
     out.write_bytes(out.read_bytes()[:-20])  # torn; it comes from the cache
     server.default = lambda _: GOOD if len(server.requests) < 8 else (400, "no")
-    with pytest.raises(InputError, match="HTTP 400 no.*run this again"):
-        j.refine_split(command)
+    with pytest.raises(InputError, match="HTTP 400 no.*goes on from there"):
+        j.main(command)
     assert len(server.requests) < 20  # the questions after the server is dead are not sent
 
     server.default = GOOD
-    j.refine_split(command)
+    j.main(command)
     rows = [json.loads(line) for line in out.open()]
     assert sorted(int(row["id"]) for row in rows) == list(range(30))
-    assert "1 without facts" in capfd.readouterr().out
+    assert "1 left out" in capfd.readouterr().out
