@@ -24,15 +24,10 @@ def load_rows(folder, *rows, **settings):
 def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
     (tmp_path / "img").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "img" / "a.png")
-    full = {
-        "image": "img/a.png",
-        "question": "q?",
-        "answer": 7,
-        "facts": [["red", 3], ["b", "c", "4"]],
-    }
-    full |= {"trace": "red is 3\nAnswer: 7", "options": ["7", "8"], "task": "t"}
+    full = {"image": "img/a.png", "question": "q?", "answer": 7, "options": ["7", "8"], "task": "t"}
+    full |= {"facts": [["red", 3], ["b", "c", "4"]], "trace": "red is 3\nAnswer: 7"}
     short = {"question": "x", "answer": "y", "facts": {"k": 1.5}}
-    first, second = load_data(write_jsonl(tmp_path / "own.jsonl", [full, short, short]), "train")
+    first, second = load_rows(tmp_path, full, short)
     facts, path = [("red", "3"), ("b", "c", "4")], str(tmp_path / "img/a.png")
     options = ["7", "8"]
     assert first == Example(path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options)
@@ -70,7 +65,6 @@ def test_every_bad_line_is_reported_at_once_with_its_number(tmp_path):
         (dict(good, facts=[["a"]]), "list of [name, value]"),
         (dict(good, options="x"), "options must be"),
         (dict(good, image=["a.png", "b.png"]), "one image per question"),
-        (dict(good, human_or_machine=[1]), "human_or_machine must be"),
         (dict(good, answer="\ud800"), "surrogate"),
         ('{"question": "q", "answer": 1e999}', "answer must be"),
         ('{"question": "q", "answer": NaN}', "answer must be"),
@@ -105,31 +99,28 @@ def test_the_published_list_format_is_read_as_it_is(tmp_path):
     (tmp_path / "d").mkdir()
     path = tmp_path / "d" / "train.json"
     path.write_text(json.dumps([row, sft, sft]))
-    first, second = load_data(str(path), "train", str(tmp_path))
+    (tmp_path / "d" / "val.json").write_text(json.dumps([sft]))
+    first, second, _ = load_data(str(path), "train", str(tmp_path))
     assert (first.question, first.answer, first.trace) == ("Who?", "2017", "Goal: x")
     assert first.image == str(tmp_path / "train_0.png") and first.options == ["2017", "2018"]
     assert first.facts == [("bag", "red"), ("bag", "small"), ("bag", "left")]
     assert (second.answer, second.trace, second.facts) == ("5", "because", [])
-    assert second.task == "human"
-    (tmp_path / "d" / "val.json").write_text(json.dumps([sft]))
-    assert [len(load_data(str(path), s, str(tmp_path))) for s in ("train", "val")] == [3, 1]
+    assert second.task == "human" and len(load_data(str(path), "val", str(tmp_path))) == 1
 
 
 # ---- several right answers, options -------------------------------------------------------------
 
 
 def test_each_of_a_list_of_answers_is_right_and_the_first_is_memorized(tmp_path):
-    racket = ["racket", "tennis racket", "racket", 7]
     first, second, third = load_rows(
         tmp_path,
-        {"question": "q", "answer": racket},
+        {"question": "q", "answer": ["racket", "tennis racket", "racket", 7]},
         {"question": "q", "answer": "a", "answers": ["b", "a"]},
         {"question": "q", "answers": ["because\nAnswer: 3", "three"]},
     )
     assert (first.answer, first.answers) == ("racket", ["racket", "tennis racket", "7"])
     assert (second.answer, second.answers) == ("a", ["a", "b"])
     assert (third.answer, third.answers, third.trace) == ("3", ["3", "three"], "because")
-    assert Example(answer="x").answers == ["x"]
     for bad in ([], ["a", None], ["a", ["b"]], [{"answer": "a"}]):
         assert "answer" in error_of(load_rows, tmp_path, {"question": "q", "answer": bad})
 
@@ -152,13 +143,10 @@ def test_an_answer_names_an_option_by_its_text_or_its_letter(tmp_path, options, 
     "field",
     [
         {"image_path": "a.png"},
-        {"file": "x/a.JPG"},
-        {"prompt": "p"},
         {"conversations": [{"from": "human", "value": "x"}]},
         {"Question": "Q"},
         {"correctAnswer": "x"},
         {"A": "bus"},
-        {"extra_info": {"ground_truth": "a"}},
         {"problem": "another question"},
         {"image": "http://host/a.png"},
     ],
@@ -181,20 +169,15 @@ def test_images_problem_and_solution_are_read_and_what_is_not_used_is_said(tmp_p
 
 
 def test_only_an_absolute_path_that_is_gone_is_looked_for_by_its_name(tmp_path, capsys):
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     row = {"question": "q", "answer": "a"}
-    for path in ("/gone/img/a.png", "C:\\img\\b.png"):
+    for path in ("/gone/img/a.png", "C:\\img\\a.png"):
         (example,) = load_rows(tmp_path, dict(row, image=path))
         assert open_image(example).size == (8, 8)
         assert "1 images are not where it says" in capsys.readouterr().err
-    for path in ("img/b.png", "https://host/b.png", "file:///gone/b.png"):
+    for path in ("img/a.png", "https://host/a.png", "file:///gone/a.png"):
         assert path in error_of(load_rows, tmp_path, dict(row, image=path))
-
-
-def test_two_paths_that_end_at_one_file_are_an_error(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    rows = [{"question": "q", "answer": "a", "image": f"/gone/{i}/a.png"} for i in range(2)]
+    rows = [dict(row, image=f"/gone/{i}/a.png") for i in range(2)]
     assert len(load_rows(tmp_path, rows[0], rows[0])) == 2
     assert "several have one name" in error_of(load_rows, tmp_path, *rows, skip_bad_rows=True)
 
@@ -213,7 +196,6 @@ def test_a_message_is_short_whatever_the_data_holds(tmp_path):
     long = "x\ny" * 30_000
     good = {"question": "q", "answer": "a"}
     for bad in (
-        dict(good, image="/9j/" + "A" * 92_000),
         dict(good, image=long),
         {**good, long + "_image": "b"},
         dict(good, options=["b"], answer=long),
@@ -228,8 +210,7 @@ def test_a_line_separator_that_unicode_knows_is_a_character_of_a_label(tmp_path)
     labels = [f"red{separator}blue" for separator in "\u2028\u2029\x85\x0b\x0c\x1e"]
     rows = [json.dumps({"question": "q", "answer": x}, ensure_ascii=False) for x in labels]
     assert [example.answer for example in load_rows(tmp_path, *rows)] == labels
-    for label in labels:
-        assert split_marked(f"t\nAnswer: {label}\nmore")[1] == label
+    assert [split_marked(f"t\nAnswer: {label}\nmore")[1] for label in labels] == labels
 
 
 # ---- what changed under --resume ----------------------------------------------------------------
@@ -275,6 +256,5 @@ def test_a_task_of_curr_reft_asks_for_its_kind_of_answer(tmp_path):
         {"question": "?", "answer": answer, "task": task}
         for answer, task in [("1,2,3,4", "detection"), ("a, b", "classification"), ("3", "sum")]
     ]
-    write_jsonl(tmp_path / "own.test.jsonl", rows)
-    examples = load_data(str(tmp_path / "own.jsonl"), "test")
-    assert [example.kind for example in examples] == ["box", "labels", "text"]
+    kinds = [example.kind for example in load_rows(tmp_path, *rows)]
+    assert kinds == ["box", "labels", "text"]
