@@ -48,6 +48,9 @@ class Config:
         0.5, "data", "charts: share of wrong facts in the training traces", low=0, high=1
     )
     traces: str | None = knob(None, "data", "jsonl of reference traces, see judge.py refine")
+    recipe: str | None = knob(
+        None, "data", "set what the authors' scripts set, see RECIPES", choices=("published",)
+    )
     max_prompt_length: int | None = knob(
         None, "data", "most tokens of a prompt, image included; longer is an error", low=1
     )
@@ -215,6 +218,17 @@ DEFAULTS = {
 }
 
 
+# --recipe: other defaults, by data set; curr_reft.py's are under its own name. A flag that is given
+# comes before them. ChartQA's published settings are the "*" above.
+RECIPES = {
+    "published": {
+        "chartqa": {},
+        "gsm8k": dict(num_generations=16, max_completion_length=1024, num_train_epochs=10),
+        "aokvqa": dict(num_generations=4),
+    },
+}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are InputErrors: one line, without the usage."""
 
@@ -253,6 +267,13 @@ def parse(argv: list[str], kind: type = Config, defaults: dict | None = None, **
                 options.update(nargs="?", const="last")
         headings[heading].add_argument(f"--{flag.name}", **options)
     config = kind(**vars(parser.parse_args(argv)))
+    if config.recipe:
+        name = "curr_reft" if config.method == "curr_reft" else config.dataset
+        table = RECIPES[config.recipe]
+        if name not in table:
+            raise InputError(f"--recipe {config.recipe}: is for {', '.join(table)}, not {name}")
+        parser.set_defaults(**table[name])
+        config = kind(**vars(parser.parse_args(argv)))
     return resolve(config, defaults or {})
 
 

@@ -65,6 +65,15 @@ def test_tolerance_is_chartqas_in_evaluation_alone():
     assert tolerances(parse(["--dataset", "gsm8k", "--tolerance", "0.1"])) == (0.1, 0.1)
 
 
+def test_a_recipe_sets_what_the_command_line_does_not():
+    config = parse(["--dataset", "gsm8k", "--recipe", "published", "--num_train_epochs", "2"])
+    published = (config.num_generations, config.max_completion_length, config.num_train_epochs)
+    assert published == (16, 1024, 2) and config.prompts_per_step == 32
+    assert parse(["--dataset", "aokvqa", "--recipe", "published"]).num_generations == 4
+    with pytest.raises(InputError, match="--recipe published: is for chartqa, gsm8k"):
+        parse(["--recipe", "published"])
+
+
 def test_a_row_found_bad_late_leaves_its_slot_empty(tmp_path, vlm, capsys):
     """The image's header is fine, its end is missing."""
     Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
