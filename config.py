@@ -225,7 +225,7 @@ RECIPES = {
         "chartqa": {},
         "gsm8k": dict(num_generations=16, max_completion_length=1024, num_train_epochs=10),
         "aokvqa": dict(num_generations=4),
-    },
+    }
 }
 
 
