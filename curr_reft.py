@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from config import Config, eval_settings, knob, parse
+from config import EPOCHS, SAMPLES, TINY, Config, eval_settings, knob, parse
 from data.charts import TASKS
 from data.example import Example, InputError
 from data.forms import FORMS, stage_questions
@@ -50,29 +50,37 @@ from train import launch, train
 STAGES = (*FORMS, "reject")
 EPOCHS = {"judge": 1, "choice": 1, "open": 2}
 BASE_TASKS = (*TASKS, "judge", "choice")
+REJECT = ("with the stage reject", lambda c: "reject" in c.stages)
+MIXED = ("with --mix on other data than the charts", lambda c: c.mix or c.dataset == "charts")
 
 
 @dataclass
 class Curriculum(Config):
     """train.py's flags, some with other defaults, and those of the stages."""
 
-    method: str = knob("curr_reft", "method", "is always this one", choices=("curr_reft",))
+    method: str = knob("curr_reft", "always this", choices=("curr_reft",), group="method")
     # with the published G of 2 in stage choice an advantage is +-0.7 or 0
-    num_generations: int = knob(4, "method", "G: responses to a prompt", low=2)
-    beta: float = knob(0.04, "method", "KL to ref_model, which is then kept in memory", low=0)
-    base_format_rate: float = knob(0.1, "model", "tiny: how often in the format", low=0, high=1)
-    base_tasks: list[str] = knob(
-        list(BASE_TASKS), "model", "tiny: asked in its second base stage", choices=BASE_TASKS
+    num_generations: int = knob(4, "G: responses to a prompt", SAMPLES, low=2)
+    beta: float = knob(0.04, "KL to the model before the curriculum", SAMPLES, low=0)
+    max_steps: int | None = knob(
+        None, "of the RL stages together", SAMPLES, low=1, group="optimization"
     )
-    base_task_steps: int = knob(1200, "model", "tiny: length of its second base stage", low=1)
+    num_train_epochs: float | None = knob(
+        None, "passes over the data, of the RL stages together", EPOCHS, SAMPLES, above=0
+    )
+    base_format_rate: float = knob(0.1, "how often that shows the format", TINY, low=0, high=1)
+    base_tasks: list[str] = knob(
+        list(BASE_TASKS), "asked in a second base stage", TINY, choices=BASE_TASKS, group="stages"
+    )
+    base_task_steps: int = knob(1200, "length of that stage", TINY, low=1)
 
-    stages: list[str] = knob(list(STAGES), "stages", "which, in this order", choices=STAGES)
-    reject_samples: int = knob(8, "stages", "N: responses to a prompt in rejected sampling", low=1)
-    reject_size: int | None = knob(None, "stages", "sample for so many examples, not all", low=1)
-    reject_threshold: float = knob(85.0, "stages", "keep what is above, of 100", low=0, high=99)
-    reject_epochs: float = knob(2.0, "stages", "passes over what was kept and mixed in", above=0)
-    mix: str | None = knob(None, "stages", "jsonl to mix in; default: charts: the base's texts")
-    mix_share: float = knob(0.3, "stages", "share of mixed-in examples", low=0, high=0.99)
+    stages: list[str] = knob(list(STAGES), "which, in this order", choices=STAGES)
+    reject_samples: int = knob(8, "N: responses to a prompt in rejected sampling", REJECT, low=1)
+    reject_size: int | None = knob(None, "sample for so many examples, not all", REJECT, low=1)
+    reject_threshold: float = knob(85.0, "keep what is above, of 100", REJECT, low=0, high=99)
+    reject_epochs: float = knob(2.0, "passes over what was kept and mixed in", REJECT, above=0)
+    mix: str | None = knob(None, "jsonl to mix in; default: charts: the base's texts", REJECT)
+    mix_share: float = knob(0.3, "share of mixed-in examples", REJECT, MIXED, low=0, high=0.99)
 
 
 # what a None means here; max_steps and epochs are those of all RL stages together
@@ -92,8 +100,6 @@ def read_flags(argv: list[str]) -> Curriculum:
     """The command line; see config.parse."""
     about = {"prog": "curr_reft.py", "description": "Curr-ReFT: a curriculum, then reject."}
     config = parse(argv, Curriculum, DEFAULTS, **about)
-    if not config.stages:
-        raise InputError(f"--stages: give at least one of {', '.join(STAGES)}")
     if config.resume not in (None, "last"):
         raise InputError("--resume: give no folder, the stage to go on with is found")
     return config
@@ -150,13 +156,13 @@ def stage_task(config: Curriculum, stage: str) -> Task:
     """A stage's questions: its training split's, and the one's that is read on the way."""
     form = "open" if stage == "reject" else stage
     train = ask_split(config, form, "train", config.train_size)
-    return Task(train, ask_split(config, form, config.eval_split, config.eval_size), {})
+    return Task(train, ask_split(config, form, "val", config.eval_size), {})
 
 
 def ask_split(config: Curriculum, form: str, split: str, size: int | None) -> list[Example]:
     """A split's items, of all tasks, as questions of a form. InputError: see stage_questions."""
     examples = load_split(config, split, size, TASKS)
-    return stage_questions(form, examples, config.data_seed, grade)
+    return stage_questions(form, examples, 0, grade)
 
 
 def run_stage(
@@ -183,7 +189,7 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     """The flags of one stage's run, which starts from `model`."""
     own = replace(config, method="grpo", model=model, eval_base=False)
     own.output_dir = str(Path(config.output_dir) / stage)
-    own.ref_model = config.ref_model or config.model  # KL to the model before the curriculum
+    own.ref_model = config.model  # KL to the model before the curriculum
     if config.max_steps and not config.eval_steps:
         own.eval_steps = max(1, config.max_steps // 10)
     if stage == "reject":

@@ -276,7 +276,6 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
     for name in ("dataset", "data_dir", "max_completion_length", "max_pixels", "tolerance"):
         if getattr(args, name) is None:
             setattr(args, name, trained.get(name))
-    args.data_seed = trained.get("data_seed", 0)
     args.tolerance = tolerances(args)[1]
     asked = ("max_completion_length", "max_pixels", "temperature", "seed")
     args.asked = {name: getattr(args, name) for name in asked}
@@ -295,8 +294,7 @@ FLAGS = {
 def ask_split(argv: list[str]) -> None:
     """Ask a split and print what came out."""
     args = parse(argv, "Ask a whole split.", FLAGS)
-    about = {"size": args.size, "data_seed": args.data_seed, "questions": "all"}
-    examples = load_data(args.dataset, args.split, args.data_dir, **about)
+    examples = load_data(args.dataset, args.split, args.data_dir, size=args.size, questions="all")
     asked = {**args.asked, "tolerance": args.tolerance, "batch_size": args.batch_size}
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0

@@ -407,7 +407,6 @@ def main(argv: list[str]) -> None:
     add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
     add("--judge_url", required=True, help="http://host:8000/v1")
     add("--judge_model", required=True, help="its model name")
-    add("--judge_parallel", type=int, default=8, help="requests at a time")
     args = parser.parse_args(argv)
     examples = load_data(args.dataset, "train", args.data_dir, size=args.size)
     chat = open_chat(args, f"{args.out}.cache")

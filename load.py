@@ -31,7 +31,7 @@ def load_task(config: Config, log: Log) -> Task:
     """The splits that the flags name."""
     return Task(
         load_split(config, "train", config.train_size),
-        load_split(config, config.eval_split, config.eval_size),
+        load_split(config, "val", config.eval_size),
         load_finals(config, log),
     )
 
@@ -110,7 +110,6 @@ def load_split(
         split,
         config.data_dir,
         size=size,
-        data_seed=config.data_seed,
         trace_noise=config.trace_noise,
         questions=config.questions if training else "all",
         traces=config.traces if training else None,
@@ -121,7 +120,7 @@ def load_split(
 
 def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
     """The splits of the last evaluation: those asked for; else test, and charts' ood, as far as the
-    data has them, or eval_split.
+    data has them, or val.
     """
     finals = {}
     usual = ["test", "ood"] if config.dataset == "charts" else ["test"]
@@ -131,6 +130,6 @@ def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
         except NoSplit as error:
             if config.final_splits:
                 raise
-            log.say(f"{error}; evaluating {config.eval_split} in its place")
-            finals[config.eval_split] = load_split(config, config.eval_split, config.eval_size)
+            log.say(f"{error}; evaluating val in its place")
+            finals["val"] = load_split(config, "val", config.eval_size)
     return finals

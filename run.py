@@ -30,12 +30,13 @@ from load import Task, check_task, first_load, load_model, load_task
 from model import encode_prompt, image_features
 from rollout import MODE_NAMES, Group, make_groups
 
+KEPT = 2  # checkpoints, besides the best one
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 # flags that may change when a run is resumed
-FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "data_dir", "num_threads"}
-FREE_TO_CHANGE |= {"save_steps", "save_minutes", "save_total_limit"}
+FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "data_dir"}
+FREE_TO_CHANGE |= {"save_steps", "save_minutes"}
 # and flags that may not: it would be another run under this one's name
-FIXED = {"dataset", "method", "model", "seed", "data_seed", "trace_noise", "base_seed"}
+FIXED = {"dataset", "method", "model", "seed", "trace_noise", "base_seed"}
 
 
 @dataclass
@@ -147,7 +148,7 @@ class Run:
         best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
         past.append({"step": step, **reading})
         found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
-        self.log.say(f"step {step}, {self.config.eval_split}: {found}")
+        self.log.say(f"step {step}, val: {found}")
         return best
 
     def read_finals(self, title: str) -> dict[str, dict]:
@@ -179,7 +180,7 @@ class Run:
                 self.processor,
                 self.optimizer,
                 state,
-                save_total_limit=self.config.save_total_limit,
+                save_total_limit=KEPT,
                 best=best,
             )
         return f"step {step} is saved" if written else f"step {step} could NOT be saved"

@@ -32,7 +32,7 @@ FLAGS = {
 def pick(args: argparse.Namespace) -> Example:
     """The question to ask: the one given, or a random one of the split. InputError."""
     if args.image is None and args.question is None:
-        examples = load_data(args.dataset, args.split, args.data_dir, data_seed=args.data_seed)
+        examples = load_data(args.dataset, args.split, args.data_dir)
         return examples[random.Random(args.seed).randrange(len(examples))]
     if args.question is None:
         raise InputError("--image: needs a --question")

@@ -328,7 +328,9 @@ def test_epsilon_acts_on_the_second_update_and_not_on_the_first(vlm, groups):
     grads, stats = {}, {}
     for epsilon in ("0.2", "0.001"):
         model = copy.deepcopy(vlm[0])
-        config = parse(["--epsilon_low", epsilon, "--epsilon_high", epsilon])
+        config = parse(
+            f"--num_iterations 2 --epsilon_low {epsilon} --epsilon_high {epsilon}".split()
+        )
         batch = mixed(vlm, groups)
         for iteration in range(2):
             stats[epsilon, iteration] = update(model, batch, 12, config)

@@ -101,8 +101,6 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
 
 def launch(program: Callable[[Config, Ranks], object], config: Config) -> None:
     """Run program(config, ranks) in this process, one of those that torchrun started."""
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
     ranks = setup_distributed()
     program(config, ranks)
     cleanup(ranks)

@@ -89,7 +89,7 @@ def load_chartqa(
     examples = [e for file in files if file.is_file() for e in read_questions(file, skip_bad_rows)]
     if not examples:
         found = f"{root}: the split {split} has no {' or '.join(kinds)} questions here"
-        raise NoSplit(f"{found} (another split: --eval_split)")
+        raise NoSplit(f"{found} (another split: --final_splits)")
     bare = sum(not example.facts for example in examples)
     if bare:
         say(f"chartqa {split}: {bare} of {len(examples)} questions have no table: no facts")

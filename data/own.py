@@ -245,7 +245,7 @@ def load_own(path: str, split: str, data_dir, skip_bad_rows: bool = False) -> li
     if file is None and split != "val":
         raise NoSplit(
             f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
-            "beside it, or evaluate another with --eval_split"
+            "beside it, or evaluate another with --final_splits"
         )
     examples = read_own(file or path, data_dir or path.parent, skip_bad_rows)
     held_out = split in ("train", "val") and not beside(path, "val")

@@ -32,6 +32,7 @@ from data.example import InputError, shorten
 
 FIRST = "Reply with one word: yes."
 SAMPLING = {"temperature": 0.0, "max_tokens": 300}
+PARALLEL = 8  # requests at a time
 LONGEST = 200  # characters of a server's own words in a message
 MAX_WAIT = 30.0  # seconds between two attempts, whatever Retry-After says
 REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT, finished INTEGER)"
@@ -71,7 +72,7 @@ class Chat:
 
 
 def open_chat(flags, cache: str | Path = ":memory:") -> Chat:
-    """A Chat with the server that flags.judge_url, judge_model and judge_parallel (threads) say.
+    """A Chat with the server that flags.judge_url and judge_model say.
 
     cache: an sqlite file, which several processes may share. InputError for an address, model, key
     or cache that can't work.
@@ -93,7 +94,7 @@ def open_chat(flags, cache: str | Path = ":memory:") -> Chat:
             db.execute(REPLIES)
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{cache}: not usable as a cache ({error}); move it away") from None
-    pool = ThreadPoolExecutor(flags.judge_parallel, thread_name_prefix="chat")
+    pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="chat")
     return Chat(url.rstrip("/"), model, key.strip(), pool, db)
 
 

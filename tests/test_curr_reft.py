@@ -228,7 +228,7 @@ def read(path: Path):
 
 
 def run(flags: list[str], *more: str) -> dict:
-    return run_stages(read_flags([*flags, *more]), Ranks())
+    return run_stages(read_flags([*more, "--", *flags]), Ranks())
 
 
 def test_every_stage_starts_from_the_last_ones_weights(quick):

@@ -128,7 +128,7 @@ def test_chartqas_questions_are_selectable_and_what_is_absent_is_said(tmp_path, 
     assert len(examples[0].facts) == 2 and examples[1].facts == examples[2].facts == []
     assert "2 of 4 questions have no table" in capsys.readouterr().err
     message = error_of(load_data, "chartqa", "test", str(tmp_path))
-    assert "test has no human" in message and "--eval_split" in message and "\n" not in message
+    assert "test has no human" in message and "--final_splits" in message and "\n" not in message
 
 
 def test_without_network_one_line_names_both_ways_out(monkeypatch):

@@ -30,7 +30,7 @@ def folder(vlm, tmp_path_factory):
     """The same as a run's folder."""
     path = tmp_path_factory.mktemp("run")
     save_model(path, *vlm)
-    config = {"dataset": "charts", "max_completion_length": 6, "data_seed": 0}
+    config = {"dataset": "charts", "max_completion_length": 6}
     (path / "result.json").write_text(json.dumps({"config": config}))
     return path
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -106,8 +107,8 @@ def server():
         server.shutdown()
 
 
-def flags(url, model="m", parallel=8):
-    return SimpleNamespace(judge_url=url, judge_model=model, judge_parallel=parallel)
+def flags(url, model="m"):
+    return SimpleNamespace(judge_url=url, judge_model=model)
 
 
 @pytest.fixture
@@ -458,7 +459,8 @@ def test_groups_come_in_the_order_their_calls_end(server, judging):
 
 def test_calls_run_in_parallel_those_of_the_first_groups_first(judging):
     together = threading.Barrier(2, timeout=10)  # breaks unless two are under way at a time
-    gates, order, judge = [threading.Event() for _ in "ab"], [], judging("--judge_parallel", "2")
+    gates, order, judge = [threading.Event() for _ in "ab"], [], judging()
+    judge.chat.pool = ThreadPoolExecutor(2)
     for gate in gates:
         judge.ask(0, gate, lambda chat, gate=gate: together.wait() >= 0 and gate.wait(20))
     calls = [judge.ask(place, "", lambda chat, n: order.append(n), place) for place in (2, 0, 1)]
@@ -505,9 +507,10 @@ def test_traces_ahead_of_training_name_their_source_and_the_same_command_goes_on
 ):
     cases = [example(id=str(i), question=f"{QUESTION} {i}") for i in range(30)]
     cases.append(example(id="bare", facts=[]))
+    monkeypatch.setattr(c, "PARALLEL", 2)
     monkeypatch.setattr(j, "load_data", lambda *args, size: cases[:size])
     out, where = tmp_path / "traces.jsonl", ["--judge_url", server.url, "--judge_model", "m"]
-    command = ["refine", "--dataset", "x", "--out", str(out), "--judge_parallel", "2", *where]
+    command = ["refine", "--dataset", "x", "--out", str(out), *where]
 
     server.default = lambda h: GOOD if " 3\n" not in h.prompt else "Answer: 99"
     j.main([*command, "--size", "5"])

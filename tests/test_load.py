@@ -81,7 +81,7 @@ def test_a_row_found_bad_late_leaves_its_slot_empty(tmp_path, vlm, capsys):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     bad = Example(image=str(tmp_path / "cut.png"), question="What is red", id="row 1")
     for flags, skips in (([], False), (["--skip_bad_rows"], True)):
-        config = parse(["--model", "tiny", *flags])
+        config = parse(["--dataset", "mine.jsonl", "--model", "tiny", *flags])
         run = Run(config, Ranks(), Log(str(tmp_path), True), *vlm, *[None] * 4, state={})
         if skips:
             assert run.encode(0, bad) is None and "left out: " in capsys.readouterr().out

@@ -41,7 +41,7 @@ def test_own_json_and_jsonl_agree_and_val_is_a_file_beside_or_the_last_tenth(tmp
     for split, count in (("train", 18), ("val", 2)):
         a, b = (load_data(str(tmp_path / name), split) for name in ("a.jsonl", "b.json"))
         assert [e.question for e in a] == [e.question for e in b] and len(a) == count
-    assert "--eval_split" in error_of(load_data, str(tmp_path / "a.jsonl"), "test")
+    assert "--final_splits" in error_of(load_data, str(tmp_path / "a.jsonl"), "test")
     write_jsonl(tmp_path / "a_val.jsonl", rows[:3])
     lengths = [len(load_data(str(tmp_path / "a.jsonl"), split)) for split in ("train", "val")]
     assert lengths == [20, 3]

@@ -32,7 +32,7 @@ from rollout import EXPLORE, MEMORIZE, SKIP
 
 FLAGS = """
 --base_steps 2 --max_steps 6 --save_steps 2 --eval_steps 2 --eval_size 2 --final_splits val
---no-eval_base --prompts_per_step 2 --num_generations 2 --max_completion_length 6 --num_threads 1
+--no-eval_base --prompts_per_step 2 --num_generations 2 --max_completion_length 6
 --log_groups_every 1
 """.split()
 
@@ -223,9 +223,13 @@ def test_a_run_resumed_with_other_flags_says_which(folder):
     assert warnings == ["warning: resumed with another --learning_rate: was 0.001, is now 0.5"]
 
 
+def all_kept():
+    run_file.KEPT = 9
+
+
 def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
-    flags = "--save_steps 6 --save_minutes 1e-9 --save_total_limit 9".split()
-    code, said = run(folder, "often", *flags, faults=(killed,))
+    flags = "--save_steps 6 --save_minutes 1e-9".split()
+    code, said = run(folder, "often", *flags, faults=(all_kept, killed))
     assert code == -9 and steps(folder / "often") == [1, 2, 3]
 
 
@@ -286,8 +290,7 @@ def test_an_error_saves_the_last_whole_step_where_the_weights_are_its(folder):
 
 
 def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
-    flags = ("--save_steps", "1", "--save_total_limit", "9")
-    code, said = run(folder, "bad", *flags, faults=(bad_gradients,))
+    code, said = run(folder, "bad", "--save_steps", "1", faults=(all_kept, bad_gradients))
     assert code == 2
     [error] = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "not finite for 2 steps in a row; step 5 is saved" in error

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 # Without "refined", all methods memorize the data's own (noisy) traces.
 ROWS = {  # name: the program and its flags
     "sft": ["train.py", "--method", "sft", "--refiner", "off"],
-    "grpo": ["train.py", "--method", "grpo", "--refiner", "off"],
+    "grpo": ["train.py", "--method", "grpo"],
     "two_stage": ["train.py", "--method", "two_stage", "--refiner", "off"],
     "dyme": ["train.py", "--method", "dyme", "--refiner", "off"],
     "sft_refined": ["train.py", "--method", "sft"],
@@ -54,7 +54,8 @@ def compare(args: argparse.Namespace) -> list[dict]:
     for base_seed, noise, seed, row in itertools.product(
         args.base_seeds, args.noises, args.seeds, args.rows
     ):
-        flags = [*ROWS[row], "--num_threads", "1", *args.flags, "--base_seed", str(base_seed)]
+        # behind the "--" is what not every method uses
+        flags = [*ROWS[row], "--", *args.flags, "--base_seed", str(base_seed)]
         flags += ["--trace_noise", f"{noise:g}", "--seed", str(seed)]
         folder = Path(args.output_dir) / f"base{base_seed}-noise{noise:g}-seed{seed}-{row}"
         job = (row, flags, folder)
