@@ -4,12 +4,13 @@ DyME needs the log-probabilities of G completions of the same prompt. Padded row
 push the image prompt, nearly all of the tokens, through the model G times. Here the row is
 [prompt, c1, c2, .. cG]: the prompt once, each completion attending to the prompt and to itself
 alone, its positions restarting where the prompt ends. A causal model can't tell the difference
-(test_core.py), and an update is several times faster and smaller (bench.py).
+(test_core.py), and an update is several times faster and smaller (tools/bench.py).
 
 What differs between model families is in lib/families.py, the tiny model in lib/tiny.py.
 Left out: several images in one prompt, video, tensor parallelism.
 """
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from string import ascii_uppercase
@@ -29,14 +30,20 @@ PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many
 class Prompt:
     """One encoded prompt. input_ids (1, P) with the image's placeholder tokens; images: the
     processor's other tensors (pixel_values, image_sizes, image_grid_thw, ...), empty for text;
-    token_types (1, P) where the family has them; features: the vision tower's output, computed
-    once and used by rollout and update alike, or None.
+    token_types (1, P) where the family has them; features: see image_features, made once for
+    rollout and update, or None.
     """
 
     input_ids: torch.Tensor
     images: dict = field(default_factory=dict)
     token_types: torch.Tensor | None = None
     features: object | None = None
+
+    def to(self, device) -> "Prompt":
+        """The same prompt with its tensors on `device`."""
+        images = {name: tensor.to(device) for name, tensor in self.images.items()}
+        types = None if self.token_types is None else self.token_types.to(device)
+        return Prompt(self.input_ids.to(device), images, types, self.features)
 
 
 # ---- the prompt ---------------------------------------------------------------------------------
@@ -54,9 +61,7 @@ def question_text(example: Example) -> str:
 
 
 def special_token(processor, example: Example) -> str | None:
-    """A special token inside the question or its options: the model would take it for a real
-    one.
-    """
+    """A special token in the question or its options: the model would take it for a real one."""
     text = question_text(example)
     return next((t for t in get_tokenizer(processor).all_special_tokens if t in text), None)
 
@@ -64,97 +69,129 @@ def special_token(processor, example: Example) -> str | None:
 def encode_prompt(
     processor, example: Example, instruction: str | None = None, max_pixels: int | None = None
 ) -> Prompt:
-    """THE prompt: image, instruction, question, through the model's own chat template; for training
-    and evaluation.
+    """encode_prompts of one example; raises the InputError of one that can't be asked."""
+    (prompt,) = encode_prompts(processor, [example], instruction, max_pixels)
+    if isinstance(prompt, InputError):
+        raise prompt
+    return prompt
 
-    instruction: by default the example's own, or THINK. max_pixels caps the image's area (in
-    pixels) before the processor sees it; nothing is ever truncated. InputError, naming the
-    example, for what can't be asked.
+
+def encode_prompts(
+    processor,
+    examples: Sequence[Example],
+    instruction: str | None = None,
+    max_pixels: int | None = None,
+) -> list[Prompt | InputError]:
+    """THE prompts: image, instruction, question, through the model's own chat template; for
+    training and evaluation. Images of one size go through the processor in one batch.
+
+    instruction: by default the example's own, or THINK. max_pixels caps an image's area (in
+    pixels) before the processor sees it; nothing is ever truncated. What can't be asked has in its
+    place an InputError that names the example.
     """
+    found, alike = {}, {}  # place -> prompt; size of the image -> what goes in one batch
+    for place, example in enumerate(examples):
+        try:
+            image = open_image(example, max_pixels)
+            text = prompt_text(processor, example, image is not None, instruction)
+            alike.setdefault(image and image.size, []).append((place, image, text))
+        except InputError as error:
+            found[place] = error
+    for size, batch in alike.items():
+        places, images, texts = map(list, zip(*batch))
+        if size is None:
+            rows = get_tokenizer(processor)(texts, add_special_tokens=False)["input_ids"]
+            found.update((place, Prompt(torch.tensor([ids]))) for place, ids in zip(places, rows))
+            continue
+        try:
+            found.update(zip(places, process(processor, images, texts)))
+        except Exception as error:  # each processor has its own limits of size and shape
+            reason = str(error).partition("\n")[0][:200]
+            told = f"the image, {size[0]} x {size[1]} pixels, can't be processed ({reason})"
+            for place in places:
+                found[place] = InputError(f"{examples[place].id or 'example'}: {told}")
+    return [found[place] for place in range(len(examples))]
+
+
+def prompt_text(processor, example: Example, has_image: bool, instruction: str | None) -> str:
+    """What the chat template writes for an example; InputError for what it can't ask."""
     name = example.id or "example"
-    image = open_image(example, max_pixels)
     if token := special_token(processor, example):
         raise InputError(f"{name}: take {token} out of the question: to the model it isn't text")
-    text = f"{instruction or example.instruction or THINK}\n{question_text(example)}"
+    content = f"{instruction or example.instruction or THINK}\n{question_text(example)}"
     if hasattr(processor, "image_processor"):
-        content = [{"type": "text", "text": text}]
-        if image is not None:
-            content.insert(0, {"type": "image"})
-        messages = [{"role": "user", "content": content}]
-    elif image is None:
-        messages = [{"role": "user", "content": text}]
-    else:
+        content = [{"type": "image"}] * has_image + [{"type": "text", "text": content}]
+    elif has_image:
         raise InputError(f"{name}: has an image, the model is text only; choose a VLM with --model")
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    if image is None:
-        tokens = get_tokenizer(processor)(prompt, return_tensors="pt", add_special_tokens=False)
-        return Prompt(tokens["input_ids"])
-    try:
-        inputs = processor(
-            images=[image], text=[prompt], return_tensors="pt", add_special_tokens=False
-        )
-    except Exception as error:  # each processor has its own limits of size and shape
-        size = f"{image.width} x {image.height} pixels"
-        reason = str(error).partition("\n")[0][:200]
-        raise InputError(f"{name}: the image, {size}, can't be processed ({reason})") from error
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def process(processor, images: list, texts: list[str]) -> list[Prompt]:
+    """Prompts with an image each, all of one size."""
+    pixels = {"return_tensors": "pt"}
+    inputs = processor(images=images, text=texts, images_kwargs=pixels, add_special_tokens=False)
     inputs = dict(inputs)
-    inputs.pop("attention_mask")
-    types = inputs.pop("mm_token_type_ids", None)
-    return Prompt(inputs.pop("input_ids"), token_types=types, images=inputs)
+    rows, types = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids", None)
+    del inputs["attention_mask"]
+    prompts = []
+    for i, ids in enumerate(rows):
+        own = {name: share(values, i, len(rows)) for name, values in inputs.items()}
+        own_types = None if types is None else torch.tensor([types[i]])
+        prompts.append(Prompt(torch.tensor([ids]), own, own_types))
+    return prompts
 
 
-def prompt_to(prompt: Prompt, device) -> Prompt:
-    """The same prompt with its tensors on `device`."""
-    images = {
-        name: value.to(device) if torch.is_tensor(value) else value
-        for name, value in prompt.images.items()
-    }
-    types = None if prompt.token_types is None else prompt.token_types.to(device)
-    return Prompt(prompt.input_ids.to(device), images, types, prompt.features)
+def share(whole, i: int, count: int):
+    """The i-th of `count` equal parts of a tensor or a list: of a batch of images of one size."""
+    size = len(whole) // count
+    return whole[i * size : (i + 1) * size]
 
 
-def image_features(model, prompt: Prompt):
-    """The vision tower and projector on one prompt's image, in the form that
-    model.model(pixel_values=) takes instead of pixels (see families.take_features).
+def image_features(model, prompts: list[Prompt]) -> list:
+    """What the vision tower and the projector make of each prompt's image, in the form that
+    model.model(pixel_values=) takes instead of pixels (families.take_features); None without one.
 
-    With a frozen tower the graph kept is the projector's alone, so that one call serves rollout
-    and update. Returns None for a prompt without an image.
+    Images of one size go through in one batch. With a frozen tower the graph kept is the
+    projector's alone.
     """
-    if prompt.features is not None or not prompt.images:
-        return prompt.features
-    output = model.model.get_image_features(**prompt.images, return_dict=True)
-    features = {"pooler_output": output.pooler_output}
-    if hasattr(output, "deepstack_features"):
-        features["deepstack_features"] = output.deepstack_features
-    return SimpleNamespace(**features)
+    found, alike = [None] * len(prompts), {}  # alike: shape of the pixels -> places of prompts
+    for place, prompt in enumerate(prompts):
+        if prompt.images:
+            alike.setdefault(prompt.images["pixel_values"].shape, []).append(place)
+    for places in alike.values():
+        images = [prompts[place].images for place in places]
+        images = {name: torch.cat([each[name] for each in images]) for name in images[0]}
+        output = model.model.get_image_features(**images, return_dict=True)
+        for i, place in enumerate(places):
+            part = SimpleNamespace(pooler_output=share(output.pooler_output, i, len(places)))
+            if hasattr(output, "deepstack_features"):
+                levels = output.deepstack_features
+                part.deepstack_features = [share(level, i, len(places)) for level in levels]
+            found[place] = part
+    return found
 
 
 def row_features(model, prompts: list[Prompt]):
-    """Several prompts' image features as those of one row; None where no prompt has an image."""
-    fresh = [prompt.images for prompt in prompts if prompt.images and prompt.features is None]
-    shapes = {tuple(images["pixel_values"].shape) for images in fresh}
-    if len(fresh) > 1 and len(shapes) == 1 and not any(prompt.features for prompt in prompts):
-        # images of one size go through the tower in one batch
-        images = {name: torch.cat([images[name] for images in fresh]) for name in fresh[0]}
-        return image_features(model, Prompt(None, images))
-    features = [f for f in (image_features(model, prompt) for prompt in prompts) if f is not None]
+    """Several prompts' image features as those of one row, made where a prompt has none yet; None
+    where no prompt has an image.
+    """
+    fresh = image_features(model, [prompt for prompt in prompts if prompt.features is None])
+    features = [fresh.pop(0) if p.features is None else p.features for p in prompts]
+    features = [each for each in features if each is not None]
     if not features:
         return None
-    joined = {"pooler_output": join([f.pooler_output for f in features])}
+
+    def join(parts):
+        parts = list(parts)
+        if torch.is_tensor(parts[0]):
+            return torch.cat(parts)
+        return [image for part in parts for image in part]
+
+    row = SimpleNamespace(pooler_output=join(each.pooler_output for each in features))
     if hasattr(features[0], "deepstack_features"):
-        joined["deepstack_features"] = [
-            join(level) for level in zip(*(f.deepstack_features for f in features))
-        ]
-    return SimpleNamespace(**joined)
-
-
-def join(parts: list):
-    """Concatenate what families return: a tensor (tiles, tokens, width), or a sequence with a
-    tensor an image.
-    """
-    if torch.is_tensor(parts[0]):
-        return torch.cat(parts)
-    return [image for part in parts for image in part]
+        row.deepstack_features = list(map(join, zip(*(f.deepstack_features for f in features))))
+    return row
 
 
 def prompt_positions(model, prompt: Prompt) -> torch.Tensor:
@@ -186,32 +223,29 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     ids, positions, segments, predictors = [], [], [], []
     offset = 0
     for prompt, group in zip(prompts, completions):
-        length = prompt.input_ids.shape[1]
-        prompt_position = prompt_positions(model, prompt)  # (A, P)
-        start_position = int(prompt_position.max()) + 1
+        lengths = [prompt.input_ids.shape[1], *map(len, group)]
+        # a prompt with one completion is an ordinary causal sequence
+        segments.append([sum(lengths)] if len(group) == 1 else lengths)
         ids.append(prompt.input_ids[0])
-        positions.append(prompt_position)
-        last_of_prompt = offset + length - 1
-        offset += length
+        positions.append(prompt_positions(model, prompt))  # (A, P)
+        after = positions[-1].max() + 1
+        axes = len(positions[-1])
+        last_of_prompt = offset + lengths[0] - 1
+        offset += lengths[0]
         for completion in group:
             ids.append(torch.tensor(completion, device=device))
-            restarted = start_position + torch.arange(len(completion), device=device)
-            positions.append(restarted.expand(len(prompt_position), -1))
-            predictors.append(last_of_prompt)
-            predictors.extend(range(offset, offset + len(completion) - 1))
+            restarted = torch.arange(len(completion), device=device) + after
+            positions.append(restarted.expand(axes, -1))
+            predictors += [last_of_prompt, *range(offset, offset + len(completion) - 1)]
             offset += len(completion)
-        segments.append([length] + [len(completion) for completion in group])
     position_ids = torch.cat(positions, dim=1)  # (A, T)
     inputs = {
         "input_ids": torch.cat(ids)[None],  # (1, T)
-        "position_ids": position_ids
-        if len(position_ids) == 1
-        else position_ids[:, None],  # (1, T) or (3, 1, T)
+        "position_ids": position_ids if axes == 1 else position_ids[:, None],  # or (3, 1, T)
         "segments": segments,
         "masks": {},  # filled by the first layer, shared by all
     }
-    features = row_features(model, prompts)
-    if features is not None:
+    if (features := row_features(model, prompts)) is not None:
         inputs["pixel_values"] = features
     return inputs, torch.tensor(predictors, device=device)
 
@@ -224,14 +258,14 @@ def packed_attention(
     query (1, H, T, D), key and value (1, K, T, D) with K <= H key heads. segments: for each prompt
     its length and its completions' lengths. A prompt sees itself, causally. A completion's keys
     are [prompt, itself]: its token i sees the prompt and its own first i + 1. No T x T mask, and
-    no pair of siblings, is ever computed. masks: the row's own cache of the completions' masks,
-    (length of completion, of completion + prompt) -> mask. Returns (1, T, H, D).
+    no pair of siblings, is ever computed. masks: the row's own cache of the completions' masks.
+    Returns (1, T, H, D).
     """
     heads, key_heads = query.shape[1], key.shape[1]
     repeats = heads // key_heads
     lengths = [length for group in segments for length in group]
     # one split, not many slices: its backward is one concatenation
-    parts = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2))
+    parts = zip(*(part.split(lengths, dim=2) for part in (query, key, value)))
     outputs = []
     for group in segments:
         prompt_query, prompt_key, prompt_value = next(parts)
@@ -279,17 +313,19 @@ AttentionInterface.register("packed", packed_attention)
 
 @contextmanager
 def language_attention(model, name: str):
-    """Inside, the language model (never the vision tower) attends by the registered function
-    `name`.
-    """
+    """Inside, the language model alone, not the vision tower, attends by the function `name`."""
     text_config = model.config.get_text_config()
     before = text_config._attn_implementation
-    in_vlm = text_config is not model.config
-    model.set_attn_implementation({"text_config": name} if in_vlm else name)
+
+    def switch(name):
+        in_vlm = text_config is not model.config
+        model.set_attn_implementation({"text_config": name} if in_vlm else name)
+
+    switch(name)
     try:
         yield
     finally:
-        model.set_attn_implementation({"text_config": before} if in_vlm else before)
+        switch(before)
 
 
 def completion_hidden(
@@ -307,7 +343,9 @@ def completion_hidden(
     return hidden[0].index_select(0, predictors)
 
 
-def token_logprobs(model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0):
+def token_logprobs(
+    model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The head on hidden (n, width), and what it says of targets (n,).
 
     The distribution is the one that rollout.py samples from: divided by temperature, without the
@@ -324,29 +362,25 @@ def token_logprobs(model, hidden: torch.Tensor, targets: torch.Tensor, temperatu
 
 
 def forbid(model, logits: torch.Tensor) -> torch.Tensor:
-    """logits (n, V) with the image placeholders' ids at the dtype's lowest finite value: never
+    """logits (n, V) with the ids that belong to an image at the dtype's lowest finite value: never
     sampled, never scored.
     """
-    ids = getattr(model, "forbidden_ids", None)
-    if not ids:
+    if not model.forbidden_ids:
         return logits
-    index = torch.tensor(ids, device=logits.device)
+    index = torch.tensor(model.forbidden_ids, device=logits.device)
     return logits.index_fill(-1, index, torch.finfo(logits.dtype).min)
 
 
 def completion_logprobs(
     model, prompt: Prompt, completions: list[list[int]], temperature: float = 1.0
-):
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of G completions of one prompt from ONE packed forward, with gradient.
 
-    completions: G lists of token ids, end token included. Returns logprobs (G, C) in nats, 0 at
-    the padding on the right, and completion_mask (G, C), C the longest completion. The plain form;
-    train.py's update does the same in chunks.
+    Returns logprobs (G, C) in nats, 0 at the padding on the right, and completion_mask (G, C), C
+    the longest completion. The plain form of what dyme.update does in chunks.
     """
     hidden = completion_hidden(model, [prompt], [completions])  # (tokens, width)
-    targets = torch.tensor(
-        [token for completion in completions for token in completion], device=hidden.device
-    )
+    targets = torch.tensor(sum(completions, []), device=hidden.device)
     flat, _ = token_logprobs(model, hidden, targets, temperature)
     return pad_rows(flat, [len(completion) for completion in completions])
 
@@ -354,8 +388,5 @@ def completion_logprobs(
 def pad_rows(flat: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """flat (tokens,) as rows (N, C) padded on the right with 0, and their mask (N, C)."""
     rows = torch.nn.utils.rnn.pad_sequence(list(flat.split(lengths)), batch_first=True)
-    mask = (
-        torch.arange(rows.shape[1], device=flat.device)[None]
-        < torch.tensor(lengths, device=flat.device)[:, None]
-    )
-    return rows, mask
+    places = torch.arange(rows.shape[1], device=flat.device)  # (C,)
+    return rows, places < torch.tensor(lengths, device=flat.device)[:, None]

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
-from data import Example
-from model import PREFILL_TOKENS, Prompt, encode_prompt, forbid, get_tokenizer
-from model import language_attention, pack, prompt_positions, prompt_to
+from data import Example, InputError
+from model import PREFILL_TOKENS, Prompt, encode_prompts, forbid, get_tokenizer
+from model import language_attention, pack
 
 SKIP, MEMORIZE, EXPLORE = 0, 1, 2  # a group's mode
 MODE_NAMES = ("skip", "memorize", "explore")
@@ -80,13 +81,16 @@ def make_groups(
 ) -> list[Group]:
     """A Group for each example, its prompt encoded and on the model's device.
 
-    places: the prompts' places in the whole step, by default 0 .. P-1. instruction: see
-    model.encode_prompt. InputError, naming the example, for a prompt that can't be made.
+    places: the prompts' places in the whole step, by default 0 .. P-1. instruction, max_pixels:
+    see model.encode_prompts. InputError, naming the example, for a prompt that can't be made.
     """
     groups = []
-    for place, example in zip(range(len(examples)) if places is None else places, examples):
-        prompt = encode_prompt(processor, example, instruction, max_pixels)
-        groups.append(Group(place, example, prompt_to(prompt, model.device)))
+    prompts = encode_prompts(processor, examples, instruction, max_pixels)
+    places = range(len(examples)) if places is None else places
+    for place, example, prompt in zip(places, examples, prompts):
+        if isinstance(prompt, InputError):
+            raise prompt
+        groups.append(Group(place, example, prompt.to(model.device)))
     return groups
 
 
@@ -169,47 +173,50 @@ def rollout(
     device = groups[0].prompt.input_ids.device
     keys = [(seed, step, group.place, g) for group in groups for g in range(num_generations)]
     uniforms = torch.from_numpy(random_numbers(keys, max_completion_length)).to(device)  # (N, C)
-    sampled = [[] for _ in keys]
+    sampled, ended = [[] for _ in keys], set()  # ended: the rows, as numbers of responses
     for group in groups:
         group.responses = [None] * num_generations
 
-    def take(row: int, token: int) -> bool:
-        """One more token of a response; whether it was the last."""
-        p, g = divmod(row, num_generations)
+    def take(row: int, token: int) -> None:
+        """One more token of a response, if it hasn't ended."""
+        if row in ended:
+            return
+        group, g = groups[row // num_generations], row % num_generations
         ids = sampled[row]
         ids.append(token)
         if on_token is not None:
-            on_token(groups[p], g, token)
+            on_token(group, g, token)
         truncated = token not in model.end_ids
         if truncated and len(ids) < max_completion_length:
-            return False
+            return
         text = tokenizer.decode(ids if truncated else ids[:-1], skip_special_tokens=False)
-        groups[p].responses[g] = Response(ids, text, truncated)
+        group.responses[g] = Response(ids, text, truncated)
+        ended.add(row)
         if on_response is not None:
-            on_response(groups[p], g)
-        return True
+            on_response(group, g)
 
     with torch.no_grad():
         prompt_cache, logits, position = prefill(model, [group.prompt for group in groups])
         logits = logits.repeat_interleave(num_generations, dim=0)  # (N, V), N = P * G
         position = position.repeat_interleave(num_generations, dim=0)  # (N, A): the next one's
-        rows = torch.arange(len(sampled), device=device)  # which response each live row is
-        done = torch.zeros(len(sampled), dtype=torch.bool)
+        rows = list(range(len(keys)))  # which response each live row is
         suffix = DynamicCache(config=model.config.get_text_config())
         with language_attention(model, "decode"):
             for t in range(max_completion_length):
-                tokens = sample(logits, uniforms[rows, t], temperature)  # (N,)
-                for row, token in zip(rows.tolist(), tokens.tolist()):
-                    if not done[row]:
-                        done[row] = take(row, token)
-                if done.all():
+                tokens = sample(logits, uniforms[:, t], temperature)  # (N,)
+                for row, token in zip(rows, tokens.tolist()):
+                    take(row, token)
+                alive = torch.tensor([row not in ended for row in rows])
+                if not alive.any():
                     break
-                keep_prompts, keep = compact(done[rows.cpu()], prompt_cache.bias.shape[0])
+                keep_prompts, keep = compact(alive.view(len(prompt_cache.bias), -1))
                 if keep is not None:
-                    rows, tokens, position = rows[keep], tokens[keep], position[keep]
+                    keep = keep.to(device)
+                    rows = [rows[i] for i in keep.tolist()]
+                    tokens, position, uniforms = tokens[keep], position[keep], uniforms[keep]
                     if t > 0:
-                        suffix.batch_select_indices(keep.to(device))
-                    if len(keep_prompts) < prompt_cache.bias.shape[0]:
+                        suffix.batch_select_indices(keep)
+                    if len(keep_prompts) < len(prompt_cache.bias):
                         prompt_cache = prompt_cache.select(keep_prompts.to(device))
                 logits = decode_step(model, tokens, position, suffix, prompt_cache)
                 position = position + 1
@@ -240,57 +247,48 @@ def prefill(model, prompts: list[Prompt]) -> tuple[PromptCache, torch.Tensor, to
     first response token.
     """
     lengths = [prompt.input_ids.shape[1] for prompt in prompts]
-    keys, values, logits = [], [], []  # keys[prompt][layer] (1, K, length, D)
+    config = model.config.get_text_config()
+    keys, values = ([[] for _ in range(config.num_hidden_layers)] for _ in "kv")
+    logits, positions = [], []
     start = 0
     while start < len(prompts):
         end = start + 1
         while end < len(prompts) and sum(lengths[start : end + 1]) <= PREFILL_TOKENS:
             end += 1
-        inputs, _ = pack(model, prompts[start:end], [[]] * (end - start))
-        cache = DynamicCache(config=model.config.get_text_config())
+        own = lengths[start:end]
+        inputs, _ = pack(model, prompts[start:end], [[]] * len(own))
+        cache = DynamicCache(config=config)
+        inputs |= {model.cache_name: cache, "use_cache": True}
         with language_attention(model, "packed"):
-            hidden = model.model(
-                **inputs, **{model.cache_name: cache}, use_cache=True
-            ).last_hidden_state[0]  # (T, width)
-        row_lengths = lengths[start:end]
-        last = torch.tensor(row_lengths, device=hidden.device).cumsum(0) - 1
+            hidden = model.model(**inputs).last_hidden_state[0]  # (T, width)
+        last = torch.tensor(own, device=hidden.device).cumsum(0) - 1
         logits.append(forbid(model, model.get_output_embeddings()(hidden[last])))
-        keys.append([layer.keys.split(row_lengths, dim=2) for layer in cache.layers])
-        values.append([layer.values.split(row_lengths, dim=2) for layer in cache.layers])
+        position = inputs["position_ids"].view(-1, len(hidden))  # (A, T)
+        positions += [(part.max() + 1).expand(len(part)) for part in position.split(own, dim=1)]
+        for i, layer in enumerate(cache.layers):
+            keys[i] += padded(layer.keys.split(own, dim=2), max(lengths))
+            values[i] += padded(layer.values.split(own, dim=2), max(lengths))
         start = end
+    real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (P, L)
+    lowest = torch.finfo(model.dtype).min
+    bias = torch.zeros(real.shape, dtype=model.dtype).masked_fill(~real, lowest)
+    bias = bias[:, None, None].to(hidden.device)
+    cache = PromptCache(list(map(torch.stack, keys)), list(map(torch.stack, values)), bias)
+    return cache, torch.cat(logits), torch.stack(positions)
 
-    longest = max(lengths)
 
-    def padded(parts, layer):  # (P, K, L, D)
-        split = [prompt[0] for row in parts for prompt in row[layer]]  # each (K, length, D)
-        return torch.stack(
-            [torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in split]
-        )
-
-    layers = range(len(keys[0]))
-    cache_keys = [padded(keys, layer) for layer in layers]
-    cache_values = [padded(values, layer) for layer in layers]
-    real = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]  # (P, L)
-    bias = torch.zeros(real.shape).masked_fill(~real, torch.finfo(cache_keys[0].dtype).min)
-    bias = bias[:, None, None].to(cache_keys[0])
-    first = torch.stack([prompt_positions(model, p).max() + 1 for p in prompts])  # (P,)
-    axes = len(prompt_positions(model, prompts[0]))
-    return (
-        PromptCache(cache_keys, cache_values, bias),
-        torch.cat(logits),
-        first[:, None].expand(-1, axes),
-    )
+def padded(parts: Sequence[torch.Tensor], length: int) -> list[torch.Tensor]:
+    """Each (1, K, l, D) as (K, length, D), zeros behind."""
+    return [F.pad(part[0], (0, 0, 0, length - part.shape[2])) for part in parts]
 
 
 def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
     """tokens (N,) at position (N, A) -> the logits (N, V) of the next ones; `suffix` takes one slot
     more.
     """
-    axes = position.shape[1]
-    position_ids = position if axes == 1 else position.T[..., None]  # (N, 1) or (3, N, 1)
     hidden = model.model(
         input_ids=tokens[:, None],
-        position_ids=position_ids,
+        position_ids=position if position.shape[1] == 1 else position.T[..., None],  # or (3, N, 1)
         use_cache=True,
         prompt_cache=prompt_cache,
         **{model.cache_name: suffix},
@@ -298,21 +296,18 @@ def decode_step(model, tokens, position, suffix, prompt_cache) -> torch.Tensor:
     return forbid(model, model.get_output_embeddings()(hidden[:, -1]))
 
 
-def compact(done: torch.Tensor, prompts: int):
-    """Which rows to go on with. done (N,) bool, N = prompts * width.
+def compact(alive: torch.Tensor):
+    """Which rows to go on with. alive (P, G) bool.
 
     The rows stay a rectangle, so the new width is the largest number of live rows that a prompt
     has; prompts without one leave. Returns (indices of the kept prompts, indices of the kept
     rows), or (None, None) while less than an eighth of the rows would go: moving the cache isn't
     free.
     """
-    alive = ~done.view(prompts, -1)  # (P, G)
     width = int(alive.sum(dim=1).max())
-    keep_prompts = alive.any(dim=1).nonzero()[:, 0]
-    if len(keep_prompts) * width > 0.875 * len(done):
+    prompts = alive.any(dim=1).nonzero()[:, 0]
+    if len(prompts) * width > 0.875 * alive.numel():
         return None, None
     # live rows first; the rest of a prompt's rectangle is filled with its ended ones
-    order = (
-        alive[keep_prompts].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
-    )
-    return keep_prompts, (keep_prompts[:, None] * alive.shape[1] + order).flatten()
+    order = alive[prompts].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    return prompts, (prompts[:, None] * alive.shape[1] + order).flatten()

@@ -97,7 +97,7 @@ class Run:
             self.log.say(f"warning: left out: {error}")
             return None
         if config.freeze_vision:  # once, for the rollout and the first update
-            group.prompt.features = image_features(self.model, group.prompt)
+            (group.prompt.features,) = image_features(self.model, [group.prompt])
         return group
 
     def tick(self, part: str) -> None:

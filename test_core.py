@@ -355,7 +355,7 @@ def test_the_kl_reference_projects_the_image_by_itself(vlm, groups):
     group = groups[0]
     (ids,) = random_completions(vlm[1], [6])
     group.rows = [Row(ids, 0.0)]
-    group.prompt.features = image_features(model, group.prompt)
+    group.prompt.features = image_features(model, [group.prompt])[0]
     stats = update(model, [group], 1, parse(["--beta", "0.1"]), vlm[0])
     policy, _ = completion_logprobs(model, group.prompt, [ids])
     reference, _ = completion_logprobs(vlm[0], group.prompt, [ids])
@@ -539,7 +539,7 @@ def test_image_placeholders_are_never_sampled(vlm, groups):
 def test_a_frozen_tower_gets_no_gradient_and_its_features_are_computed_once(vlm):
     model, processor = vlm
     (group,) = make_groups(*vlm, [Example(image=picture(32, 32, 9), question="?")])
-    group.prompt.features = image_features(model, group.prompt)
+    group.prompt.features = image_features(model, [group.prompt])[0]
     calls = []
     handle = model.model.vision_tower.register_forward_hook(lambda *a: calls.append(1))
     (responses,) = sample(vlm, [group], 4, 8)

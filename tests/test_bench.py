@@ -12,18 +12,17 @@ from tools import bench, shapes
 
 LLAVA = shapes.SIZES["small"]
 QWEN = replace(LLAVA, text=(64, 2, 4, 2, 128, 1024), tower=(32, 1, 2, 64), image=(56, 84), tiles=[])
-ARGS = Namespace(size="small", prompts=None, train_vision=False)
+ARGS = Namespace(
+    size="small", prompts=None, num_generations=4, num_iterations=1, train_vision=False
+)
 
 
 @pytest.mark.parametrize("size", [LLAVA, QWEN], ids=["llava", "qwen2vl"])
 def test_both_sides_compute_the_same(monkeypatch, size):
     monkeypatch.setitem(shapes.SIZES, "small", size)
-    logprobs, gradients, greedy = bench.exactness(bench.build_case(ARGS, [])).values()
-    assert logprobs < 5e-6 and gradients < 1e-5 and greedy == 1
-
-
-def test_both_updates_leave_the_same_gradient(monkeypatch):
     case, found = bench.build_case(ARGS, []), []
+    logprobs, gradients, greedy = bench.exactness(case).values()
+    assert logprobs < 5e-6 and gradients < 1e-5 and greedy == 1
 
     def keep():
         found.append([p.grad.clone() for p in case.model.parameters() if p.requires_grad])
@@ -41,7 +40,7 @@ def test_every_response_has_exactly_c_tokens_on_both_sides():
     banned = {case.processor.tokenizer.eos_token_id, *case.model.forbidden_ids}
     both = [bench.generate(case, repeat).tolist() for repeat in (True, False)]
     for ids in (bench.own_rollout(case, case.groups), *both):
-        assert [len(row) for row in ids] == [LLAVA.completion_length] * 16  # 2 prompts, G 8
+        assert [len(row) for row in ids] == [LLAVA.completion_length] * 8  # 2 prompts, G 4
         assert not banned & {token for row in ids for token in row}
 
 
@@ -52,28 +51,31 @@ def test_the_large_sizes_are_the_published_ones(size, billions):
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
-def test_a_step_updates_and_moves_no_weight(monkeypatch):
-    case, norms = bench.build_case(ARGS, []), []
-    before = [p.clone() for p in case.model.parameters()]
+def test_a_step_updates_num_iterations_times_and_moves_no_weight(monkeypatch):
+    norms = []
     clip = lambda p, _: norms.append(sum(q.grad.norm() for q in p if q.grad is not None))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    case = bench.build_case(Namespace(**{**vars(ARGS), "num_iterations": 2}), [])
+    before = [p.clone() for p in case.model.parameters()]
     bench.step(case, skip=True)
     bench.step(case)
-    assert norms[0] > 0 and norms[1] > 0 and norms[0] != norms[1]  # half of the groups, all
+    half, again, whole, _ = norms
+    assert half > 0 and whole > 0 and half == pytest.approx(again) != whole
     assert all(torch.equal(a, b) for a, b in zip(before, case.model.parameters()))
 
 
 def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "peak_elsewhere", lambda name, args: 2**20)
     out = str(tmp_path / "out.json")
-    bench.main(f"--size small --repeats 1 --rows update rollout update_half --json {out}".split())
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    against = [row["against"].partition(",")[0] for row in rows]
-    assert against == ["padded rows", "generate", "generate", "all explored", "4 G"]
-    assert all(row["ours_seconds"] > 0 and row["against_seconds"] > 0 for row in rows)
-    assert capsys.readouterr().out.count("| 1.00x |") == len(rows)
+    bench.main(f"--size small --repeats 1 --sides update update_padded --json {out}".split())
+    assert "| 41 x 2, 8 | update, packed |" in (said := capsys.readouterr().out)
+    assert said.count("| 1.00x |") == 1
+    seconds = json.loads((tmp_path / "out.json").read_text())["seconds"]
+    assert all(laps[0] > 0 for laps in seconds.values())
     bench.main(["--table", out, "results/bench-p700.json"])
-    row = "| 697 x 1 | update, packed | 1.76 | 435 | padded rows | 7.10 | 1,437 | 4.03x | 3.30x |"
+    row = (
+        "| 697 x 1, 8 | update, packed | 1.76 | 435 | padded rows | 7.10 | 1,437 | 4.03x | 3.30x |"
+    )
     assert row in capsys.readouterr().out
 
 

@@ -225,7 +225,7 @@ def loaded(folders, name, features=False, **options):
     model, processor = load_vlm(str(folders(name)), **options)
     groups = make_groups(model, processor, examples(name in FAMILIES))
     for group in groups if features else ():
-        group.prompt.features = image_features(model, group.prompt)
+        group.prompt.features = image_features(model, [group.prompt])[0]
     return model, processor, groups
 
 
@@ -295,6 +295,22 @@ def test_greedy_rollout_equals_generate(folders, name):
         )
         expected = whole[0, group.prompt.input_ids.shape[1] :].tolist()
         assert [response.token_ids for response in responses] == [expected] * 2
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_prompts_and_features_made_together_are_those_made_alone(folders, name):
+    model, processor, groups = loaded(folders, name)
+    prompts = [group.prompt for group in groups]
+    together = image_features(model, prompts)
+    for group, features in zip(groups, together):
+        alone = encode_prompt(processor, group.example)
+        assert torch.equal(alone.input_ids, group.prompt.input_ids)
+        assert alone.token_types is None or torch.equal(alone.token_types, group.prompt.token_types)
+        assert alone.images.keys() == group.prompt.images.keys()
+        assert all(torch.equal(alone.images[key], group.prompt.images[key]) for key in alone.images)
+        (own,) = image_features(model, [alone])
+        for mine, other in zip(*([] if f is None else f.pooler_output for f in (own, features))):
+            assert torch.allclose(mine, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -412,7 +428,7 @@ def test_a_frozen_tower_keeps_no_activations_under_checkpointing(folders):
     checkpoint_activations(model)
     outputs = []
     model.model.vision_tower.register_forward_hook(lambda *call: outputs.append(call[-1]))
-    features = image_features(model, groups[0].prompt)
+    features = image_features(model, [groups[0].prompt])[0]
     assert features.pooler_output[0].requires_grad
     assert not outputs[0].last_hidden_state.requires_grad
 
@@ -593,7 +609,7 @@ def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, 
 
     def step():
         for group in groups:
-            group.prompt.features = image_features(model, group.prompt)
+            group.prompt.features = image_features(model, [group.prompt])[0]
         respond(model, processor, groups, knobs["num_generations"], 12)
         for group in groups[:2]:  # as in real groups, no two lengths are alike
             rows = enumerate(group.responses)

@@ -1,12 +1,13 @@
 """Speed and memory, ours against the usual way: one command, one table.
 
-    python -m tools.bench --size p700                   on one CPU thread
-    python -m tools.bench --size p700 --prompts 4       four prompts to a step
-    python -m tools.bench --size 0.5b --json out.json   on a GPU; 0.5b and 2b: published shapes
-    python -m tools.bench --table out.json              the table of kept results
-    python -m tools.bench --memory                      what a step needs, computed
+    python -m tools.bench --size p700                     on one CPU thread
+    python -m tools.bench --size p700 --prompts 4         four prompts to a step
+    python -m tools.bench --num_generations 32 --num_iterations 4 --sides grpo_step trl_step
+    python -m tools.bench --size 0.5b --json out.json     on a GPU; 0.5b and 2b: published shapes
+    python -m tools.bench --table out.json                the table of kept results
+    python -m tools.bench --memory                        what a step needs, computed
 
-Both sides have the same random weights, prompts, G and C, and take turns; medians count. Every
+All sides have the same random weights, prompts, G and C, and take turns; medians count. Every
 response has exactly C tokens: the end token is banned. Memory is the peak beyond the loaded model,
 of each side in a process of its own. A ratio is the other side's figure divided by ours. Left out:
 quality (tools/compare.py), several GPUs, engines that hold a second copy of the weights.
@@ -25,9 +26,8 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
-from lib.log import run_program
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -37,55 +37,48 @@ from transformers import PrinterCallback
 
 import dyme
 from config import Config
-from data import Example, InputError
+from data.example import THINK, Example, InputError
 from grpo import grpo_loss
+from lib.log import run_program
 from lib.memory import memory_estimate, shape_of
 from lib.optim import build_optimizer
-from model import THINK, Prompt, completion_logprobs, encode_prompt, image_features, token_logprobs
+from model import completion_logprobs, encode_prompt, image_features, token_logprobs
 from rollout import EXPLORE, SKIP, Group, Row, make_groups, rollout
 from tools.shapes import CHART, SIZES, build_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-G = 8
 
 
-@dataclass
-class Case:
-    """What the sides work on. Each of the P groups has G rows, random completions of C tokens."""
-
-    model: torch.nn.Module
-    processor: object
-    config: Config
-    groups: list[Group]
-    optimizer: torch.optim.Optimizer
-    trainer: object = None  # TRL's
-
-
-def build_case(args: argparse.Namespace, names: list[str]) -> Case:
-    """What the command line asks for, for the sides of these names; the same at every call."""
+def build_case(args: argparse.Namespace, names: list[str]) -> SimpleNamespace:
+    """What the sides of these names work on, the same at every call: model, processor, config, P
+    groups of G rows, random completions of C tokens, optimizer, and TRL's trainer.
+    """
     torch.set_num_threads(1)
     size = SIZES[args.size]
     model, processor = build_model(size, DEVICE, not args.train_vision)
     config = Config(
-        num_generations=G,
+        num_generations=args.num_generations,
+        num_iterations=args.num_iterations,
         max_completion_length=size.completion_length,
         prompts_per_step=args.prompts or size.prompts,
         micro_batch_prompts=1,
         freeze_vision=not args.train_vision,
     )
     rng = np.random.default_rng(0)
-    shape = (config.prompts_per_step, G, config.max_completion_length)
+    shape = (config.prompts_per_step, config.num_generations, config.max_completion_length)
     pixels = rng.integers(0, 256, (shape[0], *size.image[::-1], 3), dtype=np.uint8)
-    examples = [
-        Example(Image.fromarray(image), "What is the value of red", "1") for image in pixels
-    ]
+    examples = [Example(Image.fromarray(p), "What is the value of red", "1") for p in pixels]
     groups = make_groups(model, processor, examples)
     for group, completions in zip(groups, rng.integers(500, size.text[-1], shape).tolist()):
         group.rows = [Row(ids, rng.standard_normal()) for ids in completions]  # as advantages
     # at learning rate 0 every step starts from the same weights
     optim = "adamw_bf16" if model.dtype == torch.bfloat16 else "adamw"
     optimizer = build_optimizer(model, optim, learning_rate=0.0)
-    case = Case(model, processor, config, groups, optimizer)
+    case = SimpleNamespace(
+        model=model, processor=processor, config=config, groups=groups, optimizer=optimizer
+    )
+    case.sequences = shape[0] * shape[1]
+    case.lengths = dict(num_generations=shape[1], max_completion_length=shape[2])
     if "trl_step" in names:
         case.trainer = trl_trainer(case)
     return case
@@ -94,20 +87,17 @@ def build_case(args: argparse.Namespace, names: list[str]) -> Case:
 # ---- our sides ----------------------------------------------------------------------------------
 
 
-def update(case: Case, copies: tuple[int, ...] = (1,)) -> None:
-    """Forward and backward of packed rows. copies: for each number, all groups with that many times
-    their rows.
-    """
-    groups = [replace(group, rows=group.rows * n) for n in copies for group in case.groups]
-    dyme.update(case.model, groups, len(groups) * G, case.config)
+def update(case: SimpleNamespace) -> None:
+    """Forward and backward of packed rows."""
+    dyme.update(case.model, case.groups, case.sequences, case.config)
     case.model.zero_grad()
 
 
-def own_rollout(case: Case, groups: list[Group], temperature: float = 1.0) -> list[list[int]]:
+def own_rollout(
+    case: SimpleNamespace, groups: list[Group], temperature: float = 1.0
+) -> list[list[int]]:
     """Our decode loop; gives token ids (P * G, C)."""
-    settings = {"max_completion_length": case.config.max_completion_length}
-    settings |= {"num_generations": G, "temperature": temperature}
-    rollout(case.model, case.processor, groups, **settings)
+    rollout(case.model, case.processor, groups, temperature=temperature, **case.lengths)
     return [response.token_ids for group in groups for response in group.responses]
 
 
@@ -116,40 +106,43 @@ def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
     return [float(sum(ids) % 97) for ids in completion_ids]
 
 
-def step(case: Case, skip: bool = False) -> None:
+def step(case: SimpleNamespace, skip: bool = False) -> None:
     """A whole step from the image to the optimizer. skip: every second group is all right."""
-    model = case.model
+    model, config = case.model, case.config
     groups = make_groups(model, case.processor, [group.example for group in case.groups])
-    for group in groups if case.config.freeze_vision else []:
-        group.prompt.features = image_features(model, group.prompt)
+    for group in groups if config.freeze_vision else []:
+        (group.prompt.features,) = image_features(model, [group.prompt])
     own_rollout(case, groups)
     for group in groups:
         rewards = reward([response.token_ids for response in group.responses])
         group.rewards = {"total": torch.tensor(rewards)}
         group.mode = SKIP if skip and group.place % 2 else EXPLORE
-        group.rows = dyme.rows(case.config, 0, group, None, case.processor)
-    dyme.update(model, groups, len(groups) * G, case.config)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    case.optimizer.step()
-    case.optimizer.zero_grad()
+        group.rows = dyme.rows(config, 0, group, None, case.processor)
+    for _ in range(config.num_iterations):
+        dyme.update(model, groups, case.sequences, config)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        case.optimizer.step()
+        case.optimizer.zero_grad()
 
 
 # ---- the usual sides ----------------------------------------------------------------------------
 
 
-def batch(prompts: list[Prompt]) -> dict[str, torch.Tensor]:
+def batch(groups: list[Group]) -> dict[str, torch.Tensor]:
     """Prompts of one length as transformers takes them, one to a row."""
-    rows = [{"input_ids": p.input_ids, "mm_token_type_ids": p.token_types} for p in prompts]
-    rows = [row | prompt.images for row, prompt in zip(rows, prompts)]
-    names = [name for name, tensor in rows[0].items() if tensor is not None]
-    return {name: torch.cat([row[name] for row in rows]) for name in names}
+    rows = []
+    for group in groups:
+        rows.append({"input_ids": group.prompt.input_ids, **group.prompt.images})
+        if group.prompt.token_types is not None:
+            rows[-1]["mm_token_type_ids"] = group.prompt.token_types
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def padded_logprobs(model, group: Group) -> torch.Tensor:
     """Log-probabilities (G, C) of a group's rows from G rows [prompt, completion], the way TRL does
     it: the vision tower runs G times, the head on completions alone.
     """
-    inputs = batch([group.prompt] * G)
+    inputs = batch([group] * len(group.rows))
     start = inputs["input_ids"].shape[1]
     completions = torch.tensor([row.token_ids for row in group.rows], device=model.device)  # (G, C)
     more = {"input_ids": completions, "mm_token_type_ids": torch.zeros_like(completions)}
@@ -160,27 +153,26 @@ def padded_logprobs(model, group: Group) -> torch.Tensor:
     return token_logprobs(model, predictors, completions.flatten())[0].view_as(completions)
 
 
-def update_padded(case: Case) -> None:
+def update_padded(case: SimpleNamespace) -> None:
     """The same update from padded rows, one prompt after the other."""
     for group in case.groups:
         logprobs = padded_logprobs(case.model, group)
         weights = torch.tensor([row.weight for row in group.rows], device=logprobs.device)
         mask = torch.ones_like(logprobs)
-        loss, _ = grpo_loss(logprobs, None, weights, mask, normalizer=len(case.groups) * G)
-        loss.backward()
+        grpo_loss(logprobs, None, weights, mask, normalizer=case.sequences)[0].backward()
     case.model.zero_grad()
 
 
-def generate(case: Case, repeat: bool, top_k: int = 0) -> torch.Tensor:
+def generate(case: SimpleNamespace, repeat: bool, top_k: int = 0) -> torch.Tensor:
     """transformers' generate: prompts repeated G times, or num_return_sequences. Gives token ids
     (P * G, C). top_k: 1 is greedy.
     """
-    inputs = batch([group.prompt for group in case.groups for _ in range(G if repeat else 1)])
-    length = case.config.max_completion_length
+    count, length = case.lengths.values()
+    inputs = batch([group for group in case.groups for _ in range(count if repeat else 1)])
     tokens = case.model.generate(
         **inputs,
         attention_mask=torch.ones_like(inputs["input_ids"]),
-        num_return_sequences=1 if repeat else G,
+        num_return_sequences=1 if repeat else count,
         max_new_tokens=length,
         min_new_tokens=length,
         suppress_tokens=case.model.forbidden_ids,
@@ -191,25 +183,24 @@ def generate(case: Case, repeat: bool, top_k: int = 0) -> torch.Tensor:
     return tokens[:, -length:]
 
 
-def trl_trainer(case: Case):
+def trl_trainer(case: SimpleNamespace):
     """TRL's GRPOTrainer: one group to a micro-batch, no reference model, the same reward."""
     import datasets
     import trl
 
     # on a CPU TRL's head runs over every position; here as on a GPU, over the completions' alone
     trl.trainer.utils._use_triton = lambda device: True
-    length = case.config.max_completion_length
+    length, updates = case.config.max_completion_length, case.config.num_iterations
     examples = [group.example for group in case.groups]
     chats = [[{"role": "user", "content": f"{THINK}\n{e.question}"}] for e in examples]
     data = {"image": [e.image for e in examples], "prompt": chats}
     settings = trl.GRPOConfig(
         output_dir=tempfile.mkdtemp(),
-        max_steps=1,
+        max_steps=updates,
+        num_iterations=updates,
         learning_rate=0.0,
-        per_device_train_batch_size=G,
+        per_device_train_batch_size=case.config.num_generations,
         gradient_accumulation_steps=len(examples),
-        num_generations=G,
-        max_completion_length=length,
         generation_kwargs={"min_new_tokens": length, "suppress_tokens": case.model.forbidden_ids},
         loss_type="grpo",
         bf16=case.model.dtype == torch.bfloat16,
@@ -217,6 +208,7 @@ def trl_trainer(case: Case):
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
+        **case.lengths,
     )
     trainer = trl.GRPOTrainer(
         model=copy.deepcopy(case.model),
@@ -241,9 +233,6 @@ SIDES = {
     "dyme_step": lambda case: step(case, skip=True),
     # TRL's own seconds, without what train() sets up
     "trl_step": lambda case: case.trainer.train().metrics["train_runtime"],
-    "update_all": lambda case: update(case, (1, 1)),
-    "update_half": lambda case: update(case, (1, 0)),
-    "update_4g": lambda case: update(case, (4,)),
 }
 ROWS = [  # what, against what, and the names of their sides
     ("update, packed", "padded rows", "update", "update_padded"),
@@ -251,25 +240,51 @@ ROWS = [  # what, against what, and the names of their sides
     ("rollout", "generate, num_return_sequences", "rollout", "generate_sequences"),
     ("GRPO step", "TRL's GRPOTrainer", "grpo_step", "trl_step"),
     ("DyME step, half of the groups skipped", "TRL's GRPOTrainer", "dyme_step", "trl_step"),
-    ("update, half of the groups skipped", "all explored", "update_half", "update_all"),
-    ("update, G", "4 G", "update", "update_4g"),
 ]
 
 
-def times(names: list[str], case: Case, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side, the sides taken in turn; nan for one that doesn't fit in memory."""
-    seconds = {name: [] for name in names}
-    for name in tqdm(names * repeats, desc="bench", unit="run"):
-        start = time.perf_counter()
-        try:
-            own_clock = SIDES[name](case)
-        except torch.OutOfMemoryError:
-            own_clock = math.nan
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        elapsed = time.perf_counter() - start
-        seconds[name].append(own_clock if isinstance(own_clock, float) else elapsed)
-    return seconds
+def bench(args: argparse.Namespace) -> dict:
+    """The case in numbers, exactness, seconds (a list) and bytes of each side."""
+    names = args.sides or [*SIDES]
+    if importlib.util.find_spec("trl") is None:
+        print("TRL is not installed, its rows are left off; pip install trl", file=sys.stderr)
+        names = [name for name in names if name != "trl_step"]
+    if (args.prompts or SIZES[args.size].prompts) == 1:  # there is no half of one group
+        names = [name for name in names if name != "dyme_step"]
+    case = build_case(args, names)
+    result = {
+        "size": args.size,
+        "P": case.groups[0].prompt.input_ids.shape[1],
+        "prompts": len(case.groups),
+        "G": args.num_generations,
+        "C": case.config.max_completion_length,
+        "num_iterations": args.num_iterations,
+        "dtype": str(case.model.dtype),
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE,
+        "torch": torch.__version__,
+        "train_vision": args.train_vision,
+    }
+    print(", ".join(f"{name} {value}" for name, value in result.items()))
+    if case.model.dtype == torch.float32:
+        result["exactness"] = exactness(case)
+    seconds = result["seconds"] = {name: [] for name in names}
+    for name in tqdm(names * args.repeats, desc="bench", unit="run"):
+        seconds[name].append(lap(name, case))
+    del case
+    memory = tqdm(names, desc="memory", unit="side")
+    return {**result, "bytes": {name: peak_elsewhere(name, args) for name in memory}}
+
+
+def lap(name: str, case: SimpleNamespace) -> float:
+    """The seconds that a side takes; nan for one that doesn't fit in memory."""
+    start = time.perf_counter()
+    try:
+        own_clock = SIDES[name](case)
+    except torch.OutOfMemoryError:
+        return math.nan
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return own_clock if isinstance(own_clock, float) else time.perf_counter() - start
 
 
 def peak_elsewhere(name: str, args: argparse.Namespace) -> float:
@@ -285,25 +300,24 @@ def peak_elsewhere(name: str, args: argparse.Namespace) -> float:
 
 def peak(name: str, args: argparse.Namespace) -> int:
     """Bytes at a side's peak beyond what the loaded model takes."""
+
+    def highest() -> int:  # the allocator's on CUDA, else of the resident set
+        if DEVICE == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
     case = build_case(args, [name])
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the resident set's peak
-    before = read_peak()
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+    before = highest()
     for _ in range(2 if "step" in name else 1):  # the second with the optimizer's state
         SIDES[name](case)
-    return max(read_peak() - before, 1)
+    return max(highest() - before, 1)
 
 
-def read_peak() -> int:
-    """The most bytes in use since the reset: the allocator's on CUDA, else the resident set."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-
-
-def exactness(case: Case) -> dict[str, float]:
+def exactness(case: SimpleNamespace) -> dict[str, float]:
     """Packed against padded: the largest difference of a log-probability, in nats, and of a
     gradient, as a share of the largest. Our greedy tokens against generate's: the share that is
     the same.
@@ -327,59 +341,25 @@ def exactness(case: Case) -> dict[str, float]:
     }
 
 
-def bench(args: argparse.Namespace) -> dict:
-    """Everything that was asked for: the case in numbers, exactness, rows."""
-    rows = [row for row in ROWS if not args.rows or {*row[2:]} & {*args.rows}]
-    if importlib.util.find_spec("trl") is None:
-        print("TRL is not installed, its rows are left off; pip install trl", file=sys.stderr)
-        rows = [row for row in rows if "trl_step" not in row]
-    if (args.prompts or SIZES[args.size].prompts) == 1:
-        rows = [row for row in rows if "dyme_step" not in row]  # there is no half of one group
-    names = list(dict.fromkeys(name for row in rows for name in row[2:]))
-    case = build_case(args, names)
-    result = {
-        "size": args.size,
-        "P": case.groups[0].prompt.input_ids.shape[1],
-        "prompts": len(case.groups),
-        "G": G,
-        "C": case.config.max_completion_length,
-        "dtype": str(case.model.dtype),
-        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE,
-        "torch": torch.__version__,
-        "train_vision": args.train_vision,
-    }
-    print(", ".join(f"{name} {value}" for name, value in result.items()))
-    if case.model.dtype == torch.float32:
-        result["exactness"] = exactness(case)
-    laps = result["all_seconds"] = times(names, case, args.repeats)
-    del case
-    seconds = {name: statistics.median(laps[name]) for name in names}
-    memory = {name: peak_elsewhere(name, args) for name in tqdm(names, desc="memory", unit="side")}
-    result["rows"] = []
-    for what, against, ours, theirs in rows:
-        row = {"ours": what, "ours_seconds": seconds[ours], "ours_bytes": memory[ours]}
-        row |= {"against": against, "against_seconds": seconds[theirs]}
-        result["rows"].append({**row, "against_bytes": memory[theirs]})
-    return result
-
-
 # ---- tables -------------------------------------------------------------------------------------
 
 
 def table(results: list[dict]) -> str:
     """One or more results: their rows as markdown, and how exact they are."""
-    head = "| P x prompts | what | s | MB | against | s | MB | time ratio | memory ratio |"
+    head = "| P x prompts, G | what | s | MB | against | s | MB | time ratio | memory ratio |"
     lines = [head, "| --- " * 9 + "|"]
     for result in results:
-        case = f"{result['P']} x {result['prompts']}" + ", tower trained" * result["train_vision"]
-        for row in result["rows"]:
-            cells = [case]
-            for whose in ("ours", "against"):
-                seconds, size = row[f"{whose}_seconds"], row[f"{whose}_bytes"]
-                cells += [row[whose], f"{seconds:.2f}", f"{size / 2**20:,.0f}"]
-            for figure in ("seconds", "bytes"):
-                cells.append(f"{row[f'against_{figure}'] / row[f'ours_{figure}']:.2f}x")
-            lines.append("| " + " | ".join(cells) + " |")
+        case = f"{result['P']} x {result['prompts']}, {result['G']}"
+        case += f", {result['num_iterations']} updates" * (result["num_iterations"] > 1)
+        case += ", tower trained" * result["train_vision"]
+        seconds = {name: statistics.median(laps) for name, laps in result["seconds"].items()}
+        memory = {name: size / 2**20 for name, size in result["bytes"].items()}
+        for what, against, ours, theirs in ROWS:
+            if ours in seconds and theirs in seconds:
+                cells = [case, what, f"{seconds[ours]:.2f}", f"{memory[ours]:,.0f}"]
+                cells += [against, f"{seconds[theirs]:.2f}", f"{memory[theirs]:,.0f}"]
+                cells.append(f"{seconds[theirs] / seconds[ours]:.2f}x")
+                lines.append(f"| {' | '.join(cells)} | {memory[theirs] / memory[ours]:.2f}x |")
     for result in results:
         exact = result.get("exactness", {}).items()
         lines += [f"exactness: {name}: {value:.3g}" for name, value in exact]
@@ -390,26 +370,23 @@ def memory_table() -> str:
     """The peak of a step, computed by lib/memory.py for published shapes without weights: a chart
     of 800 x 557 pixels, G 8, C 300, bf16.
     """
-    heads = ("model", "parameters", "prompt, tokens", "prompts per step", "peak, GiB")
-    lines = [f"| {' | '.join(heads)} | with --gradient_checkpointing |", "| --- " * 6 + "|"]
+    heads = "model | parameters | prompt, tokens | prompts per step | peak, GiB"
+    lines = [f"| {heads} | with --gradient_checkpointing |", "| --- " * 6 + "|"]
     example = Example(Image.new("RGB", CHART), "What is the highest value?", "1")
-    settings = dict(num_generations=G, max_completion_length=300)
     for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):
         with torch.device("meta"):
             model, processor = build_model(SIZES[size], "meta")
         prompt = encode_prompt(processor, example)
         count = sum(p.numel() for p in model.parameters()) / 1e9
+        about = f"| {name} | {count:.2f}B | {prompt.input_ids.shape[1]}"
         for prompts in (8, 32):
-            cells = [name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(prompts)]
-            for less in (False, True):
-                settings.update(prompts_per_step=prompts, gradient_checkpointing=less)
-                shape = shape_of(model, prompt, **settings)
-                cells.append(f"{memory_estimate(model, shape)['peak'] / 2**30:.1f}")
-            lines.append(f"| {' | '.join(cells)} |")
+            settings = dict(num_generations=8, max_completion_length=300, prompts_per_step=prompts)
+            shapes = [
+                shape_of(model, prompt, **settings, gradient_checkpointing=on) for on in (0, 1)
+            ]
+            peaks = [memory_estimate(model, shape)["peak"] / 2**30 for shape in shapes]
+            lines.append(f"{about} | {prompts} | {peaks[0]:.1f} | {peaks[1]:.1f} |")
     return "\n".join(lines)
-
-
-# ---- the command line ---------------------------------------------------------------------------
 
 
 def read_result(path: str) -> dict:
@@ -428,9 +405,11 @@ def main(argv: list[str]) -> None:
     add = parser.add_argument
     add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
     add("--prompts", type=int, help="prompts to a step; default: the size's")
+    add("--num_generations", type=int, default=8, help="G (%(default)s)")
+    add("--num_iterations", type=int, default=1, help="updates per batch of rollouts (%(default)s)")
     add("--repeats", type=int, default=5, help="runs of each side, the median counts (%(default)s)")
-    add("--train_vision", action="store_true", help="the vision tower isn't frozen, on both sides")
-    add("--rows", nargs="*", choices=SIDES, help="only the rows with these sides")
+    add("--train_vision", action="store_true", help="the vision tower isn't frozen, on any side")
+    add("--sides", nargs="*", choices=SIDES, help="what to measure; default: all")
     add("--json", metavar="FILE", help="keep all figures in this file")
     add("--table", nargs="+", metavar="FILE", help="print the rows of such files")
     add("--memory", action="store_true", help="print the computed peaks of published models")
