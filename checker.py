@@ -38,6 +38,7 @@ TITLE = r"[^\n*.,;=]{0,60}"
 HEADING = re.compile(rf"^(?:#.*|[ \t]*(?:\*\*|__){TITLE}(?:\*\*)?:?|{TITLE}:[ \t]*)$", re.MULTILINE)
 ARITHMETIC = re.compile(r"\d ?[-+−*/×÷=] ?[-−(]?\d")
 FEWEST = 3  # different words that are thinking
+LONGEST_ANSWER = 12  # words of a bare one
 
 
 def format_reward(response: str, truncated: bool = False) -> float:
@@ -53,6 +54,15 @@ def format_reward(response: str, truncated: bool = False) -> float:
     thought = len(words - numbers) >= FEWEST or numbers and words > numbers
     thought = thought or ARITHMETIC.search(said)
     return float(bool(answer and thought) and not truncated)
+
+
+def direct_format(response: str, truncated: bool = False) -> float:
+    """1.0 for one short answer without thinking: a single line of at most LONGEST_ANSWER words,
+    ended by itself; else 0.0.
+    """
+    words = response.split()
+    fine = 0 < len(words) <= LONGEST_ANSWER and "\n" not in response.strip()
+    return float(fine and not truncated)
 
 
 def visual_checker(
@@ -92,26 +102,29 @@ def score(
 
     format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind.
     total: their sum weighted by `reward_weights`, in this order, and 0 where format is 0; where
-    the example has neither facts nor a trace, the other weights take the thinking's place.
+    the example has neither facts nor a trace, the other weights take the thinking's place. So they
+    do where it has an instruction of its own: then the response as a whole is the answer.
     correct: bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated`: which
     responses were cut off; `accuracy`: G numbers in place of the metric at `tolerance`, a share of
     the answer. InputError, naming the example, where one isn't finite.
     """
     truncated = truncated or [False] * len(responses)
-    parts = [split_marked(response) for response in responses]  # thinking, answer
+    direct = example.instruction is not None
+    parts = [("", r) if direct else split_marked(r) for r in responses]  # thinking, answer
+    formats = direct_format if direct else format_reward
     about = (example.facts, example.needed, example.question, example.trace)
     formed = [readable(example, answer) for _, answer in parts]
     if accuracy is None:
         accuracy = [grade(example, answer, tolerance) for _, answer in parts]
     rewards = {
-        "format": [f * format_reward(*rest) for f, *rest in zip(formed, responses, truncated)],
+        "format": [f * formats(*rest) for f, *rest in zip(formed, responses, truncated)],
         "accuracy": accuracy,
         "thinking": [visual_checker(thinking, *about) for thinking, _ in parts],
     }
     rewards = {name: torch.tensor(values).float() for name, values in rewards.items()}  # (G,) each
     if not torch.isfinite(rewards["accuracy"]).all():
         raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
-    if not example.facts and not example.trace:
+    if direct or not example.facts and not example.trace:
         kept = sum(reward_weights[:2]) or 1
         reward_weights = [w * sum(reward_weights) / kept for w in reward_weights[:2]] + [0]
     rewards["total"] = total_reward(rewards, reward_weights)
@@ -131,10 +144,10 @@ def unmatchable(examples, tolerance: float = 0.0) -> list:
 
     def scored(example):
         bare = replace(example, facts=[], trace=None)  # their thinking isn't looked at
-        target = f"It can be read off.\nAnswer: {example.answer}"
-        return score([target], bare, tolerance=tolerance)["correct"].item()
+        target = "" if example.instruction else "It can be read off.\nAnswer: "
+        return score([target + example.answer], bare, tolerance=tolerance)["correct"].item()
 
-    return [e for e in examples if e.instruction is None and not scored(e)]
+    return [example for example in examples if not scored(example)]
 
 
 # ---- the visual refiner -------------------------------------------------------------------------
@@ -212,23 +225,28 @@ class Rules:
         self.config = config
         self.own_reward = load_reward(config.reward)
 
-    def hear(self, group, g: int) -> None:
-        """Score the response `g` that has just ended, into group.rewards: name -> (G,)."""
-        response, accuracy = group.responses[g], None
+    def rewards(self, example, text: str, truncated: bool = False) -> dict[str, torch.Tensor]:
+        """`score` of one text, (1,) each, with the run's weights, tolerance and own reward."""
+        accuracy = None
         if self.own_reward is not None:
             try:
-                accuracy = [float(self.own_reward(response.text, group.example))]
+                accuracy = [float(self.own_reward(text, example))]
             except Exception as error:
-                told = f"failed on {group.example.id}: {type(error).__name__}: {error}"
+                told = f"failed on {example.id}: {type(error).__name__}: {error}"
                 raise InputError(f"--reward: {told}") from error
-        scored = score(
-            [response.text],
-            group.example,
-            truncated=[response.truncated],
+        return score(
+            [text],
+            example,
+            truncated=[truncated],
             reward_weights=self.config.reward_weights,
             tolerance=tolerances(self.config)[0],
             accuracy=accuracy,
         )
+
+    def hear(self, group, g: int) -> None:
+        """Score the response `g` that has just ended, into group.rewards: name -> (G,)."""
+        response = group.responses[g]
+        scored = self.rewards(group.example, response.text, response.truncated)
         for name, value in scored.items():
             if name not in group.rewards:
                 group.rewards[name] = torch.zeros(len(group.responses), dtype=value.dtype)

@@ -12,7 +12,12 @@ from pathlib import Path
 
 from data import InputError
 
-METHODS = ("dyme", "sft", "grpo", "two_stage")
+PLAIN = ("sft", "grpo", "two_stage")  # without arguments
+METHODS = ("dyme", *PLAIN)
+# variants.py's
+METHODS += ("dyme_reward", "dyme_grounded", "dyme_keep", "dyme_always", "dyme_buffer")
+METHODS += ("hpt", "chord_mu", "chord_phi", "luffy", "relift")
+SFT_UPDATES = ("sft", "two_stage", "dyme_buffer", "relift")  # have updates without samples
 
 # when a flag has an effect: in words, and as a test of the others
 CHARTS = ("with --dataset charts", lambda c: c.dataset == "charts")
@@ -21,7 +26,8 @@ CHARTQA = ("with --dataset chartqa", lambda c: c.dataset == "chartqa")
 IMAGES = ("with images, and gsm8k has none", lambda c: c.dataset != "gsm8k")
 TINY = ("with --model tiny", lambda c: c.model == "tiny")
 LOADED = ("with another --model than tiny", lambda c: c.model != "tiny")
-DYME = ("with --method dyme", lambda c: c.method == "dyme")
+TWO_STAGE = ("with --method two_stage", lambda c: c.method == "two_stage")
+RULED = ("with dyme and variants.py's methods", lambda c: c.method not in PLAIN)
 MEMORIZES = ("with a method that memorizes", lambda c: c.method not in ("grpo", "curr_reft"))
 SAMPLES = (
     "with a method that samples",
@@ -103,17 +109,18 @@ class Config:
     method: str = knob(
         "dyme", "what decides between memorizing and exploring", choices=METHODS, group="method"
     )
+    method_args: list[str] | None = knob(
+        None, "its arguments, name=number ...: see variants.py; dyme: weight, falls_from", RULED
+    )
+    sft_share: float = knob(0.5, "share of the updates that memorize", TWO_STAGE, low=0, high=1)
+    thinking: str = knob(
+        "on", "off: ask for the bare answer, and learn that alone", choices=("on", "off")
+    )
     num_generations: int = knob(
         8, "G: responses to a prompt; a group compares with itself", SAMPLES, low=2
     )
     max_completion_length: int | None = knob(None, "most tokens of a response", low=1)
     temperature: float = knob(1.0, "of sampling", above=0)
-    memorize_weight: str = knob(
-        "group",
-        "a memorized row weighs 1/G of a group, a whole one, or falls from one to the other",
-        DYME,
-        choices=("group", "one", "cosine"),
-    )
     num_iterations: int = knob(1, "updates per batch of rollouts", low=1)
     loss_type: str = knob(
         "grpo",
@@ -324,10 +331,10 @@ def resolve(config, own: dict) -> None:
         raise InputError(
             "--reward_weights: three numbers, for format, accuracy, thinking; not all 0"
         )
-    if config.loss_type in ("bnpo", "dapo") and config.method in ("sft", "two_stage"):
+    if config.loss_type in ("bnpo", "dapo") and config.method in SFT_UPDATES:
         raise InputError(
             f"--loss_type {config.loss_type}: divides by sampled tokens, and --method "
-            f"{config.method} samples none while it memorizes; take grpo"
+            f"{config.method} has updates without any; take grpo"
         )
 
 

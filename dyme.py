@@ -25,6 +25,8 @@ from dataclasses import replace
 
 import torch
 
+import variants
+from data.example import InputError
 from grpo import group_advantages, grpo_loss
 from lib.ranks import Ranks, reduce_sums
 from model import completion_hidden, language_attention, pad_rows, token_logprobs
@@ -53,21 +55,35 @@ def switch(correct: torch.Tensor) -> torch.Tensor:
 
 def memorizes(config, step: int) -> bool:
     """Whether the method memorizes at this step whatever the responses would be."""
-    first_stage = config.method == "two_stage" and step < config.max_steps // 2
+    first_stage = config.method == "two_stage" and step < int(config.sft_share * config.max_steps)
     return config.method == "sft" or first_stage
 
 
-def choose(config, step: int, group: Group) -> int:
-    """A group's mode: DyME's switch looks at which responses are correct, the others don't.
+def choose(config, step: int, group: Group) -> int | None:
+    """A group's mode: DyME's switch looks at which responses are correct, SFT and GRPO don't; other
+    rules are in variants.py.
 
     It can be asked while some responses are still being decoded: EXPLORE is then final.
     """
-    if memorizes(config, step):
+    if group.mode is not None or memorizes(config, step):  # whatever the responses would be
         return MEMORIZE
+    if config.method in variants.RULES:
+        return variants.mode(config, step, group)
     if config.method != "dyme":
         return EXPLORE
     heard = [g for g, response in enumerate(group.responses) if response is not None]
     return int(switch(group.rewards["correct"][None, heard])[0])
+
+
+def check_method(config) -> None:
+    """InputError for --method_args that the method doesn't take, or a judge that it can't use."""
+    rule = dyme_weight if config.method == "dyme" else variants.RULES.get(config.method, len)
+    variants.knobs(config, rule)
+    if config.judge_url and config.method in variants.NO_JUDGE:
+        raise InputError(
+            f"--method {config.method}: its switch needs the scores that it decides to ask for, so "
+            "it takes no --judge_url"
+        )
 
 
 # ---- what a group brings to the update ----------------------------------------------------------
@@ -78,14 +94,18 @@ def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
 
     Explored: its G responses, weighed by their advantages, unless all rewards are equal: then all
     advantages are 0, and so is the gradient (advantage collapse), but for a KL term's. Memorized:
-    the reference, weighed by memorize_weight. Skipped: none.
+    the reference, weighed by memorize_weight. Skipped: none. Another rule: see variants.py.
     """
+    if group.mode == MEMORIZE or config.method in variants.RULES:
+        group.target = target_text(scorer.trace(group), group.example)
+        ids = target_ids(processor, group.target)
+    if config.method in variants.RULES:
+        reward = scorer.rewards(group.example, group.target)["total"].item()
+        return variants.rows(config, step, group, variants.Reference(ids, reward))
     if group.rewards:
         scale = config.loss_type != "dr_grpo"
         group.advantages = group_advantages(group.rewards["total"], scale)  # (G,)
     if group.mode == MEMORIZE:
-        group.target = target_text(scorer.trace(group), group.example)
-        ids = target_ids(processor, group.target)
         return [Row(ids, memorize_weight(config, step), "sft")]
     if group.mode == EXPLORE and (config.beta > 0 or group.advantages.any()):
         weights = group.advantages.tolist()
@@ -95,17 +115,19 @@ def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
 
 def memorize_weight(config, step: int) -> float:
     """What a memorized row weighs, where each of the G rows of an explored group weighs its
-    advantage.
-
-    "group": 1, that is 1/G of a group (published). "one": G, a whole group's, as in plain SFT.
-    "cosine": from G down to 1 over the run (ours).
+    advantage: as much as a whole group where the method only memorizes, else by its arguments.
     """
-    if memorizes(config, step) or config.memorize_weight == "one":
+    if config.method != "dyme":
         return float(config.num_generations)
-    if config.memorize_weight == "group":
-        return 1.0
+    return dyme_weight(config, step, **variants.knobs(config, dyme_weight))
+
+
+def dyme_weight(config, step: int, *, weight=1.0, falls_from=None) -> float:
+    """DyME's arguments. weight: 1, that is 1/G of a group (published); G would be a whole group.
+    falls_from: the weight at the start, from which it falls to `weight` by cosine (ours).
+    """
     falling = 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
-    return 1 + (config.num_generations - 1) * falling
+    return weight + ((falls_from or weight) - weight) * falling
 
 
 def normalizer(config, groups: list[Group], ranks: Ranks) -> float:
@@ -189,6 +211,10 @@ def rows_loss(
         if row.logprobs is None:
             row.logprobs = values[: len(row.token_ids)].clone()
     weights = torch.tensor([row.weight for row in rows], device=logprobs.device)  # (N,)
+    token_weights = torch.ones_like(logprobs)  # (N, C)
+    for i, row in enumerate(rows):
+        if row.token_weight is not None:
+            token_weights[i] = row.token_weight(logprobs[i].detach().exp())
     memorized = torch.tensor([row.loss == "sft" for row in rows], device=logprobs.device)
     sampled = ~memorized
     loss, sums = logprobs.new_zeros(()), {}
@@ -197,6 +223,7 @@ def rows_loss(
             logprobs[memorized],
             mask[memorized],
             weights=weights[memorized],
+            token_weights=token_weights[memorized],
             loss_type=config.loss_type,
             normalizer=divisor,
         )

@@ -15,18 +15,21 @@ import json
 import math
 import os
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from checker import score
 from config import Parser, tolerances
-from data import load_data
+from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
-from lib.answers import grade, split_response
+from lib.answers import split_response
 from lib.claims import claimed_facts
 from lib.log import run_program
 from lib.trained import find_model, load
@@ -34,6 +37,7 @@ from rollout import Group, make_groups, rollout
 
 # a right answer counts as grounded when the visual checker gives its thinking at least this
 GROUNDED = 0.8
+LOOKS = 300  # questions that are asked about images not their own, at the end
 
 # ---- readings of a split ------------------------------------------------------------------------
 
@@ -57,32 +61,37 @@ def respond(
     response's random numbers go by its place in the split: batches and restarts change none.
     """
     places = range(len(examples)) if places is None else places
-    about = {"instruction": DIRECT if direct else None, "max_pixels": max_pixels}
     sampling.update(num_generations=num_generations, temperature=temperature)
     size = max(1, batch_size // num_generations)
     for start in range(0, len(places), size):
         batch = places[start : start + size]
         some = [examples[i] for i in batch]
-        groups = make_groups(model, processor, some, places=batch, **about)
+        some = [replace(example, instruction=DIRECT) for example in some] if direct else some
+        groups = make_groups(model, processor, some, places=batch, max_pixels=max_pixels)
         rollout(model, processor, groups, **sampling)
         yield from groups
 
 
-def marks(group: Group, tolerance: float = 0.0, direct: bool = False) -> dict:
+def marks(group: Group, tolerance: float = 0.0, belongs: Example | None = None) -> dict:
     """What the one response of a Group is worth: checker.score's rewards, counts of its facts.
 
-    direct: it is an answer as a whole, without a marker.
+    belongs: the Example that the question is from, where the image shown, and with it the facts
+    of group.example, is another one's; then "true_of_own" counts the facts that are true there.
     """
     example, (response,) = group.example, group.responses
-    accuracy = [grade(example, response.text, tolerance)] if direct else None
-    how = {"truncated": [response.truncated], "tolerance": tolerance, "accuracy": accuracy}
-    scored = score([response.text], example, **how)
-    facts = [tuple(fact) for fact in example.facts]
-    stated = set(claimed_facts(split_response(response.text)[0], facts))
+    how = {"truncated": [response.truncated], "tolerance": tolerance}
+    scored = score([response.text], belongs or example, **how)
+    thinking, facts = split_response(response.text)[0], set(map(tuple, example.facts))
+    stated, own = set(claimed_facts(thinking, list(facts))), facts
+    if belongs is not None:
+        own = set(map(tuple, belongs.facts))
+        stated |= set(claimed_facts(thinking, list(own)))
     return {name: float(values[0]) for name, values in scored.items()} | {
         "task": example.task,
         "stated": len(stated),
-        "true": len(stated & set(facts)),
+        "true": len(stated & facts),
+        "true_of_own": len(stated & own),
+        "untrue": len(stated - facts - own),
         "length": len(response.token_ids),
         "truncated": float(response.truncated),
     }
@@ -101,6 +110,8 @@ def readings(rows: list[dict]) -> dict[str, float]:
         "fact_precision": sum(row["true"] for row in rows) / stated if stated else None,
         "fact_f1": mean([row["thinking"] for row in rows]),
         "grounded": mean([row["thinking"] >= GROUNDED for row in rows if row["accuracy"] == 1]),
+        "true_of_own": sum(row["true_of_own"] for row in rows) / stated if stated else None,
+        "true_of_neither": sum(row["untrue"] for row in rows) / stated if stated else None,
         "completion_length": mean([row["length"] for row in rows]),
         "truncated": mean([row["truncated"] for row in rows]),
         "count": len(rows),
@@ -120,18 +131,66 @@ def evaluate(
 ) -> dict[str, float]:
     """`readings` of one response to each example; asked: how, see respond."""
     groups = respond(model, processor, examples, **asked)
-    return readings([marks(group, tolerance, asked.get("direct", False)) for group in groups])
+    return readings([marks(group, tolerance) for group in groups])
 
 
 def evaluate_all(model, processor, examples: Sequence[Example], **asked) -> dict[str, dict]:
-    """The three readings of one split: greedy, the headline; at temperature 1, which shows what the
-    model really believes (a trace memorized word by word looks well when greedy); and direct.
+    """The readings of one split: greedy, the headline; at temperature 1, which shows what the
+    model really believes (a trace memorized word by word looks well when greedy); direct; and
+    `looks`. The first three have the seconds of CPU time per question too.
     """
-    return {
-        "greedy": evaluate(model, processor, examples, **asked),
-        "sampled": evaluate(model, processor, examples, temperature=1.0, **asked),
-        "direct": evaluate(model, processor, examples, direct=True, **asked),
-    }
+    ways = {"greedy": {}, "sampled": {"temperature": 1.0}, "direct": {"direct": True}}
+    found = {}
+    for name, way in ways.items():
+        start = time.process_time()
+        found[name] = evaluate(model, processor, examples, **way, **asked)
+        found[name]["seconds"] = (time.process_time() - start) / max(len(examples), 1)
+    return found | looks(model, processor, examples, LOOKS, **asked)
+
+
+# ---- does it look? ------------------------------------------------------------------------------
+
+
+def looks(model, processor, examples: Sequence[Example], most: int, **asked) -> dict[str, dict]:
+    """`look` with both images, at temperature 1, at the first `most` examples; nothing without
+    images. The same without a change is the reading "sampled".
+    """
+    examples = [examples[i] for i in range(min(most, len(examples)))]
+    if not any(example.image is not None for example in examples):
+        return {}
+    asked["temperature"] = 1.0
+    images = ("other", "blank")
+    return {image: look(model, processor, examples, image, **asked) for image in images}
+
+
+def look(
+    model, processor, examples: Sequence[Example], image: str, *, tolerance: float = 0.0, **asked
+) -> dict[str, float]:
+    """`readings` where each question is shown "other", another item's image, or a "blank" one.
+
+    The answer asked for is the question's own. Of the stated facts, fact_precision is the share
+    true of the image shown, true_of_own of the one that the question belongs to: a model that
+    doesn't look states the same whatever it is shown.
+    """
+    shown = [shown_instead(examples, i, image) for i in range(len(examples))]
+    groups = respond(model, processor, shown, **asked)
+    return readings([marks(g, tolerance, belongs) for g, belongs in zip(groups, examples)])
+
+
+def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
+    """examples[i] with another image and its facts: that of the next item, half the split on, whose
+    facts differ; or a blank one, of the own one's size and without facts.
+    """
+    example = examples[i]
+    if image == "blank":
+        own = open_image(example)
+        blank = None if own is None else Image.new("RGB", own.size, "white")
+        return replace(example, image=blank, facts=[], needed=[])
+    count = len(examples)
+    order = ((i + count // 2 + k) % count for k in range(count))
+    other = next((j for j in order if examples[j].facts != example.facts), i)
+    other = examples[other]
+    return replace(example, image=other.image, facts=other.facts, needed=[])
 
 
 def mean(values: list) -> float:

@@ -4,13 +4,14 @@ Left out: how a data set is read (data/), and what differs between model familie
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from checker import thinking_lines, unmatchable
 from config import Config, tolerances
 from data import Example, InputError, NoSplit, load_data
+from data.example import DIRECT
 from lib.families import load_vlm
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object
@@ -66,7 +67,7 @@ def check_task(config: Config, task: Task, processor, log: Log) -> Task:
     train = without(bad, train, f"no response could match the label ({labels})")
     if not train:
         raise InputError(f"{config.dataset}: no row is left to train on; see the warnings above")
-    for line in thinking_lines(train):
+    for line in thinking_lines(train) if config.thinking == "on" else ():
         log.say(line)
     if hasattr(processor, "image_processor") and not any(e.image is not None for e in train):
         log.say("warning: the model sees images, and not one example has any")
@@ -105,7 +106,7 @@ def load_split(
     the traces.
     """
     training = split == "train"
-    return load_data(
+    examples = load_data(
         config.dataset,
         split,
         config.data_dir,
@@ -116,6 +117,9 @@ def load_split(
         tasks=tasks,
         skip_bad_rows=config.skip_bad_rows,
     )
+    if config.thinking == "on":
+        return examples
+    return [replace(example, instruction=DIRECT) for example in examples]
 
 
 def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:

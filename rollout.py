@@ -52,6 +52,8 @@ class Row:
     token_ids: list[int]
     weight: float  # a sampled one's advantage, or what a memorized one weighs
     loss: str = "grpo"  # "grpo" or "sft"
+    # of a memorized one: (tokens,) probabilities -> what each token weighs; None: 1
+    token_weight: Callable[[torch.Tensor], torch.Tensor] | None = None
     logprobs: torch.Tensor | None = None  # (tokens,) at the step's first update: the old ones
 
 

@@ -13,24 +13,26 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import variants
 from checker import Rules
 from config import Config, eval_settings
 from data import Example, InputError
 from data.fingerprint import changes, fingerprint
-from dyme import HEAD_CHUNK
-from evaluate import evaluate, evaluate_all, interval
+from dyme import HEAD_CHUNK, check_method, memorizes
+from evaluate import evaluate, evaluate_all, interval, looks
 from judge import Judge
 from lib import checkpoint
 from lib.families import checkpoint_activations, parameter_counts, save_model
 from lib.log import Log, group_sums, means, thumbnail
 from lib.memory import FLAGS, memory_estimate, report_memory, shape_of
 from lib.optim import allocate_states, build_optimizer
-from lib.ranks import Interrupt, Ranks, broadcast_object, reduce_sums, shard
+from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, reduce_sums, shard
 from load import Task, check_task, first_load, load_model, load_task
 from model import encode_prompt, image_features
-from rollout import MODE_NAMES, Group, make_groups
+from rollout import MEMORIZE, MODE_NAMES, Group, make_groups
 
 KEPT = 2  # checkpoints, besides the best one
+LOOKS_ON_THE_WAY = 100  # questions of a validation that are asked about other images too
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 # flags that may change when a run is resumed
 FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "data_dir"}
@@ -58,6 +60,8 @@ class Run:
     bar: tqdm | None = None
     saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was
     skipped: int = 0  # prompts of this step that were left out
+    due: list = field(default_factory=list)  # of variants.due: what this step memorizes
+    rate: float = 1.0  # what the learning rate is multiplied by
     clock: dict[str, float] = field(default_factory=dict)
 
     # ---- a step ---------------------------------------------------------------------------------
@@ -69,10 +73,20 @@ class Run:
         self.bar = tqdm(steps, desc=self.config.method, unit="step", disable=silent)
         for step in self.bar:
             self.clock = {"start": time.perf_counter()}
-            share = shard(step_examples(self.task.train, self.config, step), self.ranks)
+            data, config = self.task.train, self.config
+            # prompts that a rule has noted, mostly none, go before the step's own
+            self.due = variants.due(config, self.state["buffer"])
+            noted = [step_examples(data, config, past)[place] for past, place in self.due]
+            examples = noted or step_examples(data, config, step)
+            self.rate = variants.sft_rate(config) if self.due else 1.0
+            share = shard(examples, self.ranks)
             groups = [self.encode(place, example) for place, example in share]
             self.skipped = groups.count(None)
-            yield step, [group for group in groups if group is not None]
+            groups = [group for group in groups if group is not None]
+            if self.due or memorizes(config, step):  # nobody would look at the responses
+                for group in groups:
+                    group.mode = MEMORIZE
+            yield step, groups
 
     def encode(self, place: int, example: Example) -> Group | None:
         """An example's Group, with its image's features where the vision tower is frozen.
@@ -122,6 +136,12 @@ class Run:
             for group in groups[:2]:
                 log.append("groups.jsonl", group_line(step, group))
 
+        if variants.buffer_size(config):
+            wrong = [g.place for g in groups if g.responses and not g.rewards["correct"].any()]
+            noted = sorted(gather_lists(wrong, self.ranks))
+            state["buffer"] += [[step, place] for place in noted]
+            if self.due:
+                state["buffer"] = variants.left(config, state["buffer"])
         state["step"] = self.weights_step = step + 1
         state["seconds"] += line["step_time"]
         state["bad_steps"] = 0 if moved["finite"] else state["bad_steps"] + 1
@@ -146,7 +166,9 @@ class Run:
         past, step = self.state["val"], self.state["step"]
         reading = evaluate(self.model, self.processor, self.task.val, **eval_settings(self.config))
         best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
-        past.append({"step": step, **reading})
+        settings = eval_settings(self.config)
+        seen = looks(self.model, self.processor, self.task.val, LOOKS_ON_THE_WAY, **settings)
+        past.append({"step": step, **reading, **seen})
         found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
         self.log.say(f"step {step}, val: {found}")
         return best
@@ -285,6 +307,7 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     """Load everything, resume if asked to, read the starting model; InputError before anything is
     written over.
     """
+    check_method(config)
     log = Log(config.output_dir, ranks.rank == 0)
     log.lock()
     found = broadcast_object(find_run(config) if log.active else None, ranks)
@@ -314,7 +337,7 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     )
     log.open(fresh=found is None)
     state = dict.fromkeys(("step", "seconds", "updates", "bad_steps"), 0)
-    state |= {"val": [], "base": {}, "data": {}}
+    state |= {"val": [], "base": {}, "data": {}, "buffer": []}
     if config.dataset != "charts":
         state["data"] = fingerprint(task.train)
     run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
@@ -411,5 +434,5 @@ def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) 
     best = max(state["val"], key=lambda reading: reading["accuracy"], default={"step": None})
     if log.active and best["step"] == state["step"]:  # a kill can fall between checkpoint and name
         checkpoint.name_best(config.output_dir, state["step"])
-    told = ("step", "seconds", "updates", "bad_steps", "val", "base", "data")
+    told = ("step", "seconds", "updates", "bad_steps", "val", "base", "data", "buffer")
     return {name: state[name] for name in told}

@@ -51,13 +51,14 @@ def sft_loss(
     completion_mask: torch.Tensor,
     *,
     weights: torch.Tensor | None = None,
+    token_weights: torch.Tensor | None = None,
     loss_type: str = "grpo",
     normalizer: float | None = None,
 ) -> tuple[torch.Tensor, float]:
     """The weighted negative log-likelihood of N sequences, over `normalizer`.
 
     logprobs (N, C): log p of each token, in nats. completion_mask (N, C): 1 on real tokens.
-    weights (N,): of the sequences, by default 1. loss_type: as grpo_loss has it; "grpo" takes the
+    weights (N,): of the sequences, token_weights (N, C): of the tokens, by default 1. loss_type: as grpo_loss has it; "grpo" takes the
     mean over a sequence's tokens, the others their sum. normalizer: by default N. Returns the
     scalar loss, and the sum over the sequences of their mean negative log-likelihood, unweighted.
     ValueError for a sequence without a single token.
@@ -66,8 +67,11 @@ def sft_loss(
     lengths = mask.sum(dim=1)  # (N,)
     if (lengths == 0).any():
         raise ValueError("sft_loss: a sequence without a single token has no likelihood")
-    per_sequence = -(logprobs * mask).sum(dim=1)  # (N,)
-    nll = (per_sequence.detach() / lengths).sum().item()
+    per_token = -logprobs * mask  # (N, C)
+    nll = (per_token.detach().sum(dim=1) / lengths).sum().item()
+    if token_weights is not None:
+        per_token = per_token * token_weights
+    per_sequence = per_token.sum(dim=1)  # (N,)
     if loss_type == "grpo":
         per_sequence = per_sequence / lengths
     if weights is not None:

@@ -257,19 +257,19 @@ def test_memorized_group_weighs_one_gth_of_a_group(vlm, groups):
     group = groups[0]
     group.mode = MEMORIZE
     grads = {}
-    for weight in ("group", "one"):
-        config = parse(["--memorize_weight", weight, "--refiner", "off"])
+    for weight in (1, 8):
+        config = parse(["--method_args", f"weight={weight}", "--refiner", "off"])
         group.rows = rows(config, 0, group, Rules(config), processor)
         update(model, [group], 8, config)
         grads[weight] = gradients(model)
     logprobs, mask = completion_logprobs(model, group.prompt, [group.rows[0].token_ids])
     sft = gradients(model, sft_loss(logprobs, mask)[0])  # plain SFT on one example
-    assert largest_difference(grads["one"], sft) < 1e-5
-    assert largest_difference({n: 8 * g for n, g in grads["group"].items()}, sft) < 1e-5
+    assert largest_difference(grads[8], sft) < 1e-5
+    assert largest_difference({n: 8 * g for n, g in grads[1].items()}, sft) < 1e-5
 
 
 def test_cosine_weight_falls_from_a_whole_group_to_one_gth():
-    config = parse(["--memorize_weight", "cosine", "--max_steps", "100"])
+    config = parse(["--method_args", "falls_from=8", "--max_steps", "100"])
     assert memorize_weight(config, 0) == 8 and memorize_weight(config, 100) == 1
 
 

@@ -6,7 +6,7 @@
 
 The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, update. The
 other methods are the same loop with another `choose` (dyme.py): SFT always memorizes, GRPO always
-explores, two-stage does one after the other. What the loop is built on, loading, resuming,
+explores, two-stage does one after the other; ten more rules are in variants.py. What the loop is built on, loading, resuming,
 evaluating, saving, is in run.py; every flag in config.py. Curr-ReFT is a program above this one:
 curr_reft.py. Left out: learned rewards, value networks, LoRA.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from config import Config, parse
-from dyme import choose, memorizes, normalizer, rows, update
+from dyme import choose, normalizer, rows, update
 from lib.log import run_program
 from lib.optim import lr_at
 from lib.ranks import Ranks, cleanup, setup_distributed, sum_gradients
@@ -38,18 +38,17 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
         model, processor, scorer = run.model, run.processor, run.scorer
         for step, groups in run.steps():  # this process's share of the step's P prompts, encoded
             # ---- G responses to each, unless they would not be looked at; scored as they end
-            if not memorizes(config, step):
-                rollout(
-                    model,
-                    processor,
-                    groups,
-                    num_generations=config.num_generations,
-                    max_completion_length=config.max_completion_length,
-                    temperature=config.temperature,
-                    seed=config.seed,
-                    step=step,
-                    on_response=scorer.hear,
-                )
+            rollout(
+                model,
+                processor,
+                [group for group in groups if group.mode is None],
+                num_generations=config.num_generations,
+                max_completion_length=config.max_completion_length,
+                temperature=config.temperature,
+                seed=config.seed,
+                step=step,
+                on_response=scorer.hear,
+            )
             run.tick("rollout")
 
             # ---- the switch: none correct, memorize; some, explore; all, skip
@@ -89,7 +88,7 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
         step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_scheduler_type
     )
     for param_group in optimizer.param_groups:
-        param_group["lr"] = learning_rate
+        param_group["lr"] = learning_rate * run.rate
     finite = math.isfinite(grad_norm)
     if finite:
         run.weights_step = None  # until the step's end they are no step's

@@ -238,7 +238,7 @@ def test_every_stage_starts_from_the_last_ones_weights(quick):
     assert starts == ["tiny", *map(str, stages[:3])]
     assert [read(stage / "result.json")["step"] for stage in stages] == [1, 1, 2, 2]
     assert all((s / "checkpoints").is_dir() and (s / "metrics.jsonl").exists() for s in stages)
-    assert set(result["final"]["test"]) == {"greedy", "sampled", "direct", *FORMS}
+    assert set(result["final"]["test"]) == {"greedy", "sampled", "direct", "other", "blank", *FORMS}
     for name in ("metrics.jsonl", "groups.jsonl"):
         joined = [json.loads(line) for line in (RUN / name).open()]
         assert {line["step"] for line in joined} == set(range(6)) == set(range(result["step"]))

@@ -9,7 +9,7 @@ import torch
 import evaluate as program
 import sample
 from data.charts import load_charts
-from data.example import Example, InputError
+from data.example import DIRECT, Example, InputError
 from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
 from lib.log import run_program
 from lib.families import save_model
@@ -44,6 +44,7 @@ def said(example, text, truncated=False) -> Group:
 CHART = Example(
     question="What is the value of red", answer="5", facts=[("red", "5"), ("blue", "2")], id="a"
 )
+BARE = replace(CHART, instruction=DIRECT)
 
 
 def test_marks_count_the_answer_and_the_true_facts():
@@ -56,8 +57,24 @@ def test_marks_count_the_answer_and_the_true_facts():
 
 
 def test_a_direct_answer_is_the_whole_response():
-    assert marks(said(CHART, "5"), direct=True)["accuracy"] == 1
-    assert marks(said(CHART, "red 5\nAnswer: 5"), direct=True)["accuracy"] == 0
+    assert marks(said(BARE, "5"))["accuracy"] == 1
+    assert marks(said(BARE, "red 5\nAnswer: 5"))["accuracy"] == 0
+
+
+def test_a_stated_fact_is_true_of_the_image_shown_of_the_own_one_or_of_neither():
+    shown = replace(CHART, facts=[("red", "4"), ("green", "2")])
+    row = marks(said(shown, "red 4, blue 2, green 7\nAnswer: 5"), belongs=CHART)
+    counts = (row["stated"], row["true"], row["true_of_own"], row["untrue"])
+    assert counts == (3, 1, 1, 1) and row["accuracy"] == 1
+
+
+def test_another_image_has_other_facts_and_a_blank_one_none():
+    charts = load_charts("val", 4)
+    shown = program.shown_instead(charts, 0, "other")
+    assert shown.image == charts[2].image and shown.facts == charts[2].facts != charts[0].facts
+    assert (shown.question, shown.answer) == (charts[0].question, charts[0].answer)
+    blank = program.shown_instead(charts, 0, "blank")
+    assert blank.image.getcolors() == [(32 * 32, (255, 255, 255))] and blank.facts == []
 
 
 def test_readings_are_shares_and_fact_precision_none_where_nothing_is_stated():

@@ -85,6 +85,9 @@ def metrics(folder):
 def outcome(folder):
     """All that a finished run leaves, but for the seconds."""
     result = json.loads((folder / "result.json").read_text())
+    for readings in result["final"].values():
+        for reading in readings.values():
+            reading.pop("seconds", None)
     lines = metrics(folder)
     timed = [name for name in lines[0] if "second" in name or "time" in name]
     return {

@@ -17,32 +17,48 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
 from tqdm import tqdm
 
+from config import METHODS, Config
 from data.example import InputError
 from lib.log import run_program
 from tools.tables import forms_table, paired, table
 
 ROOT = Path(__file__).parent.parent
-# Without "refined", all methods memorize the data's own (noisy) traces.
+# Beside these each of train.py's methods is a row, memorizing the data's own (noisy) traces, and can
+# have settings: "two_stage:sft_share=0.25", "hpt:gate=0.25:learning_rate=5e-4"
 ROWS = {  # name: the program and its flags
-    "sft": ["train.py", "--method", "sft", "--refiner", "off"],
-    "grpo": ["train.py", "--method", "grpo"],
-    "two_stage": ["train.py", "--method", "two_stage", "--refiner", "off"],
-    "dyme": ["train.py", "--method", "dyme", "--refiner", "off"],
     "sft_refined": ["train.py", "--method", "sft"],
     "two_stage_refined": ["train.py", "--method", "two_stage"],
     "dyme_refined": ["train.py", "--method", "dyme"],
-    "dyme_one": ["train.py", "--method", "dyme", "--refiner", "off", "--memorize_weight", "one"],
-    "dyme_cosine": ["train.py", "--refiner", "off", "--memorize_weight", "cosine"],
     "curr_reft": ["curr_reft.py"],
     "curr_reft_no_curriculum": ["curr_reft.py", "--stages", "open", "reject"],
     "curr_reft_no_reject": ["curr_reft.py", "--stages", "judge", "choice", "open"],
 }
+
+
+def row_flags(row: str) -> list[str]:
+    """The program and flags of a row, those that not every method uses behind a "--". InputError
+    for an unknown one.
+    """
+    name, *settings = row.split(":")
+    if name not in ROWS and name not in METHODS:
+        raise InputError(f"{row}: unknown row; there are {', '.join([*ROWS, *METHODS])}")
+    flags, arguments = [], []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key in {flag.name for flag in fields(Config)}:
+            flags += [f"--{key}", value]
+        else:
+            arguments.append(setting)
+    flags += ["--method_args", *arguments] if arguments else []
+    own = ROWS.get(name, ["train.py", "--method", name])
+    return [*own, *flags, "--", *(["--refiner", "off"] if name in METHODS else [])]
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -55,7 +71,7 @@ def compare(args: argparse.Namespace) -> list[dict]:
         args.base_seeds, args.noises, args.seeds, args.rows
     ):
         # behind the "--" is what not every method uses
-        flags = [*ROWS[row], "--", *args.flags, "--base_seed", str(base_seed)]
+        flags = [*row_flags(row), *args.flags, "--base_seed", str(base_seed)]
         flags += ["--trace_noise", f"{noise:g}", "--seed", str(seed)]
         folder = Path(args.output_dir) / f"base{base_seed}-noise{noise:g}-seed{seed}-{row}"
         job = (row, flags, folder)
@@ -162,7 +178,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         epilog="after --: further flags, for every run",
     )
     add = parser.add_argument
-    add("rows", nargs="*", metavar="ROW", help=f"what to run: {', '.join(ROWS)}")
+    add("rows", nargs="*", metavar="ROW", help=f"what to run: a method, or {', '.join(ROWS)}")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of fine-tuning (%(default)s)")
     add("--base_seeds", nargs="+", type=int, default=[0], help="of the base model (%(default)s)")
     add("--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)")
@@ -184,8 +200,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """The command line."""
     args = arguments(argv)
-    if unknown := [row for row in args.rows if row not in ROWS]:
-        raise InputError(f"{unknown[0]}: unknown row; there are {', '.join(ROWS)}")
+    for row in args.rows:
+        row_flags(row)
     out = None if args.table else args.out
     if out:
         open(out, "a").close()  # said now, and not after all has run
