@@ -98,9 +98,11 @@ class Config:
 
     model: str | None = knob(None, "hub name, folder, or 'tiny'", group="model")
     freeze_vision: bool = knob(True, "no gradient for the vision tower", IMAGES)
-    base_steps: int = knob(1600, "length of the tiny model's base stage", TINY, low=1)
+    base_steps: int | None = knob(
+        None, "train the tiny model's base anew; default: the one in assets/", TINY, low=1
+    )
     base_format_rate: float = knob(0.0, "how often that shows the format", TINY, low=0, high=1)
-    base_seed: int = knob(0, "seed of its weights and base stage", TINY, low=0)
+    base_seed: int = knob(0, "seed of its weights and base stage; not 0: anew", TINY, low=0)
     dtype: str | None = knob(
         None, "of weights; default: bf16 on CUDA, else fp32", LOADED, choices=("fp32", "bf16")
     )

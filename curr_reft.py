@@ -42,6 +42,7 @@ from lib.checkpoint import step_folders
 from lib.families import save_model
 from lib.log import Log, run_program
 from lib.ranks import Ranks, broadcast_object
+from lib.tiny import BASE_TASKS
 from load import Task, first_load, load_finals, load_model, load_split
 from reject import account, keep_best, mix_examples, sample_rows
 from run import summary
@@ -49,7 +50,6 @@ from train import launch, train
 
 STAGES = (*FORMS, "reject")
 EPOCHS = {"judge": 1, "choice": 1, "open": 2}
-BASE_TASKS = (*TASKS, "judge", "choice")
 REJECT = ("with the stage reject", lambda c: "reject" in c.stages)
 MIXED = ("with --mix on other data than the charts", lambda c: c.mix or c.dataset == "charts")
 

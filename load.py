@@ -15,7 +15,7 @@ from data.example import DIRECT
 from lib.families import load_vlm
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object
-from lib.tiny import base_model
+from lib.tiny import base_folder
 from model import special_token
 
 
@@ -89,14 +89,13 @@ def load_model(config: Config, device: torch.device):
     base stage.
     """
     if config.model == "tiny":
-        taught = (config.base_format_rate, config.freeze_vision)
-        if hasattr(config, "base_tasks"):  # curr_reft.py's
-            taught += (config.base_tasks, config.base_task_steps)
-        model, processor = base_model(config.base_steps, config.base_seed, *taught)
-        return model.to(device), processor
-    bf16 = config.dtype == "bf16" or config.dtype is None and device.type == "cuda"
+        flags = {flag: value for flag, value in vars(config).items() if flag.startswith("base_")}
+        name, bf16 = str(base_folder(**flags)), False
+    else:
+        bf16 = config.dtype == "bf16" or config.dtype is None and device.type == "cuda"
+        name = config.model
     dtype = torch.bfloat16 if bf16 else torch.float32
-    return load_vlm(config.model, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
+    return load_vlm(name, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
 
 
 def load_split(

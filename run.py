@@ -330,7 +330,7 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
         seed=config.seed,
     )
     counts = "{:,} parameters train, {:,} are frozen".format(*parameter_counts(model))
-    log.say(f"{config.model}: {counts}")
+    log.say(f"{config.model}, from {model.name_or_path}: {counts}")
     log.say(
         f"{len(task.train)} training examples, {config.max_steps} steps of "
         f"{config.prompts_per_step} prompts"

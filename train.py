@@ -100,6 +100,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
 
 def launch(program: Callable[[Config, Ranks], object], config: Config) -> None:
     """Run program(config, ranks) in this process, one of those that torchrun started."""
+    if config.model == "tiny":  # two threads are slower where a core has other work to do
+        torch.set_num_threads(1)
     ranks = setup_distributed()
     program(config, ranks)
     cleanup(ranks)

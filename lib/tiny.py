@@ -4,12 +4,16 @@ without GPU or network.
 The class is the paper's own (SigLIP tower, projector, Qwen2); only the sizes are small. The
 tokenizer knows the words of data/charts.py, else bytes, so that any text goes through it unchanged.
 A random model can't be taught to think: `train_base` first gives it perception and short answers,
-and leaves it weak at the format, the paper's weak instruction follower.
+and leaves it weak at the format, the paper's weak instruction follower. Two such bases come with
+the repository, in assets/, as pretrained models come in life; tools/ship.py made them.
 """
 
+import io
+import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +26,18 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfi
 
 from data import charts
 from data.forms import answer_pool, mix_forms
+from data.reading import say, write_whole
 from lib.answers import grade
 from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_model
 from model import completion_hidden, encode_prompt, get_tokenizer
+
+BASE_TASKS = (*charts.TASKS, "judge", "choice")  # of Curr-ReFT's base
+SHIPPED = {  # base_folder's first five arguments: the folder in assets/
+    (None, 0, 0.0, ("chart",), 0): "tiny-base",
+    (None, 0, 0.1, BASE_TASKS, 1200): "tiny-base-curr",
+}
+ASSETS = Path(__file__).parent.parent / "assets"
+LOG_STEPS = 100  # of the base stage: a mean loss, and a state to go on from, every so many
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 8
@@ -106,30 +119,40 @@ def train_base(
     steps: int,
     seed: int,
     base_format_rate: float,
-    learning_rate: float = 3e-3,
-    base_tasks=("chart",),
-) -> None:
-    """The base stage: plain supervised training of ALL weights on charts.base_batch.
+    tasks: tuple[str, ...],
+    learning_rate: float,
+    state: Path,
+) -> list[float]:
+    """A base stage: plain supervised training of ALL weights on charts.base_batch. Returns the mean
+    loss (nats per token) of every LOG_STEPS steps.
 
-    base_tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in
-    these forms too (data/forms.py). AdamW, cosine decay with a warm-up of 5 %, token-mean loss;
-    each batch is one packed row, so that nothing is padded.
+    tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in these
+    forms too (data/forms.py). state: a file to go on from after a kill, to the same weights.
+    AdamW, cosine decay with a warm-up of 5 %, token-mean loss; each batch is one packed row, so
+    that nothing is padded.
     """
-    tasks = [task for task in base_tasks if task in charts.TASKS]
-    forms = [form for form in base_tasks if form not in charts.TASKS]
-    pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=tasks)) if forms else {}
+    asked = [task for task in tasks if task in charts.TASKS]
+    forms = [form for form in tasks if form not in charts.TASKS]
+    pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=asked)) if forms else {}
     tokenizer = get_tokenizer(processor)
     model.requires_grad_(True)
     knobs = dict(betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, **knobs)
-    for step in tqdm(range(steps), desc="base stage", unit="step", disable=None):
+    start, losses, total = 0, [], 0.0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start, losses = saved["step"], saved["losses"]
+    bar = tqdm(range(start, steps), "base stage", steps, initial=start, unit="step", disable=None)
+    for step in bar:
         warmup = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
-        batch = charts.base_batch(seed, step, 32, base_format_rate, tasks)
+        batch = charts.base_batch(seed, step, 32, base_format_rate, asked)
         if forms:
             batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]), grade)
-        prompts = [encode_prompt(processor, example, asked) for example, asked, _ in batch]
+        prompts = [encode_prompt(processor, example, text) for example, text, _ in batch]
         targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for *_, text in batch]
         hidden = completion_hidden(model, prompts, [[ids] for ids in targets])  # (tokens, width)
         logits = model.get_output_embeddings()(hidden)  # (tokens, V)
@@ -138,38 +161,62 @@ def train_base(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        total += loss.item()
+        if (step + 1) % LOG_STEPS == 0:
+            losses, total = [*losses, total / LOG_STEPS], 0.0
+            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            content = io.BytesIO()
+            torch.save({**weights, "step": step + 1, "losses": losses}, content)
+            write_whole(state, content.getvalue())
+    return losses
 
 
-def base_model(
-    steps: int,
-    seed: int,
+def base_folder(
+    base_steps: int | None = None,
+    base_seed: int = 0,
     base_format_rate: float = 0.0,
-    freeze_vision: bool = True,
-    base_tasks=("chart",),
-    task_steps: int = 0,
+    base_tasks: Sequence[str] = ("chart",),
+    base_task_steps: int = 0,
     folder: str | os.PathLike = "out",
-):
-    """The tiny model after its base stage: from `folder` if it is there, else trained and put
-    there. With other base_tasks than charts alone, that one is taught these for `task_steps` more.
+) -> Path:
+    """The folder of the tiny model after its base stage: a shipped one, or the one in `folder`,
+    trained now if it isn't there. base_steps: None is 1600, and only then it can be a shipped one.
+
+    With other base_tasks than charts alone, the charts' base is taught these for base_task_steps
+    more.
     """
-    path = Path(folder) / f"base-seed{seed}-steps{steps}-format{base_format_rate:g}"
-    more = list(base_tasks) != ["chart"]
+    base_tasks = tuple(base_tasks)
+    asked = (base_steps, base_seed, base_format_rate, base_tasks, base_task_steps)
+    if asked in SHIPPED:
+        return ASSETS / SHIPPED[asked]
+    more = base_tasks != ("chart",)
+    steps, learning_rate = base_steps or 1600, 3e-3
+    name = f"base-seed{base_seed}-steps{steps}-format{base_format_rate:g}"
     if more:
-        path = path.with_name("-".join([path.name, *base_tasks, f"steps{task_steps}"]))
-    if not path.exists():
-        if more:
-            model, processor = base_model(steps, seed, folder=folder)
-            train_base(model, processor, task_steps, seed, base_format_rate, 2e-3, base_tasks)
-        else:
-            model, processor = tiny_vlm(seed)
-            train_base(model, processor, steps, seed, base_format_rate)
-        # renamed when it is whole: what is at `path` is complete, whatever ends this process
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        save_model(temporary, model, processor)
-        try:
-            os.replace(temporary, path)
-        except OSError:  # another run was first: the same weights
-            if not path.exists():
-                raise
-            shutil.rmtree(temporary)
-    return load_vlm(str(path), freeze_vision=freeze_vision)
+        name = "-".join([name, *base_tasks, f"steps{base_task_steps}"])
+    path = Path(folder) / name
+    if path.exists():
+        return path
+    if more:
+        first = base_folder(base_steps, base_seed, folder=folder)
+        model, processor = load_vlm(str(first))
+        steps, learning_rate = base_task_steps, 2e-3
+    else:
+        model, processor = tiny_vlm(base_seed)
+    say(f"the tiny model's base stage: {steps} steps, about 8 a second; kept in {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = path.with_name(f"{name}.state")
+    flags = (steps, base_seed, base_format_rate, base_tasks, learning_rate)
+    losses = train_base(model, processor, *flags, state)
+    # renamed when it is whole: what is at `path` is complete, whatever ends this process
+    temporary = path.with_name(f"{name}.tmp-{os.getpid()}")
+    save_model(temporary, model, processor)
+    (temporary / "losses.json").write_text(json.dumps(losses))
+    try:
+        os.replace(temporary, path)
+    except OSError:  # another run was first: the same weights
+        if not path.exists():
+            raise
+        shutil.rmtree(temporary)
+    state.unlink(missing_ok=True)
+    return path
