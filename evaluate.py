@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from checker import score
 from config import Parser, tolerances
@@ -31,7 +30,7 @@ from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
 from lib.answers import split_response
 from lib.claims import claimed_facts
-from lib.log import run_program
+from lib.log import progress, run_program
 from lib.trained import find_model, load
 from rollout import Group, make_groups, rollout
 
@@ -131,6 +130,7 @@ def evaluate(
 ) -> dict[str, float]:
     """`readings` of one response to each example; asked: how, see respond."""
     groups = respond(model, processor, examples, **asked)
+    groups = progress(groups, "evaluate", total=len(examples), unit="question", leave=False)
     return readings([marks(group, tolerance) for group in groups])
 
 
@@ -229,7 +229,7 @@ def pass_at_ks(
     """
     groups = respond(model, processor, examples, num_generations=samples, **asked)
     right = []
-    for group in tqdm(groups, desc="pass@k", total=len(examples), unit="question", disable=None):
+    for group in progress(groups, "pass@k", total=len(examples), unit="question"):
         texts = [response.text for response in group.responses]
         scored = score(texts, group.example, tolerance=tolerance)
         right.append(int((scored["accuracy"] == 1).sum()))
@@ -259,7 +259,8 @@ def predict(
     ids = [example.id for example in examples]
     todo = [i for i, name in enumerate(ids) if name not in done]
     groups = respond(model, processor, examples, places=todo, **asked)
-    bar = tqdm(groups, total=len(ids), initial=len(ids) - len(todo), unit="question")
+    done_before = len(ids) - len(todo)
+    bar = progress(groups, "evaluate", total=len(ids), initial=done_before, unit="question")
     with open(path, "a", encoding="utf-8") as file:
         for group in bar:
             example, (response,) = group.example, group.responses

@@ -29,6 +29,7 @@ from evaluate import read_lines, respond
 from judge import CASE, contradicts, fill
 from lib.answers import split_response
 from lib.chat import Chat, ChatError, ask, close_chat, first_question, open_chat, try_again
+from lib.log import progress
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, shard
 from rollout import Group
 
@@ -149,7 +150,7 @@ def sample_rows(
         chat = open_chat(config, path.parent / "judge_cache.sqlite")
         first_question(chat, config.judge_optional)
     starts = range(len(rows), len(examples), config.prompts_per_step)
-    bar = tqdm(starts, desc="rejected sampling", unit="batch", disable=ranks.rank > 0 or None)
+    bar = progress(starts, "rejected sampling", unit="batch")
     with Interrupt() as interrupt:
         for start in bar:
             places = range(len(examples))[start : start + config.prompts_per_step]
@@ -162,7 +163,7 @@ def sample_rows(
                 with open(path, "a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in new)
             kept = sum(is_kept(row, config.reject_threshold) for row in rows)
-            bar.set_postfix(kept=f"{kept}/{len(rows)}")
+            bar.set_postfix(kept=f"{kept}/{len(rows)}", refresh=False)
             if signal := interrupt.agreed(ranks):
                 tqdm.write(f"interrupted: {path} has {len(rows)} prompts; go on with --resume")
                 raise SystemExit(128 + signal)

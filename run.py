@@ -23,7 +23,7 @@ from evaluate import evaluate, evaluate_all, interval, looks
 from judge import Judge
 from lib import checkpoint
 from lib.families import checkpoint_activations, parameter_counts, save_model
-from lib.log import Log, group_sums, means, thumbnail
+from lib.log import Log, group_sums, means, progress, thumbnail
 from lib.memory import FLAGS, memory_estimate, report_memory, shape_of
 from lib.optim import allocate_states, build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, reduce_sums, shard
@@ -69,8 +69,7 @@ class Run:
     def steps(self) -> Iterator[tuple[int, list[Group]]]:
         """Each step that is left, with this process's share of its prompts as Groups."""
         steps = range(self.state["step"], self.config.max_steps)
-        silent = None if self.log.active else True
-        self.bar = tqdm(steps, desc=self.config.method, unit="step", disable=silent)
+        self.bar = progress(steps, self.config.method, unit="step")
         for step in self.bar:
             self.clock = {"start": time.perf_counter()}
             data, config = self.task.train, self.config
@@ -131,7 +130,9 @@ class Run:
         line["step_time"] = self.clock["now"] - self.clock["start"]  # seconds
         line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
         log.append("metrics.jsonl", line)
-        self.bar.set_postfix({k: f"{line[k]:.2f}" for k in ("reward", "correct") if k in line})
+        shown = ("reward", "correct", *(f"share_{name}" for name in MODE_NAMES))
+        shown = {name.removeprefix("share_"): f"{line[name]:.2f}" for name in shown if name in line}
+        self.bar.set_postfix(shown, refresh=False)
         if config.log_groups_every and step % config.log_groups_every == 0:
             for group in groups[:2]:
                 log.append("groups.jsonl", group_line(step, group))
@@ -258,12 +259,13 @@ def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Ex
 
     A pure function of (seed, step), so that a resumed run needs no state for it.
     """
-    picked = []
-    for p in range(config.prompts_per_step):
-        epoch, place = divmod(step * config.prompts_per_step + p, len(data))
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(data), generator=generator)
-        picked.append(data[int(order[place])])
+    first, orders, picked = step * config.prompts_per_step, {}, []
+    for count in range(first, first + config.prompts_per_step):
+        epoch, place = divmod(count, len(data))
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            orders[epoch] = torch.randperm(len(data), generator=generator).tolist()
+        picked.append(data[orders[epoch][place]])
     return picked
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -151,6 +151,27 @@ class Log:
             path = Path(self.output_dir) / name
             if path.exists() and path.stat().st_size > position:
                 os.truncate(path, position)
+
+
+class Lines:
+    """Standard error without a terminal: what a bar writes over itself becomes a line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(items: Iterable, what: str, **about) -> tqdm:
+    """tqdm over the items, with the seconds that are left, by the first process: a bar on a
+    terminal, elsewhere a line every 30 seconds.
+    """
+    about.update(desc=what, miniters=1, disable=os.environ.get("RANK", "0") != "0")
+    if not sys.stderr.isatty():
+        about.update(file=Lines(), mininterval=30, maxinterval=30, ascii=True, ncols=100)
+    return tqdm(items, **about)
 
 
 def thumbnail(example: Example, side: int = 320) -> str | None:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tqdm import tqdm
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
 
@@ -29,6 +28,7 @@ from data.forms import answer_pool, mix_forms
 from data.reading import say, write_whole
 from lib.answers import grade
 from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_model
+from lib.log import progress
 from model import completion_hidden, encode_prompt, get_tokenizer
 
 BASE_TASKS = (*charts.TASKS, "judge", "choice")  # of Curr-ReFT's base
@@ -144,7 +144,7 @@ def train_base(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         start, losses = saved["step"], saved["losses"]
-    bar = tqdm(range(start, steps), "base stage", steps, initial=start, unit="step", disable=None)
+    bar = progress(range(start, steps), "base stage", total=steps, initial=start, unit="step")
     for step in bar:
         warmup = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:

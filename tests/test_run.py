@@ -1,10 +1,13 @@
 """What is said of the flags, and what a person sees while a run goes on."""
 
 import pytest
+import torch
 
 from config import parse
 from curr_reft import read_flags
 from data.example import InputError
+from lib.log import progress
+from run import step_examples
 
 IDLE = {  # typed for a single run, each would be ignored
     "--reward_weights 1 1 1": "--method sft",
@@ -53,3 +56,20 @@ def test_a_flag_without_effect_is_an_error_but_behind_two_dashes(flag):
 def test_curr_refts_flags_without_effect_are_errors_too(flags):
     with pytest.raises(InputError, match="has an effect only"):
         read_flags(flags.split())
+
+
+def test_without_a_terminal_progress_is_lines(capsys):
+    bar = progress(range(3), "stage", unit="step")
+    bar.mininterval = 0
+    assert list(bar) == [0, 1, 2]
+    said = capsys.readouterr().err
+    assert "\r" not in said and len(said.splitlines()) >= 4
+    assert all(line.startswith("stage: ") for line in said.splitlines())
+
+
+def test_a_steps_examples_are_those_of_a_shuffle_per_epoch():
+    config = parse("--prompts_per_step 5 --seed 3".split())
+    seen = [place for step in range(4) for place in step_examples(range(10), config, step)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    generator = torch.Generator().manual_seed(3 * 1_000_003 + 1)
+    assert seen[10:] == torch.randperm(10, generator=generator).tolist()
