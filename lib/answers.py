@@ -78,7 +78,7 @@ def read_value(text: str) -> float | None:
     """The finite number that a text writes ("1,200", "12 %", "$3.0"), or None; 12 % is 12."""
     if len(text) > 400:  # no picture has such a number
         return None
-    return float(text) if text.isdecimal() else to_number(clean_answer(text).removesuffix("%"))
+    return to_number(text if text.isdecimal() else clean_answer(text).removesuffix("%"))
 
 
 def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -> bool:

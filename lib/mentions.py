@@ -8,7 +8,7 @@ claims.py says which value is claimed for which name.
 
 from dataclasses import dataclass, field, replace
 
-from lib.names import COPULAS, NUMERALS, PADDING, STOP, UNKNOWN, YEAR
+from lib.names import COPULAS, PADDING, STOP, UNKNOWN, YEAR
 from lib.names import Token, find_name, find_units, read_chart, read_number, tokenize, words
 
 
@@ -111,8 +111,8 @@ class Reader:
             value, stop, name = None, i, ()
             if token.word in self.chart.spellings:
                 stop, name = find_name(self.tokens, i, self.chart.spellings)
-            if not name and (token.value is not None or text in NUMERALS):
-                value, end = read_number(self.tokens, i, self.chart.numbers, units)
+            if not name:
+                value, end = read_number(self.tokens, i, units)
             if name:
                 clause.mentions += [Mention(kind, part, i, stop) for kind, part in name]
                 self.named.update(range(i, stop))
@@ -128,8 +128,7 @@ class Reader:
                 if computed and self.texts[i - 1] in COPULAS:
                     computed = False
                 elif not self.is_denied(i):
-                    signed = self.texts[i - 1] in ("negative", "minus") and value < 0
-                    self.add_value(Mention(None, value, i - signed, end), i)
+                    self.add_value(Mention(None, value, i, end))
             elif text in ASKING and not clause.mentions and (i == 0 or self.is_break(i - 1)):
                 clause.asked = True
             elif token.word and token.raw[0].isupper():
@@ -138,15 +137,16 @@ class Reader:
             i = end
         yield self.clause
 
-    def add_value(self, value: Mention, i: int) -> None:
-        """Adds the value at token i, with the name that it brings along, or as a bound."""
+    def add_value(self, value: Mention) -> None:
+        """Adds a value, with the name that it brings along, or as a bound."""
+        i = value.start
         adjacent = i - 1 in self.named or i - 2 in self.named and not self.tokens[i - 1].word
         than = self.texts[i - 1] == "than"
         bound = COMPARED.get(self.texts[i - 2], 0) if than else BOUNDS.get(self.texts[i - 1], 0)
         before = self.clause.mentions[-1:]
         if bound and before and before[0].kind is not None and i - before[0].end <= 5:
             self.clause.bounds.append(replace(value, bound=bound))  # of the name before it
-        elif self.is_stated(value, i, adjacent):
+        elif self.is_stated(value, adjacent):
             if not adjacent:
                 self.add_unknown(*self.unknown_name(value))
             self.clause.mentions.append(value)
@@ -193,17 +193,14 @@ class Reader:
                 return False
         return False
 
-    def is_stated(self, value: Mention, i: int, adjacent: bool) -> bool:
-        """Whether the number at token i can be a name's value; `adjacent`: right behind a name."""
+    def is_stated(self, value: Mention, adjacent: bool) -> bool:
+        """Whether a number can be a name's value; `adjacent`: it is right behind one."""
+        i = value.start
         before = [text for text in self.texts[max(0, i - 8) : i] if text not in ADVERBS]
         nearest = before[-1] if before else ""
         percent = self.texts[value.end] == "%"
         j = value.end + percent
         behind = self.texts[j]
-        if self.tokens[i].value is None and not (
-            (adjacent or nearest in LINKS) and behind in FOLLOWING
-        ):
-            return False
         if behind in COMPARED and adjacent:
             return True
         if behind in DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:

@@ -1,7 +1,7 @@
 """Words, numbers and names: the tokens of a text, and which of a picture's names begins at one.
 
 The first of three steps in reading what a text states about a picture: names.py, mentions.py,
-claims.py. Left out: paraphrased names, decimal commas, fractions in words.
+claims.py. Left out: paraphrased names, decimal commas, numbers in words.
 """
 
 import re
@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from data.charts import COLOURS
-from data.example import fact_name, fact_value
-from lib.answers import SPACED, read_value
+from data.example import fact_name
+from lib.answers import read_value
 
 # Nothing that can fail follows a repetition: no backtracking, whatever the text.
 TOKEN = re.compile(
@@ -50,16 +50,6 @@ ENDING = words("and or but is are was were has had at in for while by with")
 COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about approximately roughly
     of to""")
 
-# Numbers in words count where nothing is counted: "A is ninety." but not "A is one of three".
-NUMERALS = {
-    word: number
-    for number, word in enumerate(
-        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-        fifteen sixteen seventeen eighteen nineteen""".split()
-    )
-}
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-NUMERALS |= {word: 10 * number for number, word in enumerate(TENS, 2)}
 SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9}
 SCALES |= {"bn": 1e9, "trillion": 1e12, "tn": 1e12, "dozen": 12, "m": 1e6, "b": 1e9}
 NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
@@ -113,12 +103,11 @@ class Chart:
     spellings: names without blanks (tables read off images have theirs wrong: "Spa in") to
     ((kind, name), ...), a row's with its column's where they follow each other, None where a name
     only begins so. table: (row,), or (row, column) where all facts have both, to the facts of that
-    name. numbers: the values.
+    name.
     """
 
     spellings: dict
     table: dict
-    numbers: set
     open: bool  # whether names of other things are wrong: not where the facts are equations
     years: bool  # whether some names are years
 
@@ -128,7 +117,7 @@ def read_chart(facts: tuple) -> Chart:
     """The Chart of a tuple of facts; where all names are the embedded charts' colours, others are
     known to be none of its names."""
     in_table = all(len(fact) == 3 for fact in facts)
-    spellings, table, shorts, numbers = {}, {}, {}, set()
+    spellings, table, shorts = {}, {}, {}
     for fact in facts:
         texts = fact[:-1] if in_table else (fact_name(fact),)
         names = tuple(name_words(text) for text in texts)
@@ -138,19 +127,17 @@ def read_chart(facts: tuple) -> Chart:
             short = name_words(SHORTENING.split(text)[0])
             shorts.setdefault((kind, short), set()).add(name)
         add_spelling(spellings, sum(names, ()), tuple(enumerate(names)))
-        numbers.add(read_value(fact_value(fact)))
     for (kind, short), called in shorts.items():
         if len(called) == 1:
             add_spelling(spellings, short, ((kind, called.pop()),))
-    for value in map(fact_value, facts):
-        if read_value(value) is None:
-            add_spelling(spellings, name_words(value), ((None, name_words(value)),))
+    for value in (fact[-1] for fact in facts if read_value(fact[-1]) is None):
+        add_spelling(spellings, name_words(value), ((None, name_words(value)),))
     if all(fact_name(fact) in COLOURS for fact in facts):
         for colour in COLOURS:
             add_spelling(spellings, (colour,), ((0, (UNKNOWN, colour)),))
     years = any(YEAR.fullmatch("".join(name)) for names in table for name in names)
     equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
-    return Chart(spellings, table, numbers - {None}, bool(facts) and not equations, years)
+    return Chart(spellings, table, bool(facts) and not equations, years)
 
 
 def add_spelling(spellings: dict, name: tuple, entry: tuple) -> None:
@@ -187,29 +174,12 @@ def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tu
 # ---- numbers ------------------------------------------------------------------------------------
 
 
-def read_number(tokens: list[Token], i: int, numbers: set, units: set) -> tuple[float | None, int]:
-    """(value, end) of the number that begins at token i, or (None, i).
-
-    With its sign and scale: "negative 4", "3.0 billion"; `units`: scales that are just the
-    chart's unit. "1 250" is one number where it is among `numbers`, the chart's.
+def read_number(tokens: list[Token], i: int, units: set) -> tuple[float | None, int]:
+    """(value, end) of the number at token i, or (None, i + 1); scaled ("3.0 billion" is 3e9) but
+    for `units`: scales that are just the chart's unit.
     """
-    value, end = tokens[i].value, i + 1
-    if value is None:
-        value = NUMERALS.get(tokens[i].text)
-        ones = end + (tokens[end].text == "-")  # "twenty-five"
-        if value and value % 10 == 0 and 0 < NUMERALS.get(tokens[ones].text, 0) < 10:
-            value, end = value + NUMERALS[tokens[ones].text], ones + 1
-    for j in (i + 2, i + 3):
-        spaced = " ".join(token.text for token in tokens[i:j])
-        if SPACED.fullmatch(spaced) and read_value(spaced) in numbers:
-            value, end = read_value(spaced), j
-    if value is None:
-        return None, i
-    before = tokens[i - 1].text
-    if before == "negative" or before == "minus" and tokens[i - 2].text in COPULAS:
-        value = -value
-    scale = scale_of(tokens, end - 1)
-    if scale in SCALES and scale not in units:
+    value, end, scale = tokens[i].value, i + 1, scale_of(tokens, i)
+    if value is not None and scale in SCALES and scale not in units:
         value, end = value * SCALES[scale], end + (scale == tokens[end].text)
     return value, end
 

@@ -130,6 +130,10 @@ def test_answers_are_numbers_as_people_write_them(plain):
     assert {clean_answer(text) for text in [plain, *WRITTEN[plain].split("|")]} == {plain}
 
 
+def test_a_number_without_end_is_no_value():
+    assert [read_value(text) for text in ("9" * 350, "1e999", "1,200")] == [None, None, 1200.0]
+
+
 OPTION = {"cat": 1, "B": 1, "(b)": 1, "B. cat": 1, "option B": 1, "A": 0, "B. dog": 0, "C": 0}
 
 
@@ -212,9 +216,7 @@ GUESSED = {
 }
 NUMBERS = {
     "Latvia is 3.0 billion": ["Latvia 3.0 billion"],
-    "Latvia is negative 3.0": ["Latvia negative 3.0"],
-    "Latvia is ninety-two and Portugal is one of three": ["Latvia ninety - two"],
-    "Latvia is three.": ["Latvia 3.0"],
+    "Latvia is -3.0 and Portugal is one of three": ["Latvia -3.0"],
     "Latvia 3.0 million, Portugal 8.9 million": ["Latvia 3.0", "Portugal 8.9"],  # the unit
 }
 INVENTED = {
@@ -246,8 +248,8 @@ def test_what_is_claimed(kind, thinking, claims):
 @pytest.mark.parametrize(
     "text, facts",
     [
-        ("P is negative 4, Q is 1 250, R is ninety.", [("P", "-4"), ("Q", "1250"), ("R", "90")]),
-        ("S has twenty-five, T 1,200.0, U 12 %", [("S", "25"), ("T", "1200"), ("U", "12%")]),
+        ("P is -4, Q is 1,250", [("P", "-4"), ("Q", "1250")]),
+        ("S has 25, T 1,200.0, U 12 %", [("S", "25"), ("T", "1200"), ("U", "12%")]),
         ("A is 1, I is 2 and May is 3", [("A", "1"), ("I", "2"), ("May", "3")]),
         ("A, I and May: 1, 2, 3", [("A", "1"), ("I", "2"), ("May", "3")]),
         ("The bag is red and on the left. A black umbrella.", BAGS),
