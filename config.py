@@ -62,7 +62,9 @@ def knob(default, text: str, *when: tuple, group=None, choices=None, **limits: f
 
 @dataclass
 class Config:
-    dataset: str = knob("charts", "charts, chartqa, gsm8k, aokvqa, a .jsonl or .json", group="data")
+    dataset: str = knob(
+        "charts", "charts, chartqa, gsm8k, aokvqa, a .jsonl, .json or .tsv", group="data"
+    )
     data_dir: str | None = knob(None, "its folder or zip; default: download", FILES)
     questions: str = knob("human", "of which kind", CHARTQA, choices=("human", "augmented", "all"))
     train_size: int | None = knob(None, "use the first so many training examples", low=1)

@@ -25,16 +25,17 @@ teach nothing to a base that never follows the format. Left out: answers with se
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from config import EPOCHS, SAMPLES, TINY, Config, eval_settings, knob, parse
+from config import EPOCHS, FILES, SAMPLES, TINY, Config, eval_settings, knob, parse
 from data.charts import TASKS
 from data.example import Example, InputError
-from data.forms import FORMS, stage_questions
+from data.forms import FORMS, given_questions, stage_questions
 from data.reading import write_whole
 from evaluate import evaluate, evaluate_all, read_lines
 from lib.answers import grade
@@ -49,7 +50,7 @@ from run import summary
 from train import launch, train
 
 STAGES = (*FORMS, "reject")
-EPOCHS = {"judge": 1, "choice": 1, "open": 2}
+STAGE_EPOCHS = {"judge": 1, "choice": 1, "open": 2}
 REJECT = ("with the stage reject", lambda c: "reject" in c.stages)
 MIXED = ("with --mix on other data than the charts", lambda c: c.mix or c.dataset == "charts")
 
@@ -75,6 +76,9 @@ class Curriculum(Config):
     base_task_steps: int = knob(1200, "length of that stage", TINY, low=1)
 
     stages: list[str] = knob(list(STAGES), "which, in this order", choices=STAGES)
+    stage_data: list[str] | None = knob(
+        None, "files of questions that are given and not made: judge=a.jsonl ...", FILES
+    )
     reject_samples: int = knob(8, "N: responses to a prompt in rejected sampling", REJECT, low=1)
     reject_size: int | None = knob(None, "sample for so many examples, not all", REJECT, low=1)
     reject_threshold: float = knob(85.0, "keep what is above, of 100", REJECT, low=0, high=99)
@@ -102,6 +106,9 @@ def read_flags(argv: list[str]) -> Curriculum:
     config = parse(argv, Curriculum, DEFAULTS, **about)
     if config.resume not in (None, "last"):
         raise InputError("--resume: give no folder, the stage to go on with is found")
+    for given in config.stage_data or []:
+        if not re.fullmatch(rf"({'|'.join(FORMS)})=.+\.(jsonl|json)", given):
+            raise InputError(f"--stage_data {given}: write it as {FORMS[0]}=FILE.jsonl")
     return config
 
 
@@ -160,9 +167,14 @@ def stage_task(config: Curriculum, stage: str) -> Task:
 
 
 def ask_split(config: Curriculum, form: str, split: str, size: int | None) -> list[Example]:
-    """A split's items, of all tasks, as questions of a form. InputError: see stage_questions."""
-    examples = load_split(config, split, size, TASKS)
-    return stage_questions(form, examples, 0, grade)
+    """A split's items, of all tasks, as questions of a form, made from the data set or given in
+    a file of --stage_data. InputError: see stage_questions, given_questions.
+    """
+    files = dict(given.split("=", 1) for given in config.stage_data or [])
+    if form in files:
+        given = replace(config, dataset=files[form], traces=None)
+        return given_questions(form, load_split(given, split, size))
+    return stage_questions(form, load_split(config, split, size, TASKS), 0, grade)
 
 
 def run_stage(
@@ -195,7 +207,7 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     if stage == "reject":
         own.max_steps, own.num_train_epochs = None, config.reject_epochs
         return replace(own, method="sft", refiner="off", beta=0.0, loss_type="grpo")
-    share = EPOCHS[stage] / sum(EPOCHS.get(name, 0) for name in config.stages)
+    share = STAGE_EPOCHS[stage] / sum(STAGE_EPOCHS.get(name, 0) for name in config.stages)
     own.max_steps = config.max_steps and max(1, round(share * config.max_steps))
     own.num_train_epochs = config.num_train_epochs and share * config.num_train_epochs
     return own

@@ -3,6 +3,7 @@
     python evaluate.py --ckpt out/charts-dyme                     every test question, once
     python evaluate.py --ckpt FOLDER --dataset mine.jsonl --split val --out mine.jsonl
     python evaluate.py --ckpt FOLDER --pass_at_k 64 --size 48 --batch_size 1024
+    python evaluate.py --ckpt FOLDER --data MathVista_MINI.tsv --max_completion_length 1024
 
 Every response is a line of --out; a command that was stopped goes on where it was. Besides
 accuracy it counts what DyME is about: is the stated thinking true (precision and F1 of the stated
@@ -28,7 +29,9 @@ from checker import score
 from config import Parser, tolerances
 from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
-from lib.answers import split_response
+from data.own import split_marked
+from data.tsv import read_tsv, write_predictions
+from lib.answers import clean_answer, grade, split_response, to_number
 from lib.claims import claimed_facts
 from lib.log import progress, run_program
 from lib.trained import find_model, load
@@ -193,6 +196,15 @@ def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
     return replace(example, image=other.image, facts=other.facts, needed=[])
 
 
+def show_accuracies(rows: list[dict]) -> None:
+    """Prints the accuracy of some `marks`, and by task, with its 95 % interval."""
+    every = {"all": [row["accuracy"] for row in rows]} if rows else {}
+    for task, right in {**every, **by_task(rows)}.items():
+        low, high = interval(mean(right), len(right))
+        span = f"[{low:.3f}, {high:.3f}]"
+        print(f"{task}: accuracy {mean(right):.3f} {span}, {len(right)} questions")
+
+
 def mean(values: list) -> float:
     """The mean, 0 of nothing."""
     return sum(values) / max(len(values), 1)
@@ -302,6 +314,62 @@ def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
     return rows
 
 
+# ---- benchmarks as TSV files --------------------------------------------------------------------
+
+
+def final_answer(response: str) -> str:
+    """What a response says in the end: behind its answer marker; without one inside the last \\boxed{},
+    else the last line.
+    """
+    marked = split_marked(response)[1]
+    if marked is not None:
+        return marked
+    start = response.rfind("\\boxed{")
+    depth = 0
+    for end in range(start, len(response) if start >= 0 else start):
+        depth += (response[end] == "{") - (response[end] == "}")
+        if response[end] == "}" and not depth:
+            return response[start + 7 : end]
+    return (response.strip().splitlines() or [""])[-1].strip()
+
+
+def has_metric(example: Example) -> bool:
+    """Whether letters, numbers, yes and no are enough to score it: a free answer needs a judge."""
+    plain = example.kind != "text" or example.options
+    return bool(example.answer and (plain or to_number(clean_answer(example.answer)) is not None))
+
+
+def ask_benchmark(args: argparse.Namespace, path: Path, asked: dict) -> None:
+    """Ask the questions of VLMEvalKit's TSV args.data, write the prediction file that it scores to
+    `path`, and print what can be scored without it, by category. The lines of predict are beside
+    it: what was stopped goes on.
+    """
+    source, instruction = Path(args.data), None
+    if path.suffix != ".tsv" or path.resolve() == source.resolve():
+        raise InputError(f"--out {path}: a benchmark's predictions are another .tsv")
+    if args.instruction:
+        try:
+            instruction = Path(args.instruction).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise InputError(f"--instruction {args.instruction}: {error}") from error
+    examples = read_tsv(source, args.data_dir or source.parent)[: args.size]
+    examples = [replace(example, instruction=instruction) for example in examples]
+    how = {"ckpt": args.ckpt, "data": args.data, "instruction": instruction}
+    lines = predict(*load(args.model), examples, path.with_suffix(".jsonl"), how, **asked)
+    responses = [line["response"] for line in lines]
+    indices = (example.id.removeprefix(f"{source.stem}/") for example in examples)
+    write_predictions(source, path, dict(zip(indices, responses)))
+    rows = [
+        {"task": e.task, "accuracy": float(grade(e, final_answer(r), asked["tolerance"]) > 0.5)}
+        for e, r in zip(examples, responses)
+        if has_metric(e)
+    ]
+    show_accuracies(rows)
+    told = f"{len(examples) - len(rows)} answers are free or unknown, and not scored here"
+    print(f"{told}; each row counts by itself: never beside circular evaluation")
+    print(f"{path}: vlmutil eval {source.stem} {path}")
+
+
 # ---- the program --------------------------------------------------------------------------------
 
 
@@ -330,6 +398,7 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
         if value is not None and value < least[name]:
             raise InputError(f"--{name} {value}: must be at least {least[name]}")
     args.model, trained = find_model(args.ckpt)
+    args.dataset = getattr(args, "data", None) or args.dataset
     if args.dataset not in (None, trained.get("dataset")):
         trained = {"max_pixels": trained.get("max_pixels")}
     trained = {"dataset": "chartqa", "max_completion_length": 300, **trained}
@@ -343,6 +412,8 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
 
 
 FLAGS = {
+    "data": {"help": "a benchmark's TSV, VLMEvalKit's, in place of a data set"},
+    "instruction": {"help": "with --data: a file with the prompt of a model of others"},
     "size": {"type": int, "help": "the first so many questions (default: all)"},
     "pass_at_k": {"metavar": "N", "type": int, "help": "pass@k, of N samples per question"},
     "out": {"help": "where responses go (default: predictions.jsonl in --ckpt)"},
@@ -354,23 +425,27 @@ FLAGS = {
 def ask_split(argv: list[str]) -> None:
     """Ask a split and print what came out."""
     args = parse(argv, "Ask a whole split.", FLAGS)
-    examples = load_data(args.dataset, args.split, args.data_dir, size=args.size, questions="all")
     asked = {**args.asked, "tolerance": args.tolerance, "batch_size": args.batch_size}
+    folder = Path(args.ckpt)
+    folder = folder if folder.is_dir() else Path("out", args.ckpt.replace("/", "--"))
+    name = (
+        f"{folder.resolve().name}_{Path(args.data).stem}.tsv" if args.data else "predictions.jsonl"
+    )
+    path = Path(args.out or folder / name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if args.instruction and not args.data:
+        raise InputError("--instruction: has an effect only with --data; leave it out")
+    if args.data and not args.pass_at_k:
+        return ask_benchmark(args, path, asked)
+    examples = load_data(args.dataset, args.split, args.data_dir, size=args.size, questions="all")
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0
         found = pass_at_ks(*load(args.model), examples, args.pass_at_k, **asked)
         print(", ".join(f"{k} {100 * v:.1f} %" for k, v in found.items() if k != "right"))
         return
-    folder = Path(args.ckpt)
-    folder = folder if folder.is_dir() else Path("out", args.ckpt.replace("/", "--"))
-    path = Path(args.out or folder / "predictions.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
     how = {name: getattr(args, name) for name in ("ckpt", "dataset", "split")}
     rows = [line["marks"] for line in predict(*load(args.model), examples, path, how, **asked)]
-    for task, right in {"all": [row["accuracy"] for row in rows], **by_task(rows)}.items():
-        low, high = interval(mean(right), len(right))
-        span = f"[{low:.3f}, {high:.3f}]"
-        print(f"{task}: accuracy {mean(right):.3f} {span}, {len(right)} questions")
+    show_accuracies(rows)
     found = readings(rows)
     names = ("format", "fact_precision", "fact_f1", "grounded", "truncated")
     told = [f"{name} {found[name]:.3f}" for name in names if found[name] is not None]

@@ -9,6 +9,7 @@ from data.example import SPLITS, Example, InputError, NoSplit
 from data.gsm8k import load_gsm8k
 from data.images import open_image
 from data.own import attach_traces, load_own
+from data.tsv import read_tsv
 
 __all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
 
@@ -32,7 +33,7 @@ def load_data(
 ) -> Sequence[Example]:
     """The Examples of a split: "train", "val" or "test" (charts also "ood") of a data set.
 
-    name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl or .json. data_dir: where its
+    name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl, .json, .tsv. data_dir: where its
     files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise, tasks
     (charts.TASKS): charts only. questions: "human", "augmented" or "all", ChartQA only. traces: a
     .jsonl of reference traces. skip_bad_rows: they are left out and counted, not an InputError.
@@ -47,9 +48,13 @@ def load_data(
         examples = PUBLISHED[name](split, data_dir, questions, skip_bad_rows)[:size]
     elif name.lower().endswith((".jsonl", ".json")):
         examples = load_own(name, split, data_dir, skip_bad_rows)[:size]
+    elif name.lower().endswith(".tsv"):
+        examples = load_own(name, split, data_dir, skip_bad_rows, read_tsv)[:size]
     else:
         known = ", ".join(["charts", *PUBLISHED])
-        raise InputError(f"--dataset {name}: must be {known}, or a path ending in .jsonl or .json")
+        raise InputError(
+            f"--dataset {name}: must be {known}, or a path ending in .jsonl, .json, .tsv"
+        )
     if not examples:
         raise NoSplit(f"{name}: no examples in the split {split}")
     return attach_traces(examples, traces) if traces else examples

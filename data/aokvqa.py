@@ -5,16 +5,12 @@ direct answer; the rationales, joined, are the trace. Left out: test, its labels
 """
 
 import ast
-import hashlib
 from collections import Counter
-from pathlib import Path
-
-import huggingface_hub
 
 from data.example import Example, InputError, NoSplit
-from data.images import read_image
+from data.images import keep_image
 from data.own import clean_trace
-from data.reading import hub_rows, parse_file, text, texts, write_whole
+from data.reading import hub_rows, parse_file, text, texts
 
 REPO, REVISION = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"
 PARTS = {
@@ -27,15 +23,8 @@ def load_aokvqa(split: str, data_dir, questions=None, skip_bad_rows: bool = Fals
     """A split, from PARTS below `data_dir` or from the hub; images are unpacked into its cache."""
     if split not in PARTS:
         raise NoSplit(f"aokvqa: the labels of {split} are not published")
-    folder = Path(huggingface_hub.constants.HF_HUB_CACHE, "aokvqa-images")
-    folder.mkdir(parents=True, exist_ok=True)
 
     def parse(row, number):
-        raw = row["image"]["bytes"]
-        image = folder / f"{hashlib.sha256(raw).hexdigest()}.jpg"
-        if not image.exists():
-            write_whole(image, raw, fsync=False)
-        read_image(image, header_only=True)
         if isinstance(row["direct_answers"], str):  # "['a', 'b']", a literal
             row["direct_answers"] = ast.literal_eval(row["direct_answers"])
         answers = [answer for answer, _ in Counter(texts(row, "direct_answers")).most_common()]
@@ -45,7 +34,7 @@ def load_aokvqa(split: str, data_dir, questions=None, skip_bad_rows: bool = Fals
         if not answers:
             raise InputError("no correct_choice_idx and no direct_answers")
         return Example(
-            str(image),
+            keep_image(row["image"]["bytes"]),
             text(row, "question"),
             answers[0],
             trace=clean_trace(" ".join(texts(row, "rationales"))),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 THINK = "Think step by step, then finish with a line of the form Answer: x"
 DIRECT = "Answer with a single word or number."
 SPLITS = ("train", "val", "test")
-TASK_KINDS = {"detection": "box", "classification": "labels"}  # Example.kind; others: text
+# Example.kind of the tasks of Curr-ReFT, by the charts' names and by the published ones; else text
+TASK_KINDS = {"detection": "box", "classification": "labels", "classify": "labels"}
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_MESSAGE = 300  # characters per line of an InputError
 

@@ -68,6 +68,21 @@ def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Ca
     return replace(example, question=question, answer=answer, options=None, kind=kind)
 
 
+def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
+    """Examples that somebody wrote in one of FORMS, as Curr-ReFT publishes its stages: they ask for
+    the form's kind of answer. InputError for an answer that isn't one.
+    """
+    if form == "open":
+        return list(examples)
+    kind, pattern = (
+        ("decision", "(?i)yes|no") if form == "judge" else ("letters", r"[A-Z](\W*[A-Z])*")
+    )
+    for example in examples:
+        if not re.fullmatch(pattern, example.answer.strip(" .()")):
+            raise InputError(f"{example.id}: {example.answer!r} is no answer of stage {form}")
+    return [replace(example, kind=kind) for example in examples]
+
+
 # ---- wrong answers ------------------------------------------------------------------------------
 
 

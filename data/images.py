@@ -5,15 +5,17 @@ InputError. Left out: several frames, colour profiles.
 """
 
 import functools
+import hashlib
 import math
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 from PIL import Image, ImageOps
 
 from data.example import InputError
-from data.reading import leaves_folder
+from data.reading import leaves_folder, write_whole
 
 MAX_PIXELS = 64 * 2**20  # ours, so that nobody's Image.MAX_IMAGE_PIXELS = None matters
 MAX_ASPECT = 200  # the longer side by the shorter: what Qwen's processors take
@@ -63,6 +65,17 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
         reason = f"broken image: {error}"
     where = "an image" if isinstance(image, Image.Image) else image
     raise InputError(f"{where}{example and f' (example {example})'}: {reason}")
+
+
+def keep_image(raw: bytes) -> str:
+    """The path of an image that came as bytes: a file in the hub's cache, written once."""
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE, "unpacked-images")
+    path = folder / hashlib.sha256(raw).hexdigest()
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, raw, fsync=False)
+    read_image(path, header_only=True)
+    return str(path)
 
 
 def open_image(example, max_pixels: int | None = None) -> Image.Image | None:

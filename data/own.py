@@ -7,6 +7,7 @@ Left out: how files are read safely (reading.py).
 import ntpath
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def split_marked(response: str) -> tuple[str, str | None]:
 
 
 def clean_trace(trace: str | None) -> str | None:
-    """The thinking alone: no answer (the memorized target adds its own), no GSM8K annotations."""
-    trace = re.sub(r"<<[^<>]*>>|\n#### .*", "", trace or "")
+    """The thinking alone: no answer (the memorized target adds its own), no annotations, no tags."""
+    trace = re.sub(r"<<[^<>]*>>|\n#### .*|</?think(?:ing)?>", "", trace or "")
     return MARKER.split(trace)[0].strip(" \t\r\n*") or None
 
 
@@ -94,6 +95,9 @@ ABOUT = (
 ).split()
 
 
+BOX_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+
+
 def check_fields(row: dict):
     """InputError that names an unknown field that may matter."""
     for name in filled(row, *row):
@@ -138,8 +142,9 @@ def choose(answer: str, options: list[str]) -> str:
 
 
 def find_image(row: dict, folder, moved: dict) -> str | None:
-    """The path of a row's image; a gone absolute one is looked for in the folder by its bare name,
-    and noted in `moved`. InputError for a URL, a relative path that leaves the folder, no image.
+    """The path of a row's image; a gone absolute one is looked for in the folder by the longest end
+    of its path that is there, and noted in `moved`. InputError for a URL, a relative path that
+    leaves the folder, no image.
     """
     names = texts(row, *NAMES["image"])
     if len(names) > 1:
@@ -151,9 +156,11 @@ def find_image(row: dict, folder, moved: dict) -> str | None:
         raise InputError(f"the image {name[:80]!r} is a URL: download it and give its path")
     path = os.path.join(folder, name)  # an absolute path stays as it is
     if os.path.isabs(name) or ntpath.isabs(name):
-        other = os.path.join(folder, ntpath.basename(name))
-        if os.path.isfile(other) and not os.path.isfile(path):
-            path = moved[name] = other
+        parts = re.split(r"[/\\]", name) * (".." not in name)
+        ends = [os.path.join(folder, *parts[i:]) for i in range(1, len(parts))]
+        found = next(filter(os.path.isfile, ends), None)
+        if found and not os.path.isfile(path):
+            path = moved[name] = found
     elif leaves_folder(name):
         raise InputError(f"the image {name!r} leaves the folder of the data")
     read_image(path, header_only=True)
@@ -164,8 +171,9 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     """An Example, its id `name`, from the fields of NAMES; question and answer must be there.
 
     Several right answers are a list. One that is written as "thinking \n Answer: x" is taken
-    apart, an option's letter becomes its text. The task "detection" asks for a box,
-    left,top,right,bottom in pixels, "classification" for labels between commas. folder, moved: see
+    apart, an option's letter becomes its text. The task "detection" asks for one box,
+    left,top,right,bottom in pixels, "classification" for labels between commas. An <image> at the
+    head of a question, as Curr-ReFT's data has it, is the image's place. folder, moved: see
     find_image.
     """
     check_fields(row)
@@ -179,14 +187,18 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     trace = text(row, *NAMES["trace"], *worked, required=False) or thinking
     machine = text(row, "human_or_machine", required=False)
     task = text(row, "task", required=False) or {"0": "human", "1": "augmented"}.get(machine, "")
+    kind = TASK_KINDS.get(task.split("-")[0], "text")
+    if kind == "box" and any(len(BOX_NUMBER.findall(answer)) != 4 for answer in answers):
+        raise InputError(f"{answers[0]!r} is not one box: left, top, right, bottom")
+    image = find_image(row, folder, moved)
     return Example(
-        find_image(row, folder, moved),
-        question.strip(),
+        image,
+        (re.sub(r"^\s*<image>", "", question) if image else question).strip(),
         answers[0],
         read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
         trace=clean_trace(trace),
         task=task,
-        kind=TASK_KINDS.get(task.split("-")[0], "text"),
+        kind=kind,
         id=name,
         options=options or None,
         answers=answers,
@@ -234,7 +246,9 @@ def beside(path: Path, split: str) -> Path | None:
     return next(filter(Path.is_file, files), None)
 
 
-def load_own(path: str, split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
+def load_own(
+    path: str, split: str, data_dir, skip_bad_rows: bool = False, read: Callable = read_own
+) -> list[Example]:
     """A split of one's own file: the file is train; val and test are files beside it.
 
     Without a val file the last tenth is held out. Relative images start from `data_dir`, else from
@@ -247,7 +261,7 @@ def load_own(path: str, split: str, data_dir, skip_bad_rows: bool = False) -> li
             f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
             "beside it, or evaluate another with --final_splits"
         )
-    examples = read_own(file or path, data_dir or path.parent, skip_bad_rows)
+    examples = read(file or path, data_dir or path.parent, skip_bad_rows)
     held_out = split in ("train", "val") and not beside(path, "val")
     return hold_out(examples, split, path) if held_out else examples
 

@@ -182,6 +182,22 @@ def test_a_dead_judge_is_tried_again_once_per_batch(tmp_path, monkeypatch):
     assert len(rows) == 5 and len(tried) == 3
 
 
+def test_given_questions_of_a_stage_are_asked_as_they_are(tmp_path):
+    for name, answer in (("judge", "Yes"), ("choice", "A, C"), ("open", "3")):
+        rows = [{"problem": f"q{i}", "solution": f"<answer>{answer}</answer>"} for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = [f"{form}={tmp_path}/{form}.jsonl" for form in FORMS]
+    flags = ["--dataset", f"{tmp_path}/open.jsonl", "--stage_data", *files]
+    tasks = [curr_reft.stage_task(read_flags(flags), form) for form in FORMS]
+    asked = [(task.train[0].kind, task.train[0].answer, len(task.val)) for task in tasks]
+    assert asked == [("decision", "Yes", 2), ("letters", "A, C", 2), ("text", "3", 2)]
+    with pytest.raises(InputError, match="open.jsonl/1: '3' is no answer of stage judge"):
+        curr_reft.stage_task(read_flags([*flags[:3], f"judge={tmp_path}/open.jsonl"]), "judge")
+    with pytest.raises(InputError, match="--stage_data x.jsonl: write it as judge=FILE.jsonl"):
+        read_flags([*flags[:3], "x.jsonl"])
+    assert read_flags([*flags[:2], "--num_train_epochs", "2"]).num_train_epochs == 2
+
+
 @pytest.mark.parametrize(
     "reply, parts", [("20 25 25 10", [20, 25, 25, 10]), ("100 25 25 25", None), ("very good", None)]
 )

@@ -107,7 +107,6 @@ def test_chartqa_reports_every_bad_row_at_once(tmp_path):
         (b"", []),
         (b"A,B, C\nx,1,2\n\n,3", [("x", "B", "1"), ("x", "C", "2"), ("", "B", "3")]),
         (b'A,B\n"x\ny",1', [("x\ny", "1")]),
-        (b"A,B\n" + b"x" * 200_000, None),
         (b"A,B\n" + b"x,1\n" * 3_000_000, None),
     ],
 )

@@ -86,6 +86,14 @@ def test_readings_are_shares_and_fact_precision_none_where_nothing_is_stated():
     assert (found["accuracy/"], found["accuracy/sum"]) == (1, 0)
 
 
+def test_accuracy_is_shown_by_human_and_augmented_beside_the_average(capsys):
+    rows = [{"task": task, "accuracy": right} for task, right in [("human", 0), ("augmented", 1)]]
+    program.show_accuracies(rows)
+    told = [line.split(" [")[0] for line in capsys.readouterr().out.splitlines()]
+    shares = {"all": 0.5, "augmented": 1, "human": 0}
+    assert told == [f"{name}: accuracy {share:.3f}" for name, share in shares.items()]
+
+
 @pytest.mark.parametrize(
     "flags, tolerance",
     [("--dataset chartqa", 0.05), ("--dataset gsm8k", 0.0), ("", 0.0), ("--tolerance 0.2", 0.2)],

@@ -251,10 +251,25 @@ def test_traces_are_attached_by_id_and_strangers_are_counted(tmp_path, capsys):
     assert "0 of 3 examples, 1 fit none" in message
 
 
-def test_a_task_of_curr_reft_asks_for_its_kind_of_answer(tmp_path):
-    rows = [
-        {"question": "?", "answer": answer, "task": task}
-        for answer, task in [("1,2,3,4", "detection"), ("a, b", "classification"), ("3", "sum")]
-    ]
-    kinds = [example.kind for example in load_rows(tmp_path, *rows)]
-    assert kinds == ["box", "labels", "text"]
+def test_curr_refts_published_rows_are_read_and_ask_for_their_kind_of_answer(tmp_path):
+    (tmp_path / "coco").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "coco" / "a.png")
+    row = {"image": "/gone/data/coco/a.png", "problem": "<image>\nWhere?", "task": "detection"}
+    row |= {"solution": "<thinking>It is left.</thinking><answer>[1, 2, 3, 4.5]</answer>"}
+    labels = dict(row, task="classify", solution="<answer>cat, dog</answer>")
+    number = dict(row, task="math", solution=4)
+    box, *others = load_rows(tmp_path, row, labels, number)
+    assert (box.question, box.answer, box.trace) == ("Where?", "[1, 2, 3, 4.5]", "It is left.")
+    assert [(e.kind, e.answer) for e in others] == [("labels", "cat, dog"), ("text", "4")]
+    assert box.kind == "box" and box.image == str(tmp_path / "coco" / "a.png")
+    two = dict(row, solution="<answer>[1, 2, 3, 4], [5, 6, 7, 8]</answer>")
+    assert "is not one box" in error_of(load_rows, tmp_path, two)
+    read = dict(row, solution='<answer>{"bbox_2d": [1, 2, 3, 4]}</answer>')
+    assert load_rows(tmp_path, read)[0].kind == "box"
+
+
+def test_a_path_that_is_gone_is_never_looked_for_outside_the_folder(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "data").mkdir()
+    row = {"question": "q", "answer": "a", "image": "/gone/../a.png"}
+    assert "no such image" in error_of(load_rows, tmp_path / "data", row)
