@@ -203,6 +203,10 @@ class Config:
     resume: str | None = knob(
         None, "go on from the last complete checkpoint of output_dir, or from the given one"
     )
+    dry_run: bool = knob(
+        False, "show one prompt, its target and that one's rewards, take one step, and stop"
+    )
+    force: bool = knob(False, "go on where the memory that a step needs is estimated as too much")
     overwrite: bool = knob(False, "start over where output_dir holds a run")
 
 

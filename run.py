@@ -4,6 +4,8 @@ Kept out of train.py so that the loop there stays the paper's algorithm box. Lef
 loaded (load.py), how a checkpoint is written so that it is whole or not there (lib/checkpoint.py).
 """
 
+import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +25,14 @@ from evaluate import evaluate, evaluate_all, interval, looks
 from judge import Judge
 from lib import checkpoint
 from lib.families import checkpoint_activations, parameter_counts, save_model
-from lib.log import Log, group_sums, means, progress, thumbnail
-from lib.memory import FLAGS, memory_estimate, report_memory, shape_of
+from lib.log import Log, group_sums, means, progress, thumbnail, visible
+from lib.memory import FLAGS, machine_memory, memory_estimate, report_memory, shape_of
 from lib.optim import allocate_states, build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, reduce_sums, shard
 from load import Task, check_task, first_load, load_model, load_task
-from model import encode_prompt, image_features
+from model import encode_prompt, get_tokenizer, image_features
 from rollout import MEMORIZE, MODE_NAMES, Group, make_groups
+from sft import target_text
 
 KEPT = 2  # checkpoints, besides the best one
 LOOKS_ON_THE_WAY = 100  # questions of a validation that are asked about other images too
@@ -130,6 +133,11 @@ class Run:
         line["step_time"] = self.clock["now"] - self.clock["start"]  # seconds
         line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
         log.append("metrics.jsonl", line)
+        if config.dry_run:
+            took, steps = line["step_time"], config.max_steps
+            told = f"the first step took {took:.1f} s, {steps} like it {took * steps / 60:.0f} min"
+            log.say(f"{told}, the evaluations aside; nothing was kept")
+            raise SystemExit(0)
         shown = ("reward", "correct", *(f"share_{name}" for name in MODE_NAMES))
         shown = {name.removeprefix("share_"): f"{line[name]:.2f}" for name in shown if name in line}
         self.bar.set_postfix(shown, refresh=False)
@@ -230,6 +238,7 @@ class Run:
                     "there, the final model is not: free some space and --resume"
                 ) from error
             self.log.say(f"model, metrics and result are in {config.output_dir}")
+            self.log.say(f"ask it: python sample.py --ckpt {config.output_dir}")
         return result
 
 
@@ -238,6 +247,9 @@ def start(config: Config, ranks: Ranks, task: Task | None = None) -> Iterator[Ru
     """A Run, ready for its next step. Whatever error ends the loop, the last whole step is saved
     where the weights are still its, and memory that runs out ends it in one line.
     """
+    scratch = tempfile.TemporaryDirectory()  # removed with the last reference to it
+    if config.dry_run:
+        config.output_dir = scratch.name
     run = prepare(config, ranks, task)
     try:
         with Interrupt() as run.interrupt:
@@ -252,6 +264,7 @@ def start(config: Config, ranks: Ranks, task: Task | None = None) -> Iterator[Ru
         raise
     finally:
         run.scorer.close()
+        scratch.cleanup()
 
 
 def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:
@@ -345,14 +358,15 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
     if found:
         state.update(resume(config, found, model, optimizer, state["data"], log))
+    log.say(estimate_memory(run))
     allocate_states(optimizer)  # memory runs out before the first update, not inside it
     run.weights_step = state["step"]
     scorer.resume(state["step"])
-    for line in estimate_memory(run):
-        log.say(line)
     if log.active:
         checkpoint.clean_checkpoints(config.output_dir, state["step"])
-    if config.eval_base and not state["base"]:
+    if config.dry_run:
+        log.say(preview(run))
+    elif config.eval_base and not state["base"]:
         state["base"] = run.read_finals("base")
     return run
 
@@ -375,9 +389,9 @@ def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
         checkpoint_activations(model)
 
 
-def estimate_memory(run: Run) -> list[str]:
-    """lib/memory.py's estimate for the longest of the first prompts, as lines; on CUDA with a
-    warning if it won't fit.
+def estimate_memory(run: Run) -> str:
+    """lib/memory.py's estimate for the longest of the first prompts, as a line; InputError if it
+    won't fit.
     """
     config = run.config
     first = [run.task.train[i] for i in range(min(8, len(run.task.train)))]
@@ -391,7 +405,33 @@ def estimate_memory(run: Run) -> list[str]:
         head_chunk_tokens=HEAD_CHUNK,
         **flags,
     )
-    return report_memory(memory_estimate(run.model, shape), run.ranks.device)
+    there = machine_memory(run.ranks.device)
+    return report_memory(memory_estimate(run.model, shape), there, config.force)
+
+
+def preview(run: Run) -> str:
+    """The first example of the first step as the model sees it, what would be memorized, and what
+    that would earn, as text.
+    """
+    example = step_examples(run.task.train, run.config, 0)[0]
+    group = run.encode(0, example)
+    if group is None:
+        return f"{example.id}: is left out"
+    prompt = get_tokenizer(run.processor).decode(group.prompt.input_ids[0])
+    # an image's many placeholders as one
+    prompt = re.sub(
+        r"((<[^<>]{1,40}>)\2{3,})", lambda m: f"{m[2]} x {len(m[1]) // len(m[2])}", prompt
+    )
+    target = target_text(run.scorer.trace(group), example)
+    rewards = run.scorer.rewards(example, target)
+    earned = {name: round(float(value), 2) for name, value in rewards.items()}
+    lines = [f"---- prompt of {example.id}", prompt, "---- its memorized target", target]
+    lines += ["---- what the target would earn", str(earned)]
+    if not rewards["correct"]:
+        lines.append("warning: it isn't correct: it has not the right format, or another answer")
+    elif rewards["thinking"] < 1 and example.facts:
+        lines.append("its thinking doesn't state all needed facts, or some that are not true")
+    return visible("\n".join(lines))
 
 
 def find_run(config: Config) -> Path | None:
@@ -400,6 +440,8 @@ def find_run(config: Config) -> Path | None:
     """
     folder = Path(config.output_dir)
     holds_run = (folder / "metrics.jsonl").exists()
+    if config.resume and config.dry_run:
+        raise InputError("--dry_run: takes the first step of a new run; leave --resume out")
     if config.resume and config.overwrite:
         raise InputError("--resume and --overwrite: give one of the two")
     if not config.resume:

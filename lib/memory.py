@@ -9,10 +9,12 @@ test_models.py compares them with measured peaks. Left out: what CUDA takes for 
 GB, and the allocator's fragments: keep 10 % free.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
 
+from data.example import InputError
 from model import PREFILL_TOKENS
 
 FLAGS = (
@@ -123,13 +125,20 @@ def memory_estimate(model, shape: Shape) -> dict[str, int]:
     }
 
 
-def report_memory(parts: dict[str, int], device=None) -> list[str]:
-    """The estimate as lines of text; on CUDA with a warning where it is more than is free."""
+def machine_memory(device: torch.device) -> int:
+    """Bytes that this process can have: the GPU's free ones, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def report_memory(parts: dict[str, int], there: int, force: bool = False) -> str:
+    """The estimate in one line. InputError where its peak is more than what is there (bytes), with
+    the flags that help, unless forced.
+    """
     listed = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
-    lines = [f"memory of a step, estimated, in GiB: {listed}"]
-    if device is not None and torch.device(device).type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-        if parts["peak"] > 0.9 * free:
-            there = f"{free / 2**30:.1f} GiB are there for it, likely too little"
-            lines.append(f"warning: {there}; what helps: {FLAGS}")
-    return lines
+    told = f"{there / 2**30:.1f} are there"
+    if parts["peak"] > there and not force:
+        needed = f"a step is estimated to need {parts['peak'] / 2**30:.1f} GiB of memory, {told}"
+        raise InputError(f"{needed}; what helps: {FLAGS}; or try it with --force")
+    return f"memory of a step, estimated, in GiB: {listed}; {told}"

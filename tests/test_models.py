@@ -637,5 +637,11 @@ def test_the_memory_estimate_needs_no_weights_and_is_one_line(folders):
     with torch.device("meta"):
         bare = prepare(AutoModelForImageTextToText.from_config(model.config))
     assert memory_estimate(bare, shape) == memory_estimate(model, shape)
-    (line,) = report_memory(memory_estimate(bare, shape))
+    line = report_memory(memory_estimate(bare, shape), 2**40)
     assert all(part in line for part in ("weights", "activations", "caches", "head", "peak"))
+
+
+def test_an_estimate_above_the_machines_memory_is_an_error_unless_forced():
+    with pytest.raises(InputError, match="need 3.0 GiB of memory, 2.0 are there; .* --force"):
+        report_memory({"peak": 3 * 2**30}, 2 * 2**30)
+    assert "2.0 are there" in report_memory({"peak": 3 * 2**30}, 2 * 2**30, force=True)

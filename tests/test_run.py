@@ -8,6 +8,7 @@ from curr_reft import read_flags
 from data.example import InputError
 from lib.log import progress
 from run import step_examples
+from train import main as train_main
 
 IDLE = {  # typed for a single run, each would be ignored
     "--reward_weights 1 1 1": "--method sft",
@@ -73,3 +74,14 @@ def test_a_steps_examples_are_those_of_a_shuffle_per_epoch():
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
     generator = torch.Generator().manual_seed(3 * 1_000_003 + 1)
     assert seen[10:] == torch.randperm(10, generator=generator).tolist()
+
+
+def test_a_dry_run_shows_prompt_target_and_rewards_and_keeps_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        train_main(["--dry_run", "--prompts_per_step", "2", "--max_completion_length", "8"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and not list(tmp_path.iterdir())
+    assert "<image> x 36Think step by step" in said and "Answer: black" in said
+    assert "'format': 1.0, 'accuracy': 1.0, 'thinking': 1.0" in said
+    assert "the first step took" in said and "nothing was kept" in said
