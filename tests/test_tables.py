@@ -7,7 +7,7 @@ import pytest
 from data import InputError
 from lib.log import run_program
 from tools import compare
-from tools.tables import accuracy, paired, table
+from tools.tables import LOOKS, PRICE, accuracy, paired, readings_table, table
 
 
 def record(row, seed, test, **changed):
@@ -27,6 +27,14 @@ def finish(folder):
     (folder / "result.json").write_text(json.dumps(result))
     lines = [{"reward": 0.0, "frac_reward_zero_std": share} for share in (1.0, 0.5)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"loss": 0.0}])))
+
+
+def test_looks_and_price_are_tables_of_the_first_splits_readings():
+    final = {"greedy": {"accuracy": 0.5, "completion_length": 20, "seconds": 0.002}}
+    final |= {"other": {"accuracy": 0.25, "fact_precision": None}}
+    record = {"row": "dyme", "trace_noise": 0.5, "final": {"test": final, "ood": {}}}
+    assert "| dyme | 0.5 | 1 | 50.0 | 20.0 | 2.0 |" in readings_table([record], PRICE)
+    assert "| dyme | 0.5 | 1 |  | 25.0 |  |" in readings_table([record], LOOKS)
 
 
 def test_paired_differences_compare_equal_seeds_alone():

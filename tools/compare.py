@@ -27,7 +27,7 @@ from tqdm import tqdm
 from config import METHODS, Config
 from data.example import InputError
 from lib.log import run_program
-from tools.tables import forms_table, paired, table
+from tools.tables import LOOKS, PRICE, forms_table, paired, readings_table, table
 
 ROOT = Path(__file__).parent.parent
 # Beside these each of train.py's methods is a row, memorizing the data's own (noisy) traces, and can
@@ -187,6 +187,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--out", metavar="JSON", help="keep the results in this file")
     add("--table", nargs="+", metavar="JSON", help="print the table of such files")
     add("--brief", action="store_true", help="a table with fewer columns")
+    add("--looks", action="store_true", help="and whose image the answers are about")
+    add("--price", action="store_true", help="and what thinking costs")
     add("--paired", nargs=2, metavar=("A", "B"), help="paired differences of two rows besides")
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
@@ -218,6 +220,10 @@ def main(argv: list[str]) -> None:
     print(table(records, args.brief))
     if any(record.get("stages") for record in records):
         print(f"\n{forms_table(records)}")
+    if args.looks:
+        print(f"\n{readings_table(records, LOOKS)}")
+    if args.price:
+        print(f"\n{readings_table(records, PRICE)}")
     if args.paired:
         print(f"\n{paired(records, *args.paired)}")
 

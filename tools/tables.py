@@ -63,6 +63,43 @@ def table(records: list[dict], brief: bool = False) -> str:
     return markdown(["row", "noise", "runs", *columns], lines)
 
 
+# title: reading, name in it, what it is multiplied by; of the first split
+LOOKS = {
+    "own image": ("sampled", "accuracy", 100),
+    "another": ("other", "accuracy", 100),
+    "blank": ("blank", "accuracy", 100),
+    "own: stated facts true": ("sampled", "fact_precision", 100),
+    "another: true of it": ("other", "fact_precision", 100),
+    "true of the own": ("other", "true_of_own", 100),
+    "of neither": ("other", "true_of_neither", 100),
+}
+PRICE = {
+    "thinking": ("greedy", "accuracy", 100),
+    "tokens": ("greedy", "completion_length", 1),
+    "ms": ("greedy", "seconds", 1000),
+    "direct": ("direct", "accuracy", 100),
+    "direct, tokens": ("direct", "completion_length", 1),
+    "direct, ms": ("direct", "seconds", 1000),
+}
+
+
+def readings_table(records: list[dict], columns: dict[str, tuple[str, str, float]]) -> str:
+    """Markdown: a line per row and noise, a column per reading of the first split, by LOOKS (whose
+    image is looked at, T = 1) or PRICE (what thinking costs: tokens, and CPU ms, per question).
+    """
+    groups = {}
+    for record in records:
+        groups.setdefault((label(record, records), record["trace_noise"]), []).append(record)
+    lines = []
+    for (row, noise), runs in groups.items():
+        finals = [next(iter(run["final"].values())) for run in runs]
+        lines.append([row, f"{noise:g}", str(len(runs))])
+        for reading, name, scale in columns.values():
+            values = [final.get(reading, {}).get(name) for final in finals]
+            lines[-1].append(cell(values, 1, scale))
+    return markdown(["row", "noise", "runs", *columns], lines)
+
+
 def label(record: dict, records: list[dict]) -> str:
     """A record's row, with what tells it from other records of this row."""
     told = record["row"]
