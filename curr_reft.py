@@ -39,7 +39,7 @@ from data.forms import FORMS, given_questions, stage_questions
 from data.reading import write_whole
 from evaluate import evaluate, evaluate_all, read_lines
 from lib.answers import grade
-from lib.checkpoint import step_folders
+from lib.checkpoint import read_json, step_folders
 from lib.families import save_model
 from lib.log import Log, run_program
 from lib.ranks import Ranks, broadcast_object
@@ -136,7 +136,7 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     def once(path: Path, make: Callable, *about) -> dict:
         """What make returns, kept in a file, from which a resumed run takes it."""
         if broadcast_object(config.resume is not None and path.exists(), ranks):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         found = make(config, *about, ranks, log)
         if found and log.active:
             write_whole(path, json.dumps(found, indent=1))

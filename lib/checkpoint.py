@@ -216,8 +216,12 @@ def read_state(folder: Path) -> dict:
     return {k: v for k, v in read_json(folder / "state.json").items() if k != "sizes"}
 
 
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path):
+    """What a JSON file of this project's holds. InputError where it can't be one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: was not written here; remove the file") from None
 
 
 def changed_flags(old: dict, new: dict, ignore=()) -> list[str]:

@@ -1,13 +1,17 @@
 """A trained model, found by what a person has of it: a run's folder, a checkpoint, a hub name."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from data.example import InputError
-from lib.checkpoint import find_checkpoint
+from lib.checkpoint import find_checkpoint, read_json
 from lib.families import load_vlm
+
+
+# the flags of training that an evaluation uses
+USED = {"dataset": str, "data_dir": str, "max_completion_length": int, "max_pixels": int}
+USED |= {"tolerance": float | int}
 
 
 def find_model(ckpt: str) -> tuple[str, dict]:
@@ -24,9 +28,12 @@ def find_model(ckpt: str) -> tuple[str, dict]:
         raise InputError(f"--ckpt {ckpt}: holds no model and no complete checkpoint")
     paths = [path for path in (folder / "result.json", folder / "state.json") if path.is_file()]
     try:
-        state = json.loads(paths[0].read_text(encoding="utf-8")) if paths else {"config": {}}
-        return str(folder), dict(state["config"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+        state = read_json(paths[0]) if paths else {"config": {}}
+        config = dict(state["config"])
+        if not all(isinstance(config.get(name), USED[name] | None) for name in USED):
+            raise TypeError
+        return str(folder), config
+    except (LookupError, TypeError, ValueError):
         raise InputError(f"{paths[0]}: not what train.py writes; remove the file") from None
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback
 
 import dyme
-from config import Config
+from config import Config, Parser
 from data.example import THINK, Example, InputError
 from grpo import grpo_loss
 from lib.log import run_program
@@ -401,7 +401,7 @@ def read_result(path: str) -> dict:
 
 def main(argv: list[str]) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="tools.bench", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="tools.bench", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
     add("--prompts", type=int, help="prompts to a step; default: the size's")

@@ -24,8 +24,9 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from config import METHODS, Config
+from config import METHODS, Config, Parser
 from data.example import InputError
+from lib.checkpoint import read_json
 from lib.log import run_program
 from tools.tables import LOOKS, PRICE, forms_table, paired, readings_table, table
 
@@ -95,7 +96,7 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
     asked.append(f"code {code_version()}")
     note, log = folder / "asked.json", folder / "log.txt"
     if (folder / "result.json").exists():
-        found = json.loads(note.read_text()) if note.exists() else []
+        found = read_json(note) if note.exists() else []
         if found != asked:
             was = ", ".join(each for each in found if each not in asked) or "other flags"
             now = ", ".join(each for each in asked if each not in found) or "without"
@@ -128,7 +129,7 @@ def code_version() -> str:
 
 def read_record(row: str, folder: Path) -> dict:
     """What the tables need of a finished run."""
-    result = json.loads((folder / "result.json").read_text())
+    result = read_json(folder / "result.json")
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
     accuracies = [reading["accuracy"] for reading in result["val"]]
@@ -172,8 +173,9 @@ def read_records(paths: list[str]) -> list[dict]:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The command line; what is behind -- is for every run."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tools.compare",
+        allow_abbrev=False,
         description="Compare methods, or print the table of kept results.",
         epilog="after --: further flags, for every run",
     )
@@ -194,6 +196,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv[:end])
     args.flags = argv[end + 1 :]
     args.rows = list(dict.fromkeys(args.rows))
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: must be at least 1")
     if bool(args.rows) == bool(args.table):
         parser.error("give rows to run, or --table")
     return args
