@@ -269,7 +269,7 @@ def parse(argv: list[str], kind: type = Config, defaults: dict | None = None, **
     if kind is Config and "curr_reft" in argv:
         raise InputError("--method curr_reft: is a program of its own: python curr_reft.py")
     parser = Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS, **about)
-    headings = {}
+    headings, heading = {}, ""
     for flag in knobs(kind):
         heading = flag.metadata["group"] or heading
         if heading not in headings:
