@@ -157,8 +157,9 @@ class Lines:
     """Standard error without a terminal: what a bar writes over itself becomes a line."""
 
     def write(self, text: str) -> None:
-        if text.strip():
-            sys.stderr.write(text.strip() + "\n")
+        text = text.replace("\x1b[A", "").strip()  # a bar below another one moves the cursor up
+        if text:
+            sys.stderr.write(text + "\n")
 
     def flush(self) -> None:
         sys.stderr.flush()
@@ -170,7 +171,7 @@ def progress(items: Iterable, what: str, **about) -> tqdm:
     """
     about.update(desc=what, miniters=1, disable=os.environ.get("RANK", "0") != "0")
     if not sys.stderr.isatty():
-        about.update(file=Lines(), mininterval=30, maxinterval=30, ascii=True, ncols=100)
+        about.update(file=Lines(), mininterval=30, maxinterval=30, delay=30, ascii=True, ncols=100)
     return tqdm(items, **about)
 
 
