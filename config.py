@@ -259,7 +259,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str], kind: type = Config, defaults: dict | None = None, **about: str):
     """The command line as a Config, or as another dataclass of knobs; InputError, one line, for an
-    unknown flag, a wrong type, a number out of range, or a flag that has no effect beside the others.
+    unknown flag, a wrong type, a number out of range, or a flag that has no effect beside the
+    others.
 
     Behind a "--" a flag may have none: a comparison gives the same to all of its methods. defaults:
     what a None means, in DEFAULTS' form, before DEFAULTS itself. about: argparse's prog and

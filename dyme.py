@@ -18,7 +18,6 @@ soon outweighed once a group has its own right answers to learn from.
 Left out: where rewards and reference come from (checker.py, judge.py).
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -77,7 +76,9 @@ def choose(config, step: int, group: Group) -> int | None:
 
 def check_method(config) -> None:
     """InputError for --method_args that the method doesn't take, or a judge that it can't use."""
-    rule = dyme_weight if config.method == "dyme" else variants.RULES.get(config.method, len)
+    rule = (
+        dyme_weight if config.method == "dyme" else variants.RULES.get(config.method, lambda: None)
+    )
     variants.knobs(config, rule)
     if config.judge_url and config.method in variants.NO_JUDGE:
         raise InputError(
@@ -100,8 +101,11 @@ def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
         group.target = target_text(scorer.trace(group), group.example)
         ids = target_ids(processor, group.target)
     if config.method in variants.RULES:
-        reward = scorer.rewards(group.example, group.target)["total"].item()
-        return variants.rows(config, step, group, variants.Reference(ids, reward))
+
+        def earn() -> float:
+            return scorer.rewards(group.example, group.target)["total"].item()
+
+        return variants.rows(config, step, group, variants.Reference(ids, earn))
     if group.rewards:
         scale = config.loss_type != "dr_grpo"
         group.advantages = group_advantages(group.rewards["total"], scale)  # (G,)
@@ -126,8 +130,8 @@ def dyme_weight(config, step: int, *, weight=1.0, falls_from=None) -> float:
     """DyME's arguments. weight: 1, that is 1/G of a group (published); G would be a whole group.
     falls_from: the weight at the start, from which it falls to `weight` by cosine (ours).
     """
-    falling = 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
-    return weight + ((falls_from or weight) - weight) * falling
+    more = (falls_from or weight) - weight
+    return weight + more * variants.falling(step, config.max_steps)
 
 
 def normalizer(config, groups: list[Group], ranks: Ranks) -> float:
@@ -211,14 +215,14 @@ def rows_loss(
         if row.logprobs is None:
             row.logprobs = values[: len(row.token_ids)].clone()
     weights = torch.tensor([row.weight for row in rows], device=logprobs.device)  # (N,)
-    token_weights = torch.ones_like(logprobs)  # (N, C)
-    for i, row in enumerate(rows):
-        if row.token_weight is not None:
-            token_weights[i] = row.token_weight(logprobs[i].detach().exp())
     memorized = torch.tensor([row.loss == "sft" for row in rows], device=logprobs.device)
     sampled = ~memorized
     loss, sums = logprobs.new_zeros(()), {}
     if memorized.any():
+        token_weights = torch.ones_like(logprobs)  # (N, C)
+        for i, row in enumerate(rows):
+            if row.token_weight is not None:
+                token_weights[i] = row.token_weight(logprobs[i].detach().exp())
         part, nll = sft_loss(
             logprobs[memorized],
             mask[memorized],

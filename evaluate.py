@@ -83,17 +83,17 @@ def marks(group: Group, tolerance: float = 0.0, belongs: Example | None = None) 
     example, (response,) = group.example, group.responses
     how = {"truncated": [response.truncated], "tolerance": tolerance}
     scored = score([response.text], belongs or example, **how)
-    thinking, facts = split_response(response.text)[0], set(map(tuple, example.facts))
-    stated, own = set(claimed_facts(thinking, list(facts))), facts
+    thinking, facts = split_response(response.text)[0], list(map(tuple, example.facts))
+    stated, own = set(claimed_facts(thinking, facts)), facts
     if belongs is not None:
-        own = set(map(tuple, belongs.facts))
-        stated |= set(claimed_facts(thinking, list(own)))
+        own = list(map(tuple, belongs.facts))
+        stated |= set(claimed_facts(thinking, own))
     return {name: float(values[0]) for name, values in scored.items()} | {
         "task": example.task,
         "stated": len(stated),
-        "true": len(stated & facts),
-        "true_of_own": len(stated & own),
-        "untrue": len(stated - facts - own),
+        "true": len(stated & set(facts)),
+        "true_of_own": len(stated & set(own)),
+        "untrue": len(stated.difference(facts, own)),
         "length": len(response.token_ids),
         "truncated": float(response.truncated),
     }
@@ -129,12 +129,21 @@ def by_task(rows: list[dict]) -> dict[str, list[float]]:
 
 
 def evaluate(
-    model, processor, examples: Sequence[Example], *, tolerance: float = 0.0, **asked
+    model,
+    processor,
+    examples: Sequence[Example],
+    *,
+    tolerance: float = 0.0,
+    belongs: Sequence[Example | None] | None = None,
+    **asked,
 ) -> dict[str, float]:
-    """`readings` of one response to each example; asked: how, see respond."""
+    """`readings` of one response to each example; asked: how, see respond. belongs: for each, see
+    marks.
+    """
     groups = respond(model, processor, examples, **asked)
     groups = progress(groups, "evaluate", total=len(examples), unit="question", leave=False)
-    return readings([marks(group, tolerance) for group in groups])
+    belongs = belongs or [None] * len(examples)
+    return readings([marks(group, tolerance, own) for group, own in zip(groups, belongs)])
 
 
 def evaluate_all(model, processor, examples: Sequence[Example], **asked) -> dict[str, dict]:
@@ -166,9 +175,7 @@ def looks(model, processor, examples: Sequence[Example], most: int, **asked) -> 
     return {image: look(model, processor, examples, image, **asked) for image in images}
 
 
-def look(
-    model, processor, examples: Sequence[Example], image: str, *, tolerance: float = 0.0, **asked
-) -> dict[str, float]:
+def look(model, processor, examples: Sequence[Example], image: str, **asked) -> dict[str, float]:
     """`readings` where each question is shown "other", another item's image, or a "blank" one.
 
     The answer asked for is the question's own. Of the stated facts, fact_precision is the share
@@ -176,8 +183,7 @@ def look(
     doesn't look states the same whatever it is shown.
     """
     shown = [shown_instead(examples, i, image) for i in range(len(examples))]
-    groups = respond(model, processor, shown, **asked)
-    return readings([marks(g, tolerance, belongs) for g, belongs in zip(groups, examples)])
+    return evaluate(model, processor, shown, belongs=examples, **asked)
 
 
 def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
@@ -318,8 +324,8 @@ def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
 
 
 def final_answer(response: str) -> str:
-    """What a response says in the end: behind its answer marker; without one inside the last \\boxed{},
-    else the last line.
+    """What a response says in the end: behind its answer marker; without one inside the last
+    \\boxed{}, else the last line.
     """
     marked = split_marked(response)[1]
     if marked is not None:

@@ -23,7 +23,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from queue import PriorityQueue
 
-from tqdm import tqdm
 
 import dyme
 from checker import Rules, format_reward, refine, total_reward, visual_checker
@@ -45,7 +44,7 @@ from lib.chat import (
     try_again,
 )
 from lib.claims import claimed_facts
-from lib.log import run_program
+from lib.log import progress, run_program
 from lib.ranks import Ranks, broadcast_object
 from rollout import EXPLORE, MEMORIZE, Group
 
@@ -373,7 +372,7 @@ def write_ahead(chat: Chat, examples, path: Path, write: Callable) -> None:
 
     counts, failed, found = Counter(), 0, chat.pool.map(work, range(len(examples)))
     with open(path, "a", encoding="utf-8") as file:
-        for row in tqdm(found, total=len(examples), disable=None):
+        for row in progress(found, "refine", total=len(examples)):
             counts[row["source"]] += 1
             failed = failed + 1 if row["source"] == "failed" else 0
             if failed == MAX_FAILED:

@@ -8,7 +8,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -173,9 +173,9 @@ class Run:
     def validate(self) -> bool:
         """A reading of the validation split, noted and said; whether it is the best so far."""
         past, step = self.state["val"], self.state["step"]
-        reading = evaluate(self.model, self.processor, self.task.val, **eval_settings(self.config))
-        best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
         settings = eval_settings(self.config)
+        reading = evaluate(self.model, self.processor, self.task.val, **settings)
+        best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
         seen = looks(self.model, self.processor, self.task.val, LOOKS_ON_THE_WAY, **settings)
         past.append({"step": step, **reading, **seen})
         found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
@@ -247,24 +247,23 @@ def start(config: Config, ranks: Ranks, task: Task | None = None) -> Iterator[Ru
     """A Run, ready for its next step. Whatever error ends the loop, the last whole step is saved
     where the weights are still its, and memory that runs out ends it in one line.
     """
-    scratch = tempfile.TemporaryDirectory()  # removed with the last reference to it
-    if config.dry_run:
-        config.output_dir = scratch.name
-    run = prepare(config, ranks, task)
-    try:
-        with Interrupt() as run.interrupt:
-            yield run
-    except Exception as error:
-        run.optimizer.zero_grad()
-        saved = run.save()
-        if isinstance(error, torch.OutOfMemoryError):
-            told = f"out of memory; {saved}; what helps: {FLAGS}; then --resume"
-            raise InputError(told) from None
-        run.log.say(f"ended by an error; {saved}")
-        raise
-    finally:
-        run.scorer.close()
-        scratch.cleanup()
+    # of a dry run nothing stays
+    folder = tempfile.TemporaryDirectory() if config.dry_run else nullcontext(config.output_dir)
+    with folder as config.output_dir:
+        run = prepare(config, ranks, task)
+        try:
+            with Interrupt() as run.interrupt:
+                yield run
+        except Exception as error:
+            run.optimizer.zero_grad()
+            saved = run.save()
+            if isinstance(error, torch.OutOfMemoryError):
+                told = f"out of memory; {saved}; what helps: {FLAGS}; then --resume"
+                raise InputError(told) from None
+            run.log.say(f"ended by an error; {saved}")
+            raise
+        finally:
+            run.scorer.close()
 
 
 def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:

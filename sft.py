@@ -58,9 +58,10 @@ def sft_loss(
     """The weighted negative log-likelihood of N sequences, over `normalizer`.
 
     logprobs (N, C): log p of each token, in nats. completion_mask (N, C): 1 on real tokens.
-    weights (N,): of the sequences, token_weights (N, C): of the tokens, by default 1. loss_type: as grpo_loss has it; "grpo" takes the
-    mean over a sequence's tokens, the others their sum. normalizer: by default N. Returns the
-    scalar loss, and the sum over the sequences of their mean negative log-likelihood, unweighted.
+    weights (N,): of the sequences, token_weights (N, C): of the tokens, by default 1. loss_type: as
+    grpo_loss has it; "grpo" takes the mean over a sequence's tokens, the others their sum.
+    normalizer: by default N. Returns the scalar loss, and the sum over the sequences of their mean
+    negative log-likelihood, unweighted.
     ValueError for a sequence without a single token.
     """
     mask = completion_mask.to(logprobs.dtype)

@@ -6,9 +6,9 @@
 
 The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, update. The
 other methods are the same loop with another `choose` (dyme.py): SFT always memorizes, GRPO always
-explores, two-stage does one after the other; ten more rules are in variants.py. What the loop is built on, loading, resuming,
-evaluating, saving, is in run.py; every flag in config.py. Curr-ReFT is a program above this one:
-curr_reft.py. Left out: learned rewards, value networks, LoRA.
+explores, two-stage does one after the other; ten more rules are in variants.py. What the loop is
+built on, loading, resuming, evaluating, saving, is in run.py; every flag in config.py. Curr-ReFT is
+a program above this one: curr_reft.py. Left out: learned rewards, value networks, LoRA.
 """
 
 import math

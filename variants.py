@@ -31,7 +31,7 @@ class Reference:
     """What could be memorized, and what it would earn as a response."""
 
     token_ids: list[int]
-    reward: float  # the total
+    earn: Callable[[], float]  # the total reward, worked out for the rule that asks
 
 
 # ---- the building blocks ------------------------------------------------------------------------
@@ -51,6 +51,11 @@ def sampled(group: Group, advantages: torch.Tensor, config, weight: float = 1.0)
 def memorized(reference: Reference, weight: float, token_weight: Callable | None = None) -> list:
     """The reference as a row, as a list; none of weight 0. token_weight: see rollout.Row."""
     return [Row(reference.token_ids, weight, "sft", token_weight)] if weight > 0 else []
+
+
+def falling(step: int, steps: int) -> float:
+    """From 1 to 0 by cosine over so many steps, then 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
 
 
 def share_correct(group: Group) -> float:
@@ -97,7 +102,7 @@ def dyme_always(group: Group, reference: Reference, config, step: int) -> list[R
     """DyME's code, second change: in every group the reference takes the last sample's place. The
     other G - 1 keep their advantages over all G; the reference's falls from 1 to 0 by cosine.
     """
-    weight = 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+    weight = falling(step, config.max_steps)
     return sampled(group, group.advantages[:-1], config) + memorized(reference, weight)
 
 
@@ -132,8 +137,7 @@ def chord_mu(
     """CHORD (arXiv 2508.11408): (1 - mu) GRPO + mu SFT in every group, mu falling from `peak` to
     `valley` by cosine over `steps` updates. Left out: references of other prompts than the step's.
     """
-    falling = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
-    mu = valley + (peak - valley) * falling
+    mu = valley + (peak - valley) * falling(step, steps)
     rows = sampled(group, group.advantages, config, 1 - mu)
     return rows + memorized(reference, mu * len(group.responses))
 
@@ -155,7 +159,7 @@ def luffy(group: Group, reference: Reference, config, step: int, *, gamma=0.1) -
     unused), the constant divisor (that is --loss_type dr_grpo).
     """
     own = group.rewards["total"][:-1]
-    everyone = torch.cat([own, own.new_tensor([reference.reward])])  # (G,)
+    everyone = torch.cat([own, own.new_tensor([reference.earn()])])  # (G,)
     advantages = group_advantages(everyone, scale=False)
     shaped = memorized(reference, advantages[-1].item(), lambda p: gamma * p / (p + gamma) ** 2)
     return sampled(group, advantages[:-1], config) + shaped
@@ -203,7 +207,7 @@ def mode(config, step: int, group: Group) -> int | None:
     """
     if None in group.responses:
         return None
-    kinds = {row.loss for row in rows(config, step, group, Reference([0], 1.0))}
+    kinds = {row.loss for row in rows(config, step, group, Reference([0], lambda: 1.0))}
     return EXPLORE if "grpo" in kinds else MEMORIZE if kinds else SKIP
 
 

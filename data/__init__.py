@@ -33,10 +33,11 @@ def load_data(
 ) -> Sequence[Example]:
     """The Examples of a split: "train", "val" or "test" (charts also "ood") of a data set.
 
-    name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl, .json, .tsv. data_dir: where its
-    files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise, tasks
-    (charts.TASKS): charts only. questions: "human", "augmented" or "all", ChartQA only. traces: a
-    .jsonl of reference traces. skip_bad_rows: they are left out and counted, not an InputError.
+    name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl, .json, .tsv. data_dir: where
+    its files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise,
+    tasks (charts.TASKS): charts only. questions: "human", "augmented" or "all", ChartQA only.
+    traces: a .jsonl of reference traces. skip_bad_rows: they are left out and counted, not an
+    InputError.
     """
     if size is not None and size < 1:
         raise InputError(f"{name}: size {size} must be 1 or more")

@@ -40,7 +40,7 @@ def split_marked(response: str) -> tuple[str, str | None]:
 
 
 def clean_trace(trace: str | None) -> str | None:
-    """The thinking alone: no answer (the memorized target adds its own), no annotations, no tags."""
+    """The thinking alone: no answer (the memorized target has its own), no annotations or tags."""
     trace = re.sub(r"<<[^<>]*>>|\n#### .*|</?think(?:ing)?>", "", trace or "")
     return MARKER.split(trace)[0].strip(" \t\r\n*") or None
 

@@ -166,7 +166,8 @@ def test_predictions_go_to_a_file_that_vlmevalkit_reads_and_resume(
 
     monkeypatch.setattr(program, "rollout", answer)
     (tmp_path / "prompt.txt").write_text("Reason.\n")
-    argv = f"--ckpt {folder} --data {source} --out {tmp_path}/p.tsv --instruction {tmp_path}/prompt.txt"
+    argv = f"--ckpt {folder} --data {source} --out {tmp_path}/p.tsv"
+    argv += f" --instruction {tmp_path}/prompt.txt"
     program.ask_split([*argv.split(), "--size", "2"])
     program.ask_split(argv.split())
     assert prompts == ["Reason."] * 6  # none is asked twice

@@ -20,7 +20,7 @@ from sft import sft_loss
 from variants import Reference
 
 torch.set_num_threads(1)
-REFERENCE = Reference([7, 8, 9], reward=2.5)
+REFERENCE = Reference([7, 8, 9], earn=lambda: 2.5)
 REWARDS = [3.0, 1.0, 0.0, 0.0]
 
 

@@ -31,8 +31,8 @@ from lib.log import run_program
 from tools.tables import LOOKS, PRICE, forms_table, paired, readings_table, table
 
 ROOT = Path(__file__).parent.parent
-# Beside these each of train.py's methods is a row, memorizing the data's own (noisy) traces, and can
-# have settings: "two_stage:sft_share=0.25", "hpt:gate=0.25:learning_rate=5e-4"
+# Beside these each of train.py's methods is a row, memorizing the data's own (noisy) traces, and
+# can have settings: "two_stage:sft_share=0.25", "hpt:gate=0.25:learning_rate=5e-4"
 ROWS = {  # name: the program and its flags
     "sft_refined": ["train.py", "--method", "sft"],
     "two_stage_refined": ["train.py", "--method", "two_stage"],

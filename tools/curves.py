@@ -19,6 +19,7 @@ import numpy as np
 
 from config import Parser
 from data.example import InputError
+from lib.checkpoint import read_json
 from lib.log import run_program, visible
 
 try:
@@ -111,7 +112,7 @@ def read_run(folder: str | Path) -> Run:
     paths = sorted(run.folder.glob("checkpoints/step-*[0-9]/state.json"))
     for path in [*paths, *run.folder.glob("result.json")][-1:]:
         try:
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_json(path)
             run.config, run.val, run.base = state["config"], state["val"], state["base"]
             run.final = state.get("final", {})
         except (ValueError, LookupError, TypeError):

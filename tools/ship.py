@@ -22,10 +22,12 @@ from lib.tiny import ASSETS, LOG_STEPS, SHIPPED, base_folder
 
 CARD = """# The tiny model after its base stage
 
-Written by `python -m tools.ship`, one thread: a model of {parameters:,} parameters (`lib/tiny.py`), no data from anywhere else.
+Written by `python -m tools.ship`, one thread: a model of {parameters:,} parameters \
+(`lib/tiny.py`), no data from anywhere else.
 {stages}, seed {seed}; torch {torch}, transformers {transformers}, {machine}.
 
-Answering directly it is right on {right} of the first {few} questions of the test split, and on {share:.1f} % of all {many};
+Answering directly it is right on {right} of the first {few} questions of the test split, \
+and on {share:.1f} % of all {many};
 tasks: {tasks}. Asked to think it follows the format in {format:.1f} % of them.
 
 Mean loss of the {last} steps, nats per token:

@@ -44,15 +44,14 @@ def table(records: list[dict], brief: bool = False) -> str:
     for title in ("direct", "equal rewards", "s") if brief else ():
         del columns[title]
 
-    bases, groups = {}, {}  # what the base stage taught, base seed: reading; row, noise: records
+    bases = {}  # what the base stage taught, base seed: reading
     for record in records:
         if record["base"]:
             about = f"base, before fine-tuning (format rate {record['base_format_rate']:g}"
             about += ", all tasks and forms)" if len(record.get("base_tasks") or []) > 1 else ")"
             bases.setdefault(about, {})[record["base_seed"]] = {"final": record["base"]}
-        groups.setdefault((label(record, records), record["trace_noise"]), []).append(record)
     rows = [(about, "", list(found.values())) for about, found in bases.items()]
-    for (row, noise), runs in sorted(groups.items(), key=lambda group: group[0][1]):
+    for (row, noise), runs in sorted(by_row(records).items(), key=lambda group: group[0][1]):
         rows.append((row, f"{noise:g}", runs))
     lines = []
     for row, noise, runs in rows:
@@ -87,17 +86,22 @@ def readings_table(records: list[dict], columns: dict[str, tuple[str, str, float
     """Markdown: a line per row and noise, a column per reading of the first split, by LOOKS (whose
     image is looked at, T = 1) or PRICE (what thinking costs: tokens, and CPU ms, per question).
     """
-    groups = {}
-    for record in records:
-        groups.setdefault((label(record, records), record["trace_noise"]), []).append(record)
     lines = []
-    for (row, noise), runs in groups.items():
+    for (row, noise), runs in by_row(records).items():
         finals = [next(iter(run["final"].values())) for run in runs]
         lines.append([row, f"{noise:g}", str(len(runs))])
         for reading, name, scale in columns.values():
             values = [final.get(reading, {}).get(name) for final in finals]
             lines[-1].append(cell(values, 1, scale))
     return markdown(["row", "noise", "runs", *columns], lines)
+
+
+def by_row(records: list[dict]) -> dict[tuple[str, float], list[dict]]:
+    """The records of each row, by its label and its noise."""
+    found = {}
+    for record in records:
+        found.setdefault((label(record, records), record["trace_noise"]), []).append(record)
+    return found
 
 
 def label(record: dict, records: list[dict]) -> str:
