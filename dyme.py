@@ -98,18 +98,21 @@ def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
     the reference, weighed by memorize_weight. Skipped: none. Another rule: see variants.py.
     """
     if group.mode == MEMORIZE or config.method in variants.RULES:
-        group.target = target_text(scorer.trace(group), group.example)
-        ids = target_ids(processor, group.target)
+        target = target_text(scorer.trace(group), group.example)
+        ids = target_ids(processor, target)
     if config.method in variants.RULES:
 
         def earn() -> float:
-            return scorer.rewards(group.example, group.target)["total"].item()
+            return scorer.rewards(group.example, target)["total"].item()
 
-        return variants.rows(config, step, group, variants.Reference(ids, earn))
+        found = variants.rows(config, step, group, variants.Reference(ids, earn))
+        group.target = target if any(row.loss == "sft" for row in found) else None
+        return found
     if group.rewards:
         scale = config.loss_type != "dr_grpo"
         group.advantages = group_advantages(group.rewards["total"], scale)  # (G,)
     if group.mode == MEMORIZE:
+        group.target = target
         return [Row(ids, memorize_weight(config, step), "sft")]
     if group.mode == EXPLORE and (config.beta > 0 or group.advantages.any()):
         weights = group.advantages.tolist()

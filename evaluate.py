@@ -438,9 +438,10 @@ def ask_split(argv: list[str]) -> None:
         f"{folder.resolve().name}_{Path(args.data).stem}.tsv" if args.data else "predictions.jsonl"
     )
     path = Path(args.out or folder / name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if args.instruction and not args.data:
         raise InputError("--instruction: has an effect only with --data; leave it out")
+    if not args.pass_at_k:  # which writes nothing
+        path.parent.mkdir(parents=True, exist_ok=True)
     if args.data and not args.pass_at_k:
         return ask_benchmark(args, path, asked)
     examples = load_data(args.dataset, args.split, args.data_dir, size=args.size, questions="all")

@@ -38,7 +38,7 @@ KEPT = 2  # checkpoints, besides the best one
 LOOKS_ON_THE_WAY = 100  # questions of a validation that are asked about other images too
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 # flags that may change when a run is resumed
-FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "data_dir"}
+FREE_TO_CHANGE = {"resume", "overwrite", "force", "output_dir", "data_dir"}
 FREE_TO_CHANGE |= {"save_steps", "save_minutes"}
 # and flags that may not: it would be another run under this one's name
 FIXED = {"dataset", "method", "model", "seed", "trace_noise", "base_seed"}

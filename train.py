@@ -84,11 +84,12 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
     """
     config, model, optimizer = run.config, run.model, run.optimizer
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+    peak = config.learning_rate * run.rate
     learning_rate = lr_at(
-        step, config.max_steps, config.learning_rate, config.warmup_steps, config.lr_scheduler_type
+        step, config.max_steps, peak, config.warmup_steps, config.lr_scheduler_type
     )
     for param_group in optimizer.param_groups:
-        param_group["lr"] = learning_rate * run.rate
+        param_group["lr"] = learning_rate
     finite = math.isfinite(grad_norm)
     if finite:
         run.weights_step = None  # until the step's end they are no step's

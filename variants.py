@@ -50,7 +50,7 @@ def sampled(group: Group, advantages: torch.Tensor, config, weight: float = 1.0)
 
 def memorized(reference: Reference, weight: float, token_weight: Callable | None = None) -> list:
     """The reference as a row, as a list; none of weight 0. token_weight: see rollout.Row."""
-    return [Row(reference.token_ids, weight, "sft", token_weight)] if weight > 0 else []
+    return [Row(reference.token_ids, weight, "sft", token_weight)] if weight else []
 
 
 def falling(step: int, steps: int) -> float:

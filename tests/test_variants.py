@@ -86,6 +86,23 @@ def test_a_rule_brings_what_its_formula_says(method, args, of, step, wanted):
         assert weights == pytest.approx(right, abs=1e-6)
 
 
+def test_luffy_pushes_a_reference_below_its_groups_mean_down():
+    poor = Reference([7, 8, 9], earn=lambda: 0.0)
+    found = variants.rows(parse(["--method", "luffy"]), 0, group(), poor)
+    assert [row.weight for row in found] == pytest.approx([2, 0, -1, -1])
+
+
+def test_a_target_is_shown_only_where_it_is_memorized(vlm):
+    config = parse(["--method", "hpt", "--method_args", "gate=0.25"])
+    for right, shown in (([1, 1, 0, 0], False), ([1, 0, 0, 0], True)):
+        (made,) = make_groups(*vlm, load_charts("train", 1))
+        fixed = group(right, [float(c) for c in right])
+        made.responses, made.rewards = fixed.responses, fixed.rewards
+        made.mode = choose(config, 0, made)
+        rows(config, 0, made, Rules(config), vlm[1])
+        assert (made.target is not None) == shown
+
+
 def test_token_weights_are_the_papers_functions_of_p():
     p = torch.tensor([0.01, 0.5, 0.99], requires_grad=True)
     config = parse(["--method", "luffy"])
