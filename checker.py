@@ -17,14 +17,13 @@ from dataclasses import replace
 import torch
 
 from config import tolerances
-from data import charts
-from data.example import InputError, fact_name, fact_value
-from data.own import MARKER, split_marked
+from data.charts import GOALS, write_trace
+from data.example import MARKER, InputError, fact_name, fact_value, split_marked
 from lib.answers import clean_answer, grade, readable, split_response
 from lib.answers import extract_answer, relaxed_accuracy  # noqa: F401 (for others to import)
-from lib.claims import claimed_facts, mentioned_facts
+from lib.claims import claimed_facts
 from lib.derive import derive, shows
-from lib.names import STOP
+from lib.names import STOP, mentioned_facts
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
@@ -167,8 +166,8 @@ def refine(example) -> str | None:
     if not example.facts:
         return example.trace
     kind = example.task.split("-")[0]
-    if example.id.startswith("charts-") and kind in charts.GOALS and example.needed:
-        return charts.write_trace(kind, example.needed, example.answer)
+    if example.id.startswith("charts-") and kind in GOALS and example.needed:
+        return write_trace(kind, example.needed, example.answer)
     answer = clean_answer(example.answer)
     derived = derive(example.question, example.needed or example.facts, answer)
     observed, reasoning = observe(derived.facts), derived.reasoning

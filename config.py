@@ -10,7 +10,7 @@ import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 
-from data import InputError
+from data.example import InputError
 
 PLAIN = ("sft", "grpo", "two_stage")  # without arguments
 METHODS = ("dyme", *PLAIN)

@@ -36,8 +36,8 @@ from config import EPOCHS, FILES, SAMPLES, TINY, Config, eval_settings, knob, pa
 from data.charts import TASKS
 from data.example import Example, InputError
 from data.forms import FORMS, given_questions, stage_questions
-from data.reading import write_whole
-from evaluate import evaluate, evaluate_all, read_lines
+from data.reading import read_lines, write_whole
+from evaluate import evaluate, evaluate_all
 from lib.answers import grade
 from lib.checkpoint import read_json, step_folders
 from lib.families import save_model

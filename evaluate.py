@@ -14,7 +14,7 @@ there. Left out: methods side by side (tools/compare.py).
 import argparse
 import json
 import math
-import os
+
 import sys
 import time
 import zlib
@@ -28,8 +28,8 @@ from PIL import Image
 from checker import score
 from config import Parser, tolerances
 from data import load_data, open_image
-from data.example import DIRECT, Example, InputError
-from data.own import split_marked
+from data.example import DIRECT, Example, InputError, split_marked
+from data.reading import read_lines
 from data.tsv import read_tsv, write_predictions
 from lib.answers import clean_answer, grade, split_response, to_number
 from lib.claims import claimed_facts
@@ -294,33 +294,6 @@ def predict(
             file.write(json.dumps(done[example.id]) + "\n")
             file.flush()
     return [done[name] for name in ids]
-
-
-def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
-    """The objects of a jsonl file that a program goes on writing; a torn last line is cut off.
-
-    InputError, with its number, for any other line that isn't an object with these names.
-    """
-    if not path.exists():
-        return []
-    *lines, torn = path.read_bytes().split(b"\n")
-    if torn and not torn.startswith(b"{"):
-        raise InputError(f"{path}: was not written here; remove the file, or give another")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-            whole = set(names) <= rows[-1].keys()
-        except (ValueError, AttributeError, RecursionError):
-            whole = False
-        if not whole:
-            told = "was not written here; remove the file, or give another"
-            raise InputError(f"{path}, line {number}: {told}")
-    os.truncate(path, sum(len(line) + 1 for line in lines))
-    return rows
-
-
-# ---- benchmarks as TSV files --------------------------------------------------------------------
 
 
 def final_answer(response: str) -> str:

@@ -28,10 +28,8 @@ import dyme
 from checker import Rules, format_reward, refine, total_reward, visual_checker
 from config import Parser
 from data import load_data
-from data.example import Example, InputError, fact_name, fact_value
-from data.own import split_marked
-from data.reading import write_whole
-from evaluate import read_lines
+from data.example import Example, InputError, fact_name, fact_value, split_marked
+from data.reading import read_lines, write_whole
 from lib.answers import clean_answer, grade, relaxed_accuracy, split_response, to_number
 from lib.chat import (
     Chat,

@@ -10,8 +10,8 @@ import torch
 
 from checker import thinking_lines, unmatchable
 from config import Config, tolerances
-from data import Example, InputError, NoSplit, load_data
-from data.example import DIRECT
+from data import load_data
+from data.example import DIRECT, Example, InputError, NoSplit
 from lib.families import load_vlm
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from data import Example, InputError, open_image
-from data.example import THINK
+from data.example import THINK, Example, InputError
+from data.images import open_image
 
 PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
 

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from checker import score, visual_checker
 from config import tolerances
 from data import charts, load_data
-from data.example import DIRECT, Example, InputError
-from data.own import split_marked
-from evaluate import read_lines, respond
+from data.example import DIRECT, Example, InputError, split_marked
+from data.reading import read_lines
+from evaluate import respond
 from judge import CASE, contradicts, fill
 from lib.answers import split_response
 from lib.chat import Chat, ChatError, ask, close_chat, first_question, open_chat, try_again

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
-from data import Example, InputError
+from data.example import Example, InputError
 from model import PREFILL_TOKENS, Prompt, encode_prompts, forbid, get_tokenizer
 from model import language_attention, pack
 

@@ -13,7 +13,7 @@ import functools
 
 import torch
 
-from data import Example
+from data.example import Example
 from lib.families import turn_edges
 from model import get_tokenizer
 

@@ -8,8 +8,7 @@ import ast
 from collections import Counter
 
 from data.example import Example, InputError, NoSplit
-from data.images import keep_image
-from data.own import clean_trace
+from data.own import clean_trace, keep_image
 from data.reading import hub_rows, parse_file, text, texts
 
 REPO, REVISION = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"

@@ -1,5 +1,9 @@
-"""An Example: a question about an image, its answer, its visual facts and a reference trace."""
+"""An Example: a question about an image, its answer, its visual facts and a reference trace.
 
+Besides it what everything here needs: where a response's answer is, and the error of bad input.
+"""
+
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +14,10 @@ SPLITS = ("train", "val", "test")
 TASK_KINDS = {"detection": "box", "classification": "labels", "classify": "labels"}
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_MESSAGE = 300  # characters per line of an InputError
+# "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
+MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
+CLOSING = re.compile(r"</answer>", re.IGNORECASE)
+WRAPPING = " \t\r\n*_`\"'“”‘’"
 
 
 @dataclass
@@ -41,6 +49,24 @@ def fact_name(fact: tuple) -> str:
 def fact_value(fact: tuple) -> str:
     """The value of a fact, its last part."""
     return str(fact[-1])
+
+
+def split_marked(response: str) -> tuple[str, str | None]:
+    """(thinking, answer): the text before the one answer marker, and the line behind it as it is.
+
+    Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or
+    with several, the answer is None: one that says everything has said nothing.
+    """
+    markers = list(MARKER.finditer(response))
+    if len(markers) != 1:
+        return response, None
+    thinking = response[: markers[0].start()].rstrip(WRAPPING + "#")
+    tail = response[markers[0].end() :]
+    if markers[0].group().startswith("<"):
+        closing = CLOSING.search(tail)
+        tail = tail[: closing.start()] if closing else ""
+    # not splitlines: U+2028 and its like are characters of a label
+    return thinking, re.split(r"[\r\n]", tail.strip(WRAPPING), maxsplit=1)[0]
 
 
 class InputError(ValueError):

@@ -4,36 +4,19 @@ They are opened only when used and never decoded when too large. All that goes w
 InputError. Left out: several frames, colour profiles.
 """
 
-import functools
-import hashlib
 import math
 import zipfile
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 from PIL import Image, ImageOps
 
 from data.example import InputError
-from data.reading import leaves_folder, write_whole
 
 MAX_PIXELS = 64 * 2**20  # ours, so that nobody's Image.MAX_IMAGE_PIXELS = None matters
 MAX_ASPECT = 200  # the longer side by the shorter: what Qwen's processors take
 # PIL's other readers are seldom met and widely attackable (EPS starts a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-
-
-@functools.lru_cache(maxsize=4)  # reading the index of 60,000 names takes a second
-def open_zip(path: str) -> zipfile.ZipFile:
-    """The open zip file; InputError for a broken one, and for names that leave it."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a zip file that can be read ({error})") from error
-    for name in archive.namelist():
-        if leaves_folder(name):
-            raise InputError(f"{path}: the entry {name!r} points outside the zip; it is refused")
-    return archive
 
 
 def read_image(image, header_only: bool = False, example: str = "") -> Image.Image:
@@ -65,17 +48,6 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
         reason = f"broken image: {error}"
     where = "an image" if isinstance(image, Image.Image) else image
     raise InputError(f"{where}{example and f' (example {example})'}: {reason}")
-
-
-def keep_image(raw: bytes) -> str:
-    """The path of an image that came as bytes: a file in the hub's cache, written once."""
-    folder = Path(huggingface_hub.constants.HF_HUB_CACHE, "unpacked-images")
-    path = folder / hashlib.sha256(raw).hexdigest()
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, raw, fsync=False)
-    read_image(path, header_only=True)
-    return str(path)
 
 
 def open_image(example, max_pixels: int | None = None) -> Image.Image | None:

@@ -4,6 +4,7 @@ Besides what other data sets share with them: cutting a trace's answer off, fact
 Left out: how files are read safely (reading.py).
 """
 
+import hashlib
 import ntpath
 import os
 import re
@@ -11,32 +12,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from data.example import OPTION_LETTERS, TASK_KINDS, Example, InputError, NoSplit
+import huggingface_hub
+
+from data.example import MARKER, OPTION_LETTERS, TASK_KINDS
+from data.example import Example, InputError, NoSplit, split_marked
 from data.images import read_image
 from data.reading import as_text, decode, filled, leaves_folder, parse_file, pick, say, text, texts
-
-# "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
-MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
-CLOSING = re.compile(r"</answer>", re.IGNORECASE)
-WRAPPING = " \t\r\n*_`\"'“”‘’"
-
-
-def split_marked(response: str) -> tuple[str, str | None]:
-    """(thinking, answer): the text before the one answer marker, and the line behind it as it is.
-
-    Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or
-    with several, the answer is None: one that says everything has said nothing.
-    """
-    markers = list(MARKER.finditer(response))
-    if len(markers) != 1:
-        return response, None
-    thinking = response[: markers[0].start()].rstrip(WRAPPING + "#")
-    tail = response[markers[0].end() :]
-    if markers[0].group().startswith("<"):
-        closing = CLOSING.search(tail)
-        tail = tail[: closing.start()] if closing else ""
-    # not splitlines: U+2028 and its like are characters of a label
-    return thinking, re.split(r"[\r\n]", tail.strip(WRAPPING), maxsplit=1)[0]
+from data.reading import write_whole
 
 
 def clean_trace(trace: str | None) -> str | None:
@@ -165,6 +147,17 @@ def find_image(row: dict, folder, moved: dict) -> str | None:
         raise InputError(f"the image {name!r} leaves the folder of the data")
     read_image(path, header_only=True)
     return path
+
+
+def keep_image(raw: bytes) -> str:
+    """The path of an image that came as bytes: a file in the hub's cache, written once."""
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE, "unpacked-images")
+    path = folder / hashlib.sha256(raw).hexdigest()
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, raw, fsync=False)
+    read_image(path, header_only=True)
+    return str(path)
 
 
 def own_row(row: dict, name: str, folder, moved: dict) -> Example:

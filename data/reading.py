@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -104,6 +104,30 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) ->
         found = f"{path}: {len(problems)} bad rows (--skip_bad_rows leaves them out)"
         raise InputError(found, problems[:MAX_LISTED] + more)
     return parsed
+
+
+def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
+    """The objects of a jsonl file that a program goes on writing; a torn last line is cut off.
+
+    InputError, with its number, for any other line that isn't an object with these names.
+    """
+    if not path.exists():
+        return []
+    *lines, torn = path.read_bytes().split(b"\n")
+    if torn and not torn.startswith(b"{"):
+        raise InputError(f"{path}: was not written here; remove the file, or give another")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+            whole = set(names) <= rows[-1].keys()
+        except (ValueError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
+            told = "was not written here; remove the file, or give another"
+            raise InputError(f"{path}, line {number}: {told}")
+    os.truncate(path, sum(len(line) + 1 for line in lines))
+    return rows
 
 
 def filled(row: dict, *names: str) -> list[str]:

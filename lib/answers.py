@@ -8,8 +8,7 @@ commas, numbers in words, several boxes.
 import math
 import re
 
-from data.example import OPTION_LETTERS
-from data.own import WRAPPING, split_marked
+from data.example import OPTION_LETTERS, WRAPPING, split_marked
 
 # Numbers as people write them: full-width forms, other minus signs, "US$5", "5 €", "1 234".
 PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, "−–‒﹣"), "-")
@@ -29,7 +28,7 @@ BOX = re.compile(rf"[\[(<]?{COORDINATE},{COORDINATE},{COORDINATE},{COORDINATE}[\
 
 
 def split_response(response: str) -> tuple[str, str | None]:
-    """(thinking, cleaned answer): data.own.split_marked's, the answer None without one marker."""
+    """(thinking, cleaned answer): data.example.split_marked's, the answer None without one marker."""
     thinking, answer = split_marked(response)
     return thinking, None if answer is None else clean_answer(answer)
 

@@ -184,22 +184,3 @@ class ClaimReader(Reader):
                 return following
         several = len(self.kinds) > 1 or isinstance(value.part, tuple)
         return previous if free or several else None
-
-
-def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
-    """The facts whose names a text mentions; [] when it mentions none.
-
-    Of a table: the facts of the rows and columns mentioned; of rows alone, all their columns, and
-    the other way round.
-    """
-    reader = Reader(text, facts)
-    mentions = [mention for clause in reader.clauses() for mention in clause.mentions]
-    named = [
-        {m.part for m in mentions if m.kind == kind and m.part[0] != UNKNOWN} for kind in (0, 1)
-    ]
-    return [
-        fact
-        for key, found in reader.chart.table.items()
-        for fact in found
-        if any(named) and all(part in parts or not parts for part, parts in zip(key, named))
-    ]

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from data.example import fact_name, fact_value
 from lib.answers import read_value
-from lib.claims import mentioned_facts
-from lib.names import name_words, words
+from lib.names import mentioned_facts, name_words, words
 
 HIGHEST = words("""highest most largest maximum max biggest greatest top peak tallest longest
     leading popular""")

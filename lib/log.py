@@ -19,7 +19,8 @@ from typing import IO
 from PIL import Image
 from tqdm import tqdm
 
-from data import Example, InputError, open_image
+from data.example import Example, InputError
+from data.images import open_image
 from data.reading import write_whole
 
 try:

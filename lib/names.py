@@ -171,6 +171,29 @@ def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tu
     return found
 
 
+def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
+    """The facts whose names a text mentions; [] when it mentions none.
+
+    Of a table: the facts of the rows and columns mentioned; of rows alone, all their columns, and
+    the other way round.
+    """
+    chart, tokens = read_chart(tuple(tuple(map(str, fact)) for fact in facts)), tokenize(text)
+    named, i = {0: set(), 1: set(), None: set()}, 0
+    while i < len(tokens) - len(PADDING):
+        end, name = find_name(tokens, i, chart.spellings)
+        for kind, part in name:
+            named[kind].add(part)
+        i = max(end, i + 1)
+    rows, columns = named[0], named[1]
+    return [
+        fact
+        for key, found in chart.table.items()
+        for fact in found
+        if (rows or columns)
+        and all(part in parts or not parts for part, parts in zip(key, (rows, columns)))
+    ]
+
+
 # ---- numbers ------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
 
-from data import charts
+from data.charts import TASKS, base_batch, load_charts, vocabulary
 from data.forms import answer_pool, mix_forms
 from data.reading import say, write_whole
 from lib.answers import grade
@@ -31,7 +31,7 @@ from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_mo
 from lib.log import progress
 from model import completion_hidden, encode_prompt, get_tokenizer
 
-BASE_TASKS = (*charts.TASKS, "judge", "choice")  # of Curr-ReFT's base
+BASE_TASKS = (*TASKS, "judge", "choice")  # of Curr-ReFT's base
 SHIPPED = {  # base_folder's first five arguments: the folder in assets/
     (None, 0, 0.0, ("chart",), 0): "tiny-base",
     (None, 0, 0.1, BASE_TASKS, 1200): "tiny-base-curr",
@@ -53,10 +53,10 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level over charts.vocabulary(), else byte by byte: decode(encode(text)) == text."""
+    """Word-level over vocabulary(), else byte by byte: decode(encode(text)) == text."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
-    for word in charts.vocabulary():
+    for word in vocabulary():
         pieces += [piece for piece, _ in byte_level.pre_tokenize_str(word)]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(SPECIAL + pieces))}
     # a BPE without merges: a known word is one token (ignore_merges), anything else its bytes
@@ -123,17 +123,17 @@ def train_base(
     learning_rate: float,
     state: Path,
 ) -> list[float]:
-    """A base stage: plain supervised training of ALL weights on charts.base_batch. Returns the mean
+    """A base stage: plain supervised training of ALL weights on base_batch. Returns the mean
     loss (nats per token) of every LOG_STEPS steps.
 
-    tasks: what is asked, some of charts.TASKS, and "judge", "choice" to have it asked in these
+    tasks: what is asked, some of TASKS, and "judge", "choice" to have it asked in these
     forms too (data/forms.py). state: a file to go on from after a kill, to the same weights.
     AdamW, cosine decay with a warm-up of 5 %, token-mean loss; each batch is one packed row, so
     that nothing is padded.
     """
-    asked = [task for task in tasks if task in charts.TASKS]
-    forms = [form for form in tasks if form not in charts.TASKS]
-    pool = answer_pool(charts.load_charts("train", 1000, seed, tasks=asked)) if forms else {}
+    asked = [task for task in tasks if task in TASKS]
+    forms = [form for form in tasks if form not in TASKS]
+    pool = answer_pool(load_charts("train", 1000, seed, tasks=asked)) if forms else {}
     tokenizer = get_tokenizer(processor)
     model.requires_grad_(True)
     knobs = dict(betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
@@ -149,7 +149,7 @@ def train_base(
         warmup = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
-        batch = charts.base_batch(seed, step, 32, base_format_rate, asked)
+        batch = base_batch(seed, step, 32, base_format_rate, asked)
         if forms:
             batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]), grade)
         prompts = [encode_prompt(processor, example, text) for example, text, _ in batch]

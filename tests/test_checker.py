@@ -17,7 +17,8 @@ from data.charts import KINDS, explain, load_charts
 from data.example import Example, InputError
 from lib.answers import clean_answer, extract_answer, grade, readable
 from lib.answers import read_value, relaxed_accuracy, split_response
-from lib.claims import claimed_facts, locate_claims, mentioned_facts
+from lib.claims import claimed_facts, locate_claims
+from lib.names import mentioned_facts
 
 COUNTRIES = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 BARS = [("black", "6"), ("orange", "4"), ("red", "3"), ("cyan", "9")]

@@ -10,7 +10,8 @@ import evaluate as program
 import sample
 from data.charts import load_charts
 from data.example import DIRECT, Example, InputError
-from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, read_lines, readings
+from data.reading import read_lines
+from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, readings
 from lib.log import run_program
 from lib.families import save_model
 from lib.tiny import tiny_vlm

@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 
 from data import Example, InputError, load_data, open_image
-from data.example import MAX_MESSAGE
+from data.example import MAX_MESSAGE, split_marked
 from data.fingerprint import changes, fingerprint
-from data.own import split_marked
 from tests.test_data import bomb_png, error_of, write_chartqa, write_jsonl
 
 
