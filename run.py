@@ -74,7 +74,7 @@ class Run:
         steps = range(self.state["step"], self.config.max_steps)
         self.bar = progress(steps, self.config.method, unit="step")
         for step in self.bar:
-            self.clock = {"start": time.perf_counter()}
+            self.clock = {"start": time.perf_counter(), "cpu": time.process_time()}
             data, config = self.task.train, self.config
             # prompts that a rule has noted, mostly none, go before the step's own
             self.due = variants.due(config, self.state["buffer"])
@@ -129,6 +129,7 @@ class Run:
         stats["loss"] = stats.get("loss", 0.0) / config.num_iterations
         sums = reduce_sums(stats, self.ranks)
         line = {"step": step, **means(sums, MODE_NAMES), **moved}
+        self.clock["seconds_cpu"] = time.process_time() - self.clock["cpu"]  # of all threads
         line |= {name: value for name, value in self.clock.items() if name.startswith("seconds_")}
         line["step_time"] = self.clock["now"] - self.clock["start"]  # seconds
         line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]

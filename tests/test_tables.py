@@ -119,12 +119,19 @@ def test_results_are_written_only_where_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     compare.main(["sft"])
     assert not list(tmp_path.iterdir())
-    compare.main(["sft", "--out", "kept.json"])
-    content = json.loads((tmp_path / "kept.json").read_text())
-    assert content["records"][0]["row"] == "sft" and content["command"].endswith("--out kept.json")
 
 
-@pytest.mark.parametrize("argv", ["nothing", "--table {tmp}/x", "sft --out {tmp}/no/x"])
+def test_a_finished_run_is_kept_as_a_file_with_its_command_and_commit(tmp_path):
+    finish(tmp_path / "run")
+    (tmp_path / "run" / "asked.json").write_text('["train.py", "seed 0", "code one"]')
+    (tmp_path / "run" / "commit").write_text("abc")
+    compare.keep("sft", tmp_path / "run", str(tmp_path))
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert (content["command"], content["commit"]) == ("train.py --seed 0", "abc")
+    assert content["records"][0]["row"] == "sft"
+
+
+@pytest.mark.parametrize("argv", ["nothing", "--table {tmp}/x", "--table {tmp}"])
 def test_what_cannot_be_compared_is_one_line_and_code_2(argv, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run_program(compare.main, argv.format(tmp=tmp_path).split())

@@ -1,11 +1,11 @@
 """Comparing methods: the same base, the same prompts, the same traces, several seeds; one table.
 
-    python -m tools.compare sft grpo two_stage dyme --seeds 0 1 2 --out results/compare.json
-    python -m tools.compare --table results/compare.json [--brief] [--paired dyme two_stage]
+    python -m tools.compare sft grpo two_stage dyme --seeds 0 1 2 --out results/mine
+    python -m tools.compare --table results/mine [--brief] [--paired dyme two_stage]
 
 Each run is `train.py` in a process of its own, so that what is compared is what a user runs. A run
-that is finished is not run again, as long as its flags and the code are the same. Left out:
-choosing the better of two settings for you.
+that is finished is not run again, as long as its flags and the code are the same. --out keeps each
+run's result as a file as soon as it has ended. Left out: choosing the better of two settings.
 """
 
 import argparse
@@ -82,15 +82,16 @@ def compare(args: argparse.Namespace) -> list[dict]:
     bar = tqdm(total=len(firsts) + len(others), desc="runs", unit="run")
     with ThreadPoolExecutor(args.jobs) as pool, bar:
         for jobs in (firsts.values(), others):
-            for record in pool.map(lambda job: run(*job), jobs):
+            for record in pool.map(lambda job: run(*job, args.out), jobs):
                 records.append(record)
                 bar.update()
     return sorted(records, key=lambda record: args.rows.index(record["row"]))
 
 
-def run(row: str, flags: list[str], folder: Path) -> dict:
-    """The record of one training run; of a finished one if the folder has it. InputError, with the
-    last line that it said, if it fails, or if the folder's run had other flags or another code.
+def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dict:
+    """The record of one training run; of a finished one if the folder has it. out: a folder to keep
+    it in, too. InputError, with the last line that it said, if it fails, or if the folder's run had
+    other flags or another code.
     """
     asked = " ".join(flags).removesuffix(" --no-eval_base").split(" --")
     asked.append(f"code {code_version()}")
@@ -104,9 +105,10 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
                 f"{folder}: holds a run made with {was}, where now it is {now}; "
                 "give another --output_dir, or remove the folder"
             )
-        return read_record(row, folder)
+        return keep(row, folder, out)
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(asked))
+    (folder / "commit").write_text(commit())
     command = [sys.executable, str(ROOT / flags[0]), *flags[1:]]
     command += ["--output_dir", str(folder), "--overwrite"]
     with open(log, "w") as file:
@@ -115,7 +117,33 @@ def run(row: str, flags: list[str], folder: Path) -> dict:
     if code != 0:
         last = " ".join(log.read_text().strip().splitlines()[-1:])
         raise InputError(f"{row}: {flags[0]} ended with code {code}: {last[:300]} (see {log})")
-    return read_record(row, folder)
+    return keep(row, folder, out)
+
+
+def keep(row: str, folder: Path, out: str | None) -> dict:
+    """The record of a finished run, written to a file of its own in `out`, where one is asked for,
+    with what it needs to be run again.
+    """
+    record = read_record(row, folder)
+    if out:
+        asked, made_at = read_json(folder / "asked.json"), (folder / "commit").read_text()
+        kept = {
+            "command": " --".join(asked[:-1]),
+            "commit": made_at,
+            "machine": f"{platform.machine()}, one thread",
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "records": [record],
+        }
+        rounded = json.loads(json.dumps(kept), parse_float=lambda text: round(float(text), 5))
+        Path(out, f"{folder.name}.json").write_text(json.dumps(rounded) + "\n")
+    return record
+
+
+def commit() -> str:
+    """The checkout's commit; with a plus where tracked files differ from it."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=+"]
+    found = subprocess.run(git, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
 
 
 def code_version() -> str:
@@ -130,7 +158,7 @@ def code_version() -> str:
 def read_record(row: str, folder: Path) -> dict:
     """What the tables need of a finished run."""
     result = read_json(folder / "result.json")
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
     accuracies = [reading["accuracy"] for reading in result["val"]]
     falls = [max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)]
@@ -140,13 +168,22 @@ def read_record(row: str, folder: Path) -> dict:
         **{name: result["config"][name] for name in told if name in result["config"]},
         "steps": result["config"]["max_steps"],
         "seconds": result["seconds"],
+        "cpu_seconds": sum(line.get("seconds_cpu", 0.0) for line in lines),
         "share_equal": mean(line["frac_reward_zero_std"] for line in sampled) if sampled else None,
         "largest_fall": max(falls, default=None),
         "val": accuracies,
+        "on_the_way": [on_the_way(reading) for reading in result["val"]],
         "base": result["base"],
         "final": result["final"],
         "stages": result.get("stages"),
     }
+
+
+def on_the_way(reading: dict) -> dict:
+    """A reading of val in short: the step, and the accuracies greedy and with other images."""
+    found = {"step": reading.get("step"), "greedy": reading["accuracy"]}
+    seen = {image: reading[image]["accuracy"] for image in ("other", "blank") if image in reading}
+    return found | seen
 
 
 # ---- the command line ---------------------------------------------------------------------------
@@ -156,12 +193,16 @@ def read_records(paths: list[str]) -> list[dict]:
     """The records of kept results, each run once. InputError for a file that isn't one, or where
     two files say different things of one run.
     """
-    runs = {}
-    for path in paths:
+    runs, files = {}, []
+    for path in map(Path, paths):
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"--table {paths[0]}: has no results of --out")
+    for path in files:
         try:
-            records = json.loads(Path(path).read_text())["records"]
+            records = json.loads(path.read_text())["records"]
             table(records)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise InputError(f"--table {path}: is not a result of --out") from None
         for record in records:
             names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
@@ -186,8 +227,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)")
     add("--output_dir", default="out/compare", help="where the runs go (%(default)s)")
     add("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    add("--out", metavar="JSON", help="keep the results in this file")
-    add("--table", nargs="+", metavar="JSON", help="print the table of such files")
+    add("--out", metavar="FOLDER", help="keep each run's result in it, a file each")
+    add("--table", nargs="+", metavar="PATH", help="print the table of such folders, or of files")
     add("--brief", action="store_true", help="a table with fewer columns")
     add("--looks", action="store_true", help="and whose image the answers are about")
     add("--price", action="store_true", help="and what thinking costs")
@@ -208,19 +249,9 @@ def main(argv: list[str]) -> None:
     args = arguments(argv)
     for row in args.rows:
         row_flags(row)
-    out = None if args.table else args.out
-    if out:
-        open(out, "a").close()  # said now, and not after all has run
+    if args.out and not args.table:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
     records = read_records(args.table) if args.table else compare(args)
-    if out:
-        kept = {
-            "command": "python -m tools.compare " + " ".join(argv),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} at a time",
-            "versions": {name: version(name) for name in ("torch", "transformers")},
-            "code": code_version(),
-            "records": records,
-        }
-        Path(out).write_text(json.dumps(kept, indent=1))
     print(table(records, args.brief))
     if any(record.get("stages") for record in records):
         print(f"\n{forms_table(records)}")
