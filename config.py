@@ -246,6 +246,16 @@ RECIPES = {
         "chartqa": {},
         "gsm8k": dict(num_generations=16, max_completion_length=1024, num_train_epochs=10),
         "aokvqa": dict(num_generations=4),
+        "curr_reft": dict(
+            model="Qwen/Qwen2.5-VL-3B-Instruct",
+            freeze_vision=False,
+            stage_generations=[4, 2, 4],
+            prompts_per_step=8,
+            reject_learning_rate=2e-7,
+            reject_epochs=3.0,
+            reject_warmup=0.05,
+            reject_steps=2000,
+        ),
     }
 }
 

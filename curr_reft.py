@@ -4,6 +4,7 @@
     python curr_reft.py --stages open reject              without the curriculum
     python curr_reft.py --stages judge choice open        without self-improvement
     python curr_reft.py --stages reject --model FOLDER    of any trained model
+    python curr_reft.py --recipe published --dataset open.jsonl --stage_data judge=judge.jsonl ...
 
 A small model that can't find an answer yet may already tell a right one from a wrong one. So the
 same items are asked three times (data/forms.py), each stage a run of train.py's loop, by GRPO, from
@@ -25,6 +26,7 @@ teach nothing to a base that never follows the format. Left out: answers with se
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -79,10 +81,18 @@ class Curriculum(Config):
     stage_data: list[str] | None = knob(
         None, "files of questions that are given and not made: judge=a.jsonl ...", FILES
     )
+    stage_generations: list[int] | None = knob(
+        None, "G of judge, choice and open; default: num_generations", SAMPLES, low=2
+    )
     reject_samples: int = knob(8, "N: responses to a prompt in rejected sampling", REJECT, low=1)
     reject_size: int | None = knob(None, "sample for so many examples, not all", REJECT, low=1)
     reject_threshold: float = knob(85.0, "keep what is above, of 100", REJECT, low=0, high=99)
     reject_epochs: float = knob(2.0, "passes over what was kept and mixed in", REJECT, above=0)
+    reject_steps: int | None = knob(None, "at most so many updates on it", REJECT, low=1)
+    reject_learning_rate: float | None = knob(
+        None, "peak there; default: learning_rate", REJECT, above=0
+    )
+    reject_warmup: float = knob(0.0, "share of its updates until the peak", REJECT, low=0, high=1)
     mix: str | None = knob(None, "jsonl to mix in; default: charts: the base's texts", REJECT)
     mix_share: float = knob(0.3, "share of mixed-in examples", REJECT, MIXED, low=0, high=0.99)
 
@@ -109,6 +119,11 @@ def read_flags(argv: list[str]) -> Curriculum:
     for given in config.stage_data or []:
         if not re.fullmatch(rf"({'|'.join(FORMS)})=.+\.(jsonl|json)", given):
             raise InputError(f"--stage_data {given}: write it as {FORMS[0]}=FILE.jsonl")
+    if config.stage_generations and len(config.stage_generations) != len(FORMS):
+        raise InputError(f"--stage_generations: one number for each of {', '.join(FORMS)}")
+    if config.recipe and config.dataset == "charts":
+        told = "the published questions are not part of this: give --dataset FILE.jsonl"
+        raise InputError(f"--recipe: {told}, and --stage_data where its stages are given")
     return config
 
 
@@ -124,6 +139,8 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     if held and not (config.resume or config.overwrite):
         raise InputError(f"{folder / held[0]}: holds a run; --resume it or --overwrite it")
     tasks = {stage: stage_task(config, stage) for stage in stages}  # before a model is loaded
+    if config.mix:  # so that a bad file doesn't cost the stages before it
+        mix_examples(config, 1)
     finals = load_finals(config, log)
     size = config.eval_size
     forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}
@@ -190,6 +207,9 @@ def run_stage(
         task.train, more["kept"] = choose_examples(config, task.train, ranks, log)
         if not task.train:
             return {}
+        steps = config.reject_epochs * len(task.train) / config.prompts_per_step
+        config.max_steps = min(max(1, int(steps)), config.reject_steps or math.inf)
+        config.warmup_steps = round(config.reject_warmup * config.max_steps)
     sampling = time.perf_counter() - start
     if config.resume and not step_folders(Path(config.output_dir, "checkpoints")):
         config = replace(config, resume=None, overwrite=True)  # it was stopped before it saved
@@ -205,8 +225,11 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     if config.max_steps and not config.eval_steps:
         own.eval_steps = max(1, config.max_steps // 10)
     if stage == "reject":
-        own.max_steps, own.num_train_epochs = None, config.reject_epochs
+        own.num_train_epochs = config.reject_epochs
+        own.learning_rate = config.reject_learning_rate or config.learning_rate
         return replace(own, method="sft", refiner="off", beta=0.0, loss_type="grpo")
+    if config.stage_generations:
+        own.num_generations = config.stage_generations[FORMS.index(stage)]
     share = STAGE_EPOCHS[stage] / sum(STAGE_EPOCHS.get(name, 0) for name in config.stages)
     own.max_steps = config.max_steps and max(1, round(share * config.max_steps))
     own.num_train_epochs = config.num_train_epochs and share * config.num_train_epochs

@@ -14,7 +14,6 @@ there. Left out: methods side by side (tools/compare.py).
 import argparse
 import json
 import math
-
 import sys
 import time
 import zlib
@@ -28,10 +27,10 @@ from PIL import Image
 from checker import score
 from config import Parser, tolerances
 from data import load_data, open_image
-from data.example import DIRECT, Example, InputError, split_marked
+from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
 from data.tsv import read_tsv, write_predictions
-from lib.answers import clean_answer, grade, split_response, to_number
+from lib.answers import final_answer, grade, has_metric, split_response
 from lib.claims import claimed_facts
 from lib.log import progress, run_program
 from lib.trained import find_model, load
@@ -164,26 +163,19 @@ def evaluate_all(model, processor, examples: Sequence[Example], **asked) -> dict
 
 
 def looks(model, processor, examples: Sequence[Example], most: int, **asked) -> dict[str, dict]:
-    """`look` with both images, at temperature 1, at the first `most` examples; nothing without
-    images. The same without a change is the reading "sampled".
-    """
-    examples = [examples[i] for i in range(min(most, len(examples)))]
-    if not any(example.image is not None for example in examples):
-        return {}
-    asked["temperature"] = 1.0
-    images = ("other", "blank")
-    return {image: look(model, processor, examples, image, **asked) for image in images}
-
-
-def look(model, processor, examples: Sequence[Example], image: str, **asked) -> dict[str, float]:
-    """`readings` where each question is shown "other", another item's image, or a "blank" one.
+    """`readings` at temperature 1 of the first `most` examples, each shown an "other" item's image,
+    or a "blank" one; nothing without images. The same without a change is the reading "sampled".
 
     The answer asked for is the question's own. Of the stated facts, fact_precision is the share
     true of the image shown, true_of_own of the one that the question belongs to: a model that
     doesn't look states the same whatever it is shown.
     """
-    shown = [shown_instead(examples, i, image) for i in range(len(examples))]
-    return evaluate(model, processor, shown, belongs=examples, **asked)
+    examples, found = [examples[i] for i in range(min(most, len(examples)))], {}
+    asked["temperature"] = 1.0
+    for image in ("other", "blank") if any(e.image is not None for e in examples) else ():
+        shown = [shown_instead(examples, i, image) for i in range(len(examples))]
+        found[image] = evaluate(model, processor, shown, belongs=examples, **asked)
+    return found
 
 
 def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
@@ -296,53 +288,34 @@ def predict(
     return [done[name] for name in ids]
 
 
-def final_answer(response: str) -> str:
-    """What a response says in the end: behind its answer marker; without one inside the last
-    \\boxed{}, else the last line.
-    """
-    marked = split_marked(response)[1]
-    if marked is not None:
-        return marked
-    start = response.rfind("\\boxed{")
-    depth = 0
-    for end in range(start, len(response) if start >= 0 else start):
-        depth += (response[end] == "{") - (response[end] == "}")
-        if response[end] == "}" and not depth:
-            return response[start + 7 : end]
-    return (response.strip().splitlines() or [""])[-1].strip()
+# ---- benchmarks as TSV files --------------------------------------------------------------------
 
 
-def has_metric(example: Example) -> bool:
-    """Whether letters, numbers, yes and no are enough to score it: a free answer needs a judge."""
-    plain = example.kind != "text" or example.options
-    return bool(example.answer and (plain or to_number(clean_answer(example.answer)) is not None))
-
-
-def ask_benchmark(args: argparse.Namespace, path: Path, asked: dict) -> None:
-    """Ask the questions of VLMEvalKit's TSV args.data, write the prediction file that it scores to
-    `path`, and print what can be scored without it, by category. The lines of predict are beside
-    it: what was stopped goes on.
-    """
-    source, instruction = Path(args.data), None
-    if path.suffix != ".tsv" or path.resolve() == source.resolve():
-        raise InputError(f"--out {path}: a benchmark's predictions are another .tsv")
+def read_benchmark(args: argparse.Namespace) -> list[Example]:
+    """The questions of VLMEvalKit's TSV args.data, to be asked as args.instruction says."""
+    instruction, source = None, Path(args.data)
     if args.instruction:
         try:
             instruction = Path(args.instruction).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise InputError(f"--instruction {args.instruction}: {error}") from error
     examples = read_tsv(source, args.data_dir or source.parent)[: args.size]
-    examples = [replace(example, instruction=instruction) for example in examples]
-    how = {"ckpt": args.ckpt, "data": args.data, "instruction": instruction}
-    lines = predict(*load(args.model), examples, path.with_suffix(".jsonl"), how, **asked)
-    responses = [line["response"] for line in lines]
-    indices = (example.id.removeprefix(f"{source.stem}/") for example in examples)
-    write_predictions(source, path, dict(zip(indices, responses)))
-    rows = [
-        {"task": e.task, "accuracy": float(grade(e, final_answer(r), asked["tolerance"]) > 0.5)}
-        for e, r in zip(examples, responses)
-        if has_metric(e)
-    ]
+    return [replace(example, instruction=instruction) for example in examples]
+
+
+def tell_benchmark(
+    source: Path, path: Path, examples: list[Example], lines: list[dict], tolerance: float
+) -> None:
+    """Write the prediction file that VLMEvalKit scores, from predict's lines, and print what can be
+    scored without it, by category.
+    """
+    responses, rows = {}, []
+    for example, line in zip(examples, lines):
+        responses[example.id.removeprefix(f"{source.stem}/")] = line["response"]
+        if has_metric(example):
+            right = grade(example, final_answer(line["response"]), tolerance) > 0.5
+            rows.append({"task": example.task, "accuracy": float(right)})
+    write_predictions(source, path, responses)
     show_accuracies(rows)
     told = f"{len(examples) - len(rows)} answers are free or unknown, and not scored here"
     print(f"{told}; each row counts by itself: never beside circular evaluation")
@@ -401,30 +374,45 @@ FLAGS = {
 }
 
 
-def ask_split(argv: list[str]) -> None:
-    """Ask a split and print what came out."""
-    args = parse(argv, "Ask a whole split.", FLAGS)
-    asked = {**args.asked, "tolerance": args.tolerance, "batch_size": args.batch_size}
+def out_path(args: argparse.Namespace) -> Path:
+    """Where what comes out goes: args.out, else a file in the run's folder, or below out/."""
     folder = Path(args.ckpt)
     folder = folder if folder.is_dir() else Path("out", args.ckpt.replace("/", "--"))
-    name = (
-        f"{folder.resolve().name}_{Path(args.data).stem}.tsv" if args.data else "predictions.jsonl"
-    )
+    name = "predictions.jsonl"
+    if args.data:
+        name = f"{folder.resolve().name}_{Path(args.data).stem}.tsv"
     path = Path(args.out or folder / name)
+    if args.data and (path.suffix != ".tsv" or path.resolve() == Path(args.data).resolve()):
+        raise InputError(f"--out {path}: a benchmark's predictions are another .tsv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def ask_split(argv: list[str]) -> None:
+    """Ask a split, or a benchmark, and print what came out."""
+    args = parse(argv, "Ask a whole split.", FLAGS)
+    asked = {**args.asked, "tolerance": args.tolerance, "batch_size": args.batch_size}
     if args.instruction and not args.data:
         raise InputError("--instruction: has an effect only with --data; leave it out")
-    if not args.pass_at_k:  # which writes nothing
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if args.data and not args.pass_at_k:
-        return ask_benchmark(args, path, asked)
-    examples = load_data(args.dataset, args.split, args.data_dir, size=args.size, questions="all")
+    path = None if args.pass_at_k else out_path(args)  # pass@k writes nothing
+    names = ("ckpt", "data", "instruction") if args.data else ("ckpt", "dataset", "split")
+    how = {name: getattr(args, name) for name in names}
+    if args.data:
+        examples = read_benchmark(args)
+        how["instruction"] = examples[0].instruction
+    else:
+        source = (args.dataset, args.split, args.data_dir)
+        examples = load_data(*source, size=args.size, questions="all")
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0
         found = pass_at_ks(*load(args.model), examples, args.pass_at_k, **asked)
         print(", ".join(f"{k} {100 * v:.1f} %" for k, v in found.items() if k != "right"))
         return
-    how = {name: getattr(args, name) for name in ("ckpt", "dataset", "split")}
-    rows = [line["marks"] for line in predict(*load(args.model), examples, path, how, **asked)]
+    log = path.with_suffix(".jsonl") if args.data else path
+    lines = predict(*load(args.model), examples, log, how, **asked)
+    if args.data:
+        return tell_benchmark(Path(args.data), path, examples, lines, args.tolerance)
+    rows = [line["marks"] for line in lines]
     show_accuracies(rows)
     found = readings(rows)
     names = ("format", "fact_precision", "fact_f1", "grounded", "truncated")

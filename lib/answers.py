@@ -38,6 +38,22 @@ def extract_answer(response: str) -> str | None:
     return split_response(response)[1]
 
 
+def final_answer(response: str) -> str:
+    """What a response says in the end: behind its answer marker; without one inside the last
+    \\boxed{}, else the last line.
+    """
+    marked = split_marked(response)[1]
+    if marked is not None:
+        return marked
+    start = response.rfind("\\boxed{")
+    depth = 0
+    for end in range(start, len(response) if start >= 0 else start):
+        depth += (response[end] == "{") - (response[end] == "}")
+        if response[end] == "}" and not depth:
+            return response[start + 7 : end]
+    return (response.strip().splitlines() or [""])[-1].strip()
+
+
 def clean_answer(text: str) -> str:
     """The bare answer: no markdown, quotes, final dot, currency; numbers as Python reads them.
 
@@ -161,6 +177,12 @@ def iou(a: tuple, b: tuple) -> float:
 def readable(example, text: str | None) -> bool:
     """Whether a marked answer has the form that the Example asks for; None: nothing was marked."""
     return text is not None and (example.kind == "text" or READERS[example.kind](text) is not None)
+
+
+def has_metric(example) -> bool:
+    """Whether letters, numbers, yes and no are enough to score it: a free answer needs a judge."""
+    plain = example.kind != "text" or example.options
+    return bool(example.answer and (plain or to_number(clean_answer(example.answer)) is not None))
 
 
 def option_text(answer: str, options: list[str]) -> str:

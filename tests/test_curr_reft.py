@@ -311,7 +311,33 @@ def test_a_kill_at_any_of_the_small_files_is_made_good_by_resume(quick, monkeypa
     assert run(flags)["final"]["test"]
 
 
-@pytest.mark.parametrize("flags", ["--stages", "--resume out/x", "--mix_share 1", "--method dyme"])
+def test_the_published_recipe_sets_each_stages_own_numbers():
+    config = read_flags(["--recipe", "published", "--dataset", "x.jsonl", "--seed", "1"])
+    assert config.model == "Qwen/Qwen2.5-VL-3B-Instruct" and not config.freeze_vision
+    assert (config.beta, config.num_train_epochs, config.learning_rate) == (0.04, 4, 1e-6)
+    stages = [curr_reft.stage_config(config, stage, "m") for stage in curr_reft.STAGES]
+    assert [stage.num_generations for stage in stages[:3]] == [4, 2, 4]
+    assert [stage.num_train_epochs for stage in stages] == [1, 1, 2, 3]
+    assert [stage.learning_rate for stage in stages] == [1e-6, 1e-6, 1e-6, 2e-7]
+
+
+def test_the_sft_on_what_was_kept_has_its_own_warm_up_and_limit(quick):
+    flags = "--reject_epochs 9 --reject_steps 4 --reject_warmup 0.5 --stages reject"
+    run(quick, *flags.split())
+    config = read(RUN / "reject" / "result.json")["config"]
+    assert (config["max_steps"], config["warmup_steps"]) == (4, 2)
+
+
+def test_a_file_to_mix_in_that_cannot_be_read_ends_it_before_a_model_is_loaded(quick, monkeypatch):
+    monkeypatch.setattr(curr_reft, "first_load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="gone.jsonl"):
+        run(quick, "--mix", "gone.jsonl")
+
+
+BAD = ["--stages", "--resume out/x", "--mix_share 1", "--method dyme", "--recipe published"]
+
+
+@pytest.mark.parametrize("flags", [*BAD, "--stage_generations 4 2"])
 def test_flags_that_cannot_be_are_one_line_and_code_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         run_program(curr_reft.run, flags.split())
