@@ -6,9 +6,10 @@
 
 The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, update. The
 other methods are the same loop with another `choose` (dyme.py): SFT always memorizes, GRPO always
-explores, two-stage does one after the other; ten more rules are in variants.py. What the loop is
-built on, loading, resuming, evaluating, saving, is in run.py; every flag in config.py. Curr-ReFT is
-a program above this one: curr_reft.py. Left out: learned rewards, value networks, LoRA.
+explores, two-stage does one after the other; ten more rules are in variants.py. What comes before
+the first step, loading and resuming, is in start.py, what the loop calls, evaluating and saving, in
+run.py; every flag in config.py. Curr-ReFT is a program above this one: curr_reft.py. Left out:
+learned rewards, value networks, LoRA.
 """
 
 import math
@@ -25,7 +26,8 @@ from lib.optim import lr_at
 from lib.ranks import Ranks, cleanup, setup_distributed, sum_gradients
 from load import Task
 from rollout import rollout
-from run import Run, start
+from run import Run
+from start import start
 
 
 def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:

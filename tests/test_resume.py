@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 import run as run_file
+import start as start_file
 import train
 from checker import Rules
 from lib import ranks as several
@@ -178,7 +179,7 @@ def planned():
         return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
     train.choose = by_plan
-    run_file.build_optimizer = sgd
+    start_file.build_optimizer = sgd
 
 
 # ---- ended and resumed --------------------------------------------------------------------------
