@@ -200,6 +200,11 @@ class Config:
     log_groups_every: int = knob(
         25, "log a few groups for the report every so many steps; 0: never", low=0
     )
+    report_to: str = knob(
+        "none",
+        "where the metrics go besides metrics.jsonl",
+        choices=("tensorboard", "wandb", "trackio", "none"),
+    )
     resume: str | None = knob(
         None, "go on from the last complete checkpoint of output_dir, or from the given one"
     )

@@ -20,10 +20,10 @@ from dyme import memorizes
 from evaluate import evaluate, evaluate_all, interval, looks
 from lib import checkpoint
 from lib.families import save_model
-from lib.log import Log, group_sums, means, progress, thumbnail
+from lib.log import Log, group_line, group_sums, means, progress, told_response
 from lib.ranks import Interrupt, Ranks, gather_lists, reduce_sums, shard
 from load import Task
-from model import image_features
+from model import get_tokenizer, image_features
 from rollout import MEMORIZE, MODE_NAMES, Group, make_groups
 
 KEPT = 2  # checkpoints, besides the best one
@@ -53,6 +53,7 @@ class Run:
     due: list = field(default_factory=list)  # of variants.due: what this step memorizes
     rate: float = 1.0  # what the learning rate is multiplied by
     clock: dict[str, float] = field(default_factory=dict)
+    pace: float = 0.0  # seconds per answer of the last validation
 
     # ---- a step ---------------------------------------------------------------------------------
 
@@ -121,17 +122,23 @@ class Run:
         line["step_time"] = self.clock["now"] - self.clock["start"]  # seconds
         line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
         log.append("metrics.jsonl", line)
-        if config.dry_run:
+        if not state["seconds"]:
             took, steps = line["step_time"], config.max_steps
-            told = f"the first step took {took:.1f} s, {steps} like it {took * steps / 60:.0f} min"
-            log.say(f"{told}, the evaluations aside; nothing was kept")
+            told = f"the first step took {took:.1f} s, {steps} like it {took * steps / 60:.1f} min"
+            log.say(f"{config.method}: {told}, the evaluations aside")
+        if config.dry_run:
+            log.say("nothing was kept")
             raise SystemExit(0)
         shown = ("reward", "correct", *(f"share_{name}" for name in MODE_NAMES))
         shown = {name.removeprefix("share_"): f"{line[name]:.2f}" for name in shown if name in line}
         self.bar.set_postfix(shown, refresh=False)
         if config.log_groups_every and step % config.log_groups_every == 0:
+            tokenizer = get_tokenizer(self.processor)
             for group in groups[:2]:
-                log.append("groups.jsonl", group_line(step, group))
+                name = MODE_NAMES[group.mode]
+                log.append("groups.jsonl", group_line(step, group, name, config, tokenizer))
+            for group in groups[:1]:
+                log.say(told_response(step, group, MODE_NAMES[group.mode]))
 
         if variants.buffer_size(config):
             wrong = [g.place for g in groups if g.responses and not g.rewards["correct"].any()]
@@ -161,17 +168,27 @@ class Run:
     def validate(self) -> bool:
         """A reading of the validation split, noted and said; whether it is the best so far."""
         past, step = self.state["val"], self.state["step"]
-        settings = eval_settings(self.config)
+        settings, start = eval_settings(self.config), time.perf_counter()
         reading = evaluate(self.model, self.processor, self.task.val, **settings)
         best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
         seen = looks(self.model, self.processor, self.task.val, LOOKS_ON_THE_WAY, **settings)
+        answers = sum(each["count"] for each in (reading, *seen.values()))
+        self.pace = (time.perf_counter() - start) / max(answers, 1)
         past.append({"step": step, **reading, **seen})
+        scalars = {f"val/{name}": reading[name] for name in ("accuracy", "format")}
+        self.log.track(step - 1, **scalars)  # with the step that led here: a resumed run is behind
         found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
         self.log.say(f"step {step}, val: {found}")
         return best
 
     def read_finals(self, title: str) -> dict[str, dict]:
         """evaluate_all on each of the last evaluation's splits, said as lines."""
+        splits = " and ".join(f"{len(asked)} of {name}" for name, asked in self.task.finals.items())
+        told = f"{title}: is read now, on the questions of {splits}, up to five answers to each"
+        if self.pace:
+            count = sum(map(len, self.task.finals.values()))
+            told += f", about {5 * count * self.pace:.0f} s"
+        self.log.say(told)
         readings = {}
         for split, examples in self.task.finals.items():
             readings[split] = evaluate_all(
@@ -243,25 +260,6 @@ def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Ex
             orders[epoch] = torch.randperm(len(data), generator=generator).tolist()
         picked.append(data[orders[epoch][place]])
     return picked
-
-
-def group_line(step: int, group: Group) -> dict:
-    """A group as tools/report.py shows it."""
-    responses = []
-    for g, response in enumerate(group.responses):
-        rewards = {name: float(values[g]) for name, values in group.rewards.items()}
-        advantage = float(group.advantages[g])
-        responses.append({"text": response.text, "advantage": advantage, **rewards})
-    return {
-        "step": step,
-        "question": group.example.question,
-        "answer": group.example.answer,
-        "facts": [list(fact) for fact in group.example.facts],
-        "image": thumbnail(group.example),
-        "mode": MODE_NAMES[group.mode],
-        "target": group.target,
-        "responses": responses,
-    }
 
 
 def summary(title: str, readings: dict[str, dict]) -> str:

@@ -21,7 +21,7 @@ from dyme import HEAD_CHUNK, check_method
 from judge import Judge
 from lib import checkpoint
 from lib.families import checkpoint_activations, parameter_counts
-from lib.log import Log, visible
+from lib.log import Log, open_tracker, visible
 from lib.memory import FLAGS, machine_memory, memory_estimate, report_memory, shape_of
 from lib.optim import allocate_states, build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object
@@ -32,7 +32,7 @@ from sft import target_text
 
 # flags that may change when a run is resumed
 FREE_TO_CHANGE = {"resume", "overwrite", "force", "output_dir", "data_dir"}
-FREE_TO_CHANGE |= {"save_steps", "save_minutes"}
+FREE_TO_CHANGE |= {"save_steps", "save_minutes", "report_to"}
 # and flags that may not: it would be another run under this one's name
 FIXED = {"dataset", "method", "model", "seed", "trace_noise", "base_seed"}
 
@@ -67,6 +67,8 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     """
     check_method(config)
     log = Log(config.output_dir, ranks.rank == 0)
+    tracker = "none" if config.dry_run else config.report_to
+    log.tracker = open_tracker(tracker, config.output_dir, asdict(config))
     log.lock()
     found = broadcast_object(find_run(config) if log.active else None, ranks)
     scorer = Judge(config) if config.judge_url else Rules(config)

@@ -5,6 +5,7 @@ has one. What to watch, and why, is in the README.
 """
 
 import base64
+import importlib
 import io
 import json
 import math
@@ -95,6 +96,7 @@ class Log:
     output_dir: str
     active: bool
     held: IO | None = None  # the open lock file
+    tracker: Callable[[int, dict], None] | None = None  # see open_tracker
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
@@ -134,6 +136,13 @@ class Log:
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
             with open(Path(self.output_dir) / name, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
+            if name == "metrics.jsonl":
+                self.track(**line)
+
+    def track(self, step: int, **scalars) -> None:
+        """What metrics.jsonl gets for a step, to the tracker too, if there is one."""
+        if self.active and self.tracker:
+            self.tracker(step, scalars)
 
     def write(self, name: str, content: dict) -> None:
         """A whole JSON file of the run."""
@@ -154,6 +163,38 @@ class Log:
                 os.truncate(path, position)
 
 
+def open_tracker(name: str, folder: str, config: dict) -> Callable[[int, dict], None] | None:
+    """A function that gives a step's scalars to tensorboard, wandb or trackio, under their names
+    in metrics.jsonl; None for "none". InputError where it isn't installed.
+
+    No step is there twice after --resume: TensorBoard forgets, in this folder, what is at and
+    behind the step that the run goes on from; in the other two a new run goes on from there.
+    """
+    if name == "none":
+        return None
+    try:
+        library = importlib.import_module(
+            {"tensorboard": "torch.utils.tensorboard"}.get(name, name)
+        )
+    except ImportError:
+        raise InputError(f"--report_to {name}: is not installed; pip install {name}") from None
+    run = None
+
+    def track(step: int, scalars: dict) -> None:
+        nonlocal run
+        if name == "tensorboard":
+            run = run or library.SummaryWriter(folder, purge_step=step)
+            for key, value in scalars.items():
+                run.add_scalar(key, value, step)
+            run.flush()
+        else:
+            about = f"{folder}, from step {step}"
+            run = run or library.init(project="dyme", name=about, config=config)
+            run.log(scalars, step=step)
+
+    return track
+
+
 class Lines:
     """Standard error without a terminal: what a bar writes over itself becomes a line."""
 
@@ -172,7 +213,7 @@ def progress(items: Iterable, what: str, **about) -> tqdm:
     """
     about.update(desc=what, miniters=1, disable=os.environ.get("RANK", "0") != "0")
     if not sys.stderr.isatty():
-        about.update(file=Lines(), mininterval=30, maxinterval=30, delay=30, ascii=True, ncols=100)
+        about.update(file=Lines(), mininterval=30, maxinterval=30, delay=30, ascii=True, ncols=120)
     return tqdm(items, **about)
 
 
@@ -189,6 +230,70 @@ def thumbnail(example: Example, side: int = 320) -> str | None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
+    """A Group as a line of groups.jsonl, for tools/report.py: what was asked, what the samples were,
+    what became of them. A text that the update has learned from has its tokens' pushes.
+    """
+    sampled = [row for row in group.rows if row.loss == "grpo"]
+    memorized = [row for row in group.rows if row.loss == "sft"]
+    responses = []
+    for g, response in enumerate(group.responses):
+        rewards = {name: float(values[g]) for name, values in group.rewards.items()}
+        pushes = token_pushes(sampled[g], config, tokenizer) if g < len(sampled) else []
+        advantage = float(group.advantages[g])
+        responses.append(
+            {"text": response.text, "advantage": advantage, **rewards, "pushes": pushes}
+        )
+    return {
+        "step": step,
+        "question": group.example.question,
+        "answer": group.example.answer,
+        "facts": [list(fact) for fact in group.example.facts],
+        "image": thumbnail(group.example),
+        "mode": mode,
+        "target": group.target,
+        "target_pushes": [
+            each for row in memorized for each in token_pushes(row, config, tokenizer)
+        ],
+        "responses": responses,
+    }
+
+
+def token_pushes(row, config, tokenizer) -> list[tuple[str, float]]:
+    """The text of each of a row's tokens, and its push: how strongly the step's first update raises
+    the token's own logit, that is minus the gradient at it, in thousandths of a prompt's share.
+
+    On paper weight * (1 - p) / (length * G): walkthrough.ipynb, section 6. Left out: the KL term,
+    and the clipping of later updates.
+    """
+    p = row.logprobs.cpu().exp()
+    pushes = row.weight * (1 - p) / config.num_generations
+    if row.token_weight is not None:
+        pushes = pushes * row.token_weight(p)
+    if config.loss_type == "grpo":
+        pushes = pushes / len(p)
+    # read behind the token before it: alone, some tokenizers' tokens lose their blank
+    ids = row.token_ids
+    texts = [tokenizer.decode(ids[max(0, i - 1) : i + 1]) for i in range(len(ids))]
+    heads = ["", *(tokenizer.decode([token]) for token in ids[:-1])]
+    texts = [text[len(head) :] for text, head in zip(texts, heads)]
+    return [(text, round(1000 * push, 3)) for text, push in zip(texts, pushes.tolist())]
+
+
+def told_response(step: int, group, mode: str) -> str:
+    """A group's question and its first response with the rewards, or what it memorizes unasked, in
+    three lines for the person who watches.
+    """
+    rewards, text = "memorized", group.target or ""
+    if group.responses:
+        rewards = {name: float(values[0]) for name, values in group.rewards.items()}
+        rewards = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items())
+        text = group.responses[0].text.strip()
+    lines = [f"step {step}, {mode}: {group.example.question}", text, rewards]
+    lines = [" / ".join(visible(line).split("\n")) for line in lines]
+    return "\n  ".join(line if len(line) < 300 else f"{line[:300]}…" for line in lines)
 
 
 def visible(text: str) -> str:

@@ -1,12 +1,18 @@
 """What is said of the flags, and what a person sees while a run goes on."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from config import parse
 from curr_reft import read_flags
 from data.example import InputError
-from lib.log import progress
+from dyme import rows_loss
+from lib.log import Log, open_tracker, progress, token_pushes, told_response
+from model import pad_rows
+from rollout import Group, Response, Row
 from run import step_examples
 from train import main as train_main
 
@@ -85,3 +91,55 @@ def test_a_dry_run_shows_prompt_target_and_rewards_and_keeps_nothing(tmp_path, m
     assert "<image> x 36Think step by step" in said and "Answer: black" in said
     assert "'format': 1.0, 'accuracy': 1.0, 'thinking': 1.0" in said
     assert "the first step took" in said and "nothing was kept" in said
+
+
+def test_a_tokens_push_is_minus_the_gradient_at_its_logit():
+    config = parse(["--num_generations", "4"])
+    rows = [Row([3, 1, 4], -0.7), Row([1, 5], 1.0, "sft", lambda p: p * (1 - p))]
+    ids = torch.tensor([token for row in rows for token in row.token_ids])
+    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    flat = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    loss, _ = rows_loss(rows, *pad_rows(flat, [3, 2]), 4, config)
+    loss.backward()
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(f" {token}" for token in ids))
+    found = [push for row in rows for push in token_pushes(row, config, tokenizer)]
+    assert [text for text, _ in found] == [" 3", " 1", " 4", " 1", " 5"]
+    gradient = logits.grad.gather(1, ids[:, None])[:, 0]
+    assert [push for _, push in found] == pytest.approx((-1000 * gradient).tolist(), abs=1e-3)
+
+
+def test_a_response_on_the_terminal_is_three_lines_and_cannot_act():
+    responses = [Response([], "one\x1b[2J\rtwo\n\u202eAnswer: x" + "y" * 400, False)]
+    rewards = {"accuracy": torch.ones(1)}
+    example = SimpleNamespace(question="Which?\nA. x")
+    said = told_response(7, Group(0, example, None, responses, rewards), "explore").split("\n")
+    assert said[0] == "step 7, explore: Which? / A. x" and said[2] == "  accuracy 1.00"
+    assert said[1].startswith("  one\\x1b[2J\\rtwo / \\u202eAnswer: xy") and len(said[1]) < 310
+
+
+def test_tensorboard_has_the_names_of_metrics_jsonl_and_no_step_twice_after_resume(tmp_path):
+    reading = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="pip install tensorboard"
+    )
+    for first, reward in ((0, 0.25), (2, 0.75)):  # stopped in step 3, gone on from step 2
+        log = Log(str(tmp_path), True, tracker=open_tracker("tensorboard", str(tmp_path), {}))
+        for step in range(first, 4):
+            log.append("metrics.jsonl", {"step": step, "rewards/accuracy/mean": reward})
+    events = reading.EventAccumulator(str(tmp_path)).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("rewards/accuracy/mean")]
+    assert found == [(0, 0.25), (1, 0.25), (2, 0.75), (3, 0.75)]
+
+
+def test_wandb_and_trackio_get_the_scalars_too_and_what_is_missing_is_said(monkeypatch):
+    heard = []
+
+    def init(project, name, config):
+        heard.append((name, config))
+        return SimpleNamespace(log=lambda scalars, step: heard.append((step, scalars)))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    Log("out/x", True, tracker=open_tracker("wandb", "out/x", {"seed": 0})).track(5, reward=1.0)
+    assert heard == [("out/x, from step 5", {"seed": 0}), (5, {"reward": 1.0})]
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(InputError, match="--report_to trackio: .* pip install trackio"):
+        open_tracker("trackio", "out/x", {})
