@@ -82,6 +82,7 @@ class Config:
         high=1,
     )
     traces: str | None = knob(None, "jsonl of reference traces, see judge.py refine", TRACED)
+    facts: str | None = knob(None, "jsonl of visual facts, see judge.py facts", FILES)
     recipe: str | None = knob(
         None, "set what the authors' scripts set, see RECIPES", choices=("published",)
     )

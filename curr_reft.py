@@ -189,7 +189,7 @@ def ask_split(config: Curriculum, form: str, split: str, size: int | None) -> li
     """
     files = dict(given.split("=", 1) for given in config.stage_data or [])
     if form in files:
-        given = replace(config, dataset=files[form], traces=None)
+        given = replace(config, dataset=files[form], traces=None, facts=None)
         return given_questions(form, load_split(given, split, size))
     return stage_questions(form, load_split(config, split, size, TASKS), 0, grade)
 

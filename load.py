@@ -101,8 +101,8 @@ def load_model(config: Config, device: torch.device):
 def load_split(
     config: Config, split: str, size: int | None, tasks: Sequence[str] = ("chart",)
 ) -> Sequence[Example]:
-    """One split of the configured data set; of the training split alone the noise, the choice and
-    the traces.
+    """One split of the configured data set; of the training split alone the noise, the choice, the
+    traces and the facts.
     """
     training = split == "train"
     examples = load_data(
@@ -113,6 +113,7 @@ def load_split(
         trace_noise=config.trace_noise,
         questions=config.questions if training else "all",
         traces=config.traces if training else None,
+        facts=config.facts if training else None,
         tasks=tasks,
         skip_bad_rows=config.skip_bad_rows,
     )

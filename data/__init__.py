@@ -8,7 +8,7 @@ from data.charts import load_charts
 from data.example import SPLITS, Example, InputError, NoSplit
 from data.gsm8k import load_gsm8k
 from data.images import open_image
-from data.own import attach_traces, load_own
+from data.own import attach, load_own
 from data.tsv import read_tsv
 
 __all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
@@ -28,6 +28,7 @@ def load_data(
     trace_noise: float = 0.0,
     questions: str = "human",
     traces: str | None = None,
+    facts: str | None = None,
     tasks: Sequence[str] = ("chart",),
     skip_bad_rows: bool = False,
 ) -> Sequence[Example]:
@@ -36,8 +37,8 @@ def load_data(
     name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl, .json, .tsv. data_dir: where
     its files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise,
     tasks (charts.TASKS): charts only. questions: "human", "augmented" or "all", ChartQA only.
-    traces: a .jsonl of reference traces. skip_bad_rows: they are left out and counted, not an
-    InputError.
+    traces, facts: a .jsonl of reference traces, of visual facts. skip_bad_rows: they are left out
+    and counted, not an InputError.
     """
     if size is not None and size < 1:
         raise InputError(f"{name}: size {size} must be 1 or more")
@@ -58,4 +59,6 @@ def load_data(
         )
     if not examples:
         raise NoSplit(f"{name}: no examples in the split {split}")
-    return attach_traces(examples, traces) if traces else examples
+    for field, path in (("trace", traces), ("facts", facts)):
+        examples = attach(examples, field, path) if path else examples
+    return examples

@@ -35,6 +35,7 @@ class Example:
     # what its answer is: text (or a number), decision, letters, box, labels; see lib/answers.py
     kind: str = "text"
     answers: list = field(default_factory=list)  # all that are right; `answer` is memorized
+    caption: str | None = None  # the image in words, for `judge.py facts --from text`
 
     def __post_init__(self):
         if self.answer not in self.answers:  # also replace(example, answer=another)

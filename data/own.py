@@ -67,6 +67,7 @@ NAMES = {
     "facts": ("facts", "visual_fact"),
     "options": ("options", "choices"),
     "task": ("task", "human_or_machine"),
+    "caption": ("caption",),
 }
 KNOWN = [name for names in NAMES.values() for name in names]
 # The last word of a name that is about a row: such a field is not used, and that is said. Any other
@@ -195,10 +196,11 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
         id=name,
         options=options or None,
         answers=answers,
+        caption=text(row, "caption", required=False),
     )
 
 
-# ---- a file, its splits, its traces -------------------------------------------------------------
+# ---- a file, its splits, traces and facts -------------------------------------------------------
 
 
 def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
@@ -259,8 +261,9 @@ def load_own(
     return hold_out(examples, split, path) if held_out else examples
 
 
-def attach_traces(examples, path: str) -> list[Example]:
-    """The examples with the traces of a .jsonl of {"id", "trace"}, as `judge.py refine` writes it.
+def attach(examples, name: str, path: str) -> list[Example]:
+    """The examples with the field `name`, "trace" or "facts", of a .jsonl of {"id", name}, as
+    judge.py writes it.
 
     An example's last line counts. An id whose "question" is another one (the data changed) fits
     none; how many do is said.
@@ -268,17 +271,18 @@ def attach_traces(examples, path: str) -> list[Example]:
 
     def parse(row, number):
         asked = text(row, "question", required=False)
-        return text(row, "id"), (asked, clean_trace(text(row, "trace")))
+        value = read_facts(row.get(name)) if name == "facts" else clean_trace(text(row, name))
+        return text(row, "id"), (asked, value)
 
-    traces = dict(parse_file(Path(path), parse))
+    found = dict(parse_file(Path(path), parse))
     attached = []
     for example in examples:
-        asked, trace = traces.get(example.id, (None, None))
-        fits = trace and asked in (None, example.question)
-        attached.append(replace(example, trace=trace) if fits else example)
+        asked, value = found.get(example.id, (None, None))
+        fits = value and asked in (None, example.question)
+        attached.append(replace(example, **{name: value}) if fits else example)
     used = sum(new is not old for new, old in zip(attached, examples))
-    told = f"{path}: traces for {used} of {len(attached)} examples, {len(traces) - used} fit none"
+    told = f"{path}: {name} for {used} of {len(attached)} examples, {len(found) - used} fit none"
     if not used:
-        raise InputError(f"{told}; write it with judge.py refine from the same --dataset and split")
+        raise InputError(f"{told}; write it with judge.py from the same --dataset and split")
     say(told)
     return attached

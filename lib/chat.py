@@ -31,7 +31,6 @@ from tqdm import tqdm
 from data.example import InputError, shorten
 
 FIRST = "Reply with one word: yes."
-SAMPLING = {"temperature": 0.0, "max_tokens": 300}
 PARALLEL = 8  # requests at a time
 LONGEST = 200  # characters of a server's own words in a message
 MAX_WAIT = 30.0  # seconds between two attempts, whatever Retry-After says
@@ -114,20 +113,23 @@ def first_question(chat: Chat, optional: bool = False) -> None:
     except ChatError as error:
         failed = f"--judge_url {chat.url}: doesn't answer the first question: {error}"
         if not optional:
-            told = "start it, or train by the rules until it does with --judge_optional"
+            told = "start it; train.py can go by the rules until it does, with --judge_optional"
             raise InputError(f"{failed}; {told}") from None
         tqdm.write(f"{failed}; going on without it", file=sys.stderr)
         chat.failed_in_a_row = chat.max_failures
 
 
-def ask(chat: Chat, prompt: str, fresh: bool = False) -> tuple[str, bool]:
-    """(text, finished) of the reply to a prompt; finished is False where max_tokens cut it off.
+def ask(
+    chat: Chat, prompt: str | list[dict], fresh: bool = False, max_tokens: int = 300
+) -> tuple[str, bool]:
+    """(text, finished) of the reply to a prompt, or to the messages of a chat; finished is False
+    where max_tokens cut it off.
 
     From the cache where the same model was asked the same before, unless `fresh`. Counts
     judge_cache_hits, and judge_calls, the attempts that went out. Raises ChatError without a reply.
     """
-    messages = [{"role": "user", "content": prompt}]
-    body = {"model": chat.model, "messages": messages, **SAMPLING}
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    body = {"model": chat.model, "messages": messages, "temperature": 0.0, "max_tokens": max_tokens}
     body = json.dumps(body, sort_keys=True).encode()
     key = hashlib.sha256(body).hexdigest()
     found = query_cache(chat, "SELECT text, finished FROM replies WHERE key = ?", key)
@@ -230,10 +232,15 @@ def post(chat: Chat, body: bytes) -> tuple[str, bool]:
         wait = float(wait) if wait.isdecimal() else None
         raise ChatError(f"HTTP {answer.status} {said}", retry, wait)
     try:
-        choice = json.loads(raw)["choices"][0]
+        reply = json.loads(raw)
+        choice = reply["choices"][0]
         text, finished = choice["message"]["content"], choice.get("finish_reason") != "length"
         # a reasoning model's own thoughts name every level; lone surrogates can't be stored
         text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
+        usage = reply.get("usage") or {}  # some servers don't say
+        with chat.lock:
+            chat.counts["tokens_in"] += usage.get("prompt_tokens") or 0
+            chat.counts["tokens_out"] += usage.get("completion_tokens") or 0
         return text.encode(errors="replace").decode().strip(), finished
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise ChatError("the reply is no chat completion with a text") from None

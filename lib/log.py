@@ -4,9 +4,7 @@ Sums first, so that several processes can add theirs up; then means, under TRL's
 has one. What to watch, and why, is in the README.
 """
 
-import base64
 import importlib
-import io
 import json
 import math
 import os
@@ -21,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.example import Example, InputError
-from data.images import open_image
+from data.images import data_url, open_image
 from data.reading import write_whole
 
 try:
@@ -227,9 +225,7 @@ def thumbnail(example: Example, side: int = 320) -> str | None:
     if scale < 1 or max(image.size) <= 64:
         smooth = Image.Resampling.LANCZOS if scale <= 1 else Image.Resampling.NEAREST
         image = image.resize(size, smooth)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(image)
 
 
 def group_line(step: int, group, mode: str, config, tokenizer) -> dict:

@@ -1,8 +1,10 @@
-"""judge.py and lib/chat.py against a real HTTP server on this machine that misbehaves on
+"""judge.py, prompts.py and lib/chat.py against a real HTTP server on this machine that misbehaves on
 command.
 """
 
+import base64
 import collections
+import io
 import json
 import socket
 import struct
@@ -10,18 +12,24 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 import checker
 import config
 import judge as j
+import prompts as p
+from data import load_data
 from data.example import Example, InputError
+from data.images import data_url, open_image
 from lib import chat as c
 from lib.ranks import Ranks
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Response
+from train import main as train_main
 
 FACTS = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 QUESTION = "What is the average of the three countries?"
@@ -44,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
     (status, body, headers), or a function of the handler that returns one of these.
     """
 
+    image = None  # the first message's, a data address
+
     def log_message(self, *args):
         pass
 
@@ -51,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.prompt = body["messages"][0]["content"]
+        if isinstance(self.prompt, list):  # a text and an image
+            self.prompt, self.image = self.prompt[0]["text"], self.prompt[1]["image_url"]["url"]
         server.requests.append((self.path, body, self.headers["Authorization"], self.prompt))
         reply = server.script.popleft() if server.script else server.default
         reply = reply(self) if callable(reply) else reply
@@ -70,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
 
 def completion(content, reason="stop"):
     choice = {"message": {"role": "assistant", "content": content}, "finish_reason": reason}
-    return json.dumps({"choices": [choice]})
+    usage = {"prompt_tokens": 1000, "completion_tokens": 10}
+    return json.dumps({"choices": [choice], "usage": usage})
 
 
 def later(seconds):
@@ -111,6 +124,10 @@ def flags(url, model="m"):
     return SimpleNamespace(judge_url=url, judge_model=model)
 
 
+def served(server):
+    return ["--judge_url", server.url, "--judge_model", "m"]
+
+
 @pytest.fixture
 def connect(server, tmp_path, monkeypatch, request):
     """A Chat with the server."""
@@ -129,7 +146,7 @@ def connect(server, tmp_path, monkeypatch, request):
 def rate(chat, text="Latvia 3.0"):
     """judge_thinking, None where it fails."""
     try:
-        return j.judge_thinking(chat, text, example())
+        return p.judge_thinking(chat, text, example())
     except c.ChatError:
         return None
 
@@ -253,7 +270,7 @@ def test_a_grounded_trace_is_used_without_its_answer_line(server, connect):
     server.script.extend(GOOD + ending for ending in endings)
     for n in range(4):
         case = example(question=f"{QUESTION} {n}")
-        assert j.written_trace(connect(), case, "a template") == GOOD
+        assert p.written_trace(connect(), case, "a template") == GOOD
     assert "a template" in server.requests[0][-1]
 
 
@@ -273,9 +290,9 @@ def test_a_grounded_trace_is_used_without_its_answer_line(server, connect):
     ],
 )
 def test_another_answer_or_an_ungrounded_trace_is_no_trace(server, connect, monkeypatch, reply):
-    monkeypatch.setattr(j, "MIN_GROUNDING", 0.9)
+    monkeypatch.setattr(p, "MIN_GROUNDING", 0.9)
     server.default = reply
-    assert j.written_trace(connect(), example()) is None
+    assert p.written_trace(connect(), example()) is None
 
 
 @pytest.mark.parametrize(
@@ -291,7 +308,7 @@ def test_another_answer_or_an_ungrounded_trace_is_no_trace(server, connect, monk
 def test_the_last_sentence_must_not_name_another_answer(answer, fine, contradicting):
     case = example(answer=answer, options=["B", "C"])
     before = "Latvia is 7.7. Yes and B.\nPortugal: 5. "
-    assert not j.contradicts(before + fine, case) and j.contradicts(before + contradicting, case)
+    assert not p.contradicts(before + fine, case) and p.contradicts(before + contradicting, case)
 
 
 def test_facts_of_a_table_are_told_by_row_and_column_and_without_facts_nothing_is_asked(
@@ -301,10 +318,10 @@ def test_facts_of_a_table_are_told_by_row_and_column_and_without_facts_nothing_i
     case = example(question="Latvia's change from 2019 to 2020?", answer="2.2", facts=table)
     right = "Observation: Latvia was 3.0 in 2019 and 5.2 in 2020.\nConclusion: it is 2.2."
     server.script.extend([right, right.replace("5.2", "5.9")])
-    assert j.written_trace(connect(), case) == right
+    assert p.written_trace(connect(), case) == right
     assert "- Latvia 2019: 3.0\n" in server.requests[0][-1]
-    assert j.written_trace(connect(), case, "another template") is None
-    assert j.written_trace(connect(), example(facts=[])) is None and len(server.requests) == 2
+    assert p.written_trace(connect(), case, "another template") is None
+    assert p.written_trace(connect(), example(facts=[])) is None and len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -317,7 +334,7 @@ def test_a_template_is_taken_if_it_is_generic_and_the_judge_prefers_it(
     server, connect, proposal, verdict, adopted
 ):
     server.default = lambda handler: proposal if "generic" in handler.prompt else verdict
-    found = j.propose_template(connect(), GOOD, example(), j.TEMPLATE)
+    found = p.propose_template(connect(), GOOD, example(), p.TEMPLATE)
     assert found == (GENERIC if adopted else None)
 
 
@@ -329,7 +346,7 @@ def judging(server, tmp_path, connect, request):
     """A Judge at the server."""
 
     def judging(*flags):
-        where = ["--judge_url", server.url, "--judge_model", "m", "--output_dir", str(tmp_path)]
+        where = [*served(server), "--output_dir", str(tmp_path)]
         judge = j.Judge(config.parse([*where, "--reward_weights", "0.5", "1", "2", *flags]))
         request.addfinalizer(judge.close)
         judge.chat.backoff, judge.chat.max_retries = 0.01, 0
@@ -486,12 +503,12 @@ def test_a_better_template_is_learned_from_a_structured_response_judged_high(
 
     server.default, judge = reply, judging()
     step(0, "plain, Latvia: 3.0", GOOD + " so-so")
-    assert judge.proposal is None and judge.template == j.TEMPLATE
+    assert judge.proposal is None and judge.template == p.TEMPLATE
     step(1, "plain, Latvia: 3.0", GOOD)
-    assert judge.proposal.result(20) == GENERIC and judge.template == j.TEMPLATE
+    assert judge.proposal.result(20) == GENERIC and judge.template == p.TEMPLATE
     step(2, "plain", "also plain")
     assert judge.template == GENERIC
-    for number, template in ((2, j.TEMPLATE), (3, GENERIC)):
+    for number, template in ((2, p.TEMPLATE), (3, GENERIC)):
         resumed = judging()
         resumed.resume(number)
         assert resumed.template == template and resumed.step == number
@@ -508,9 +525,9 @@ def test_traces_ahead_of_training_name_their_source_and_the_same_command_goes_on
     cases = [example(id=str(i), question=f"{QUESTION} {i}") for i in range(30)]
     cases.append(example(id="bare", facts=[]))
     monkeypatch.setattr(c, "PARALLEL", 2)
-    monkeypatch.setattr(j, "load_data", lambda *args, size: cases[:size])
-    out, where = tmp_path / "traces.jsonl", ["--judge_url", server.url, "--judge_model", "m"]
-    command = ["refine", "--dataset", "x", "--out", str(out), *where]
+    monkeypatch.setattr(j, "load_data", lambda *args, size, **_: cases[:size])
+    out = tmp_path / "traces.jsonl"
+    command = ["refine", "--dataset", "x", "--out", str(out), *served(server)]
 
     server.default = lambda h: GOOD if " 3\n" not in h.prompt else "Answer: 99"
     j.main([*command, "--size", "5"])
@@ -530,3 +547,126 @@ def test_traces_ahead_of_training_name_their_source_and_the_same_command_goes_on
     rows = [json.loads(line) for line in out.open()]
     assert sorted(int(row["id"]) for row in rows) == list(range(30))
     assert "1 left out" in capfd.readouterr().out
+
+
+# ---- visual facts -------------------------------------------------------------------------------
+
+CELLS = [["Latvia", "2019", "3.0"], ["Latvia", "2020", 5.2]]
+TABLE = json.dumps({"facts": CELLS})
+BAG = {"name": "bag", "attributes": ["red", "small"], "position": "left"}
+UNUSABLE = ["I see a chart.", TABLE[:-9], '{"facts": []}', "[]", "{}", '[["a", null]]', p.SEE]
+UNUSABLE += [
+    '[["a", "b", "c", "d"]]',
+    '{"objects": ["bag"]}',
+    (200, completion(TABLE[:-9], "length")),
+]
+
+
+@pytest.mark.parametrize(
+    "reply, facts",
+    [
+        (f"Here [as asked]:\n```json\n{TABLE}\n```".replace("[as asked]", ""), CELLS),
+        (json.dumps(CELLS), CELLS),
+        ('{"facts": [["a", "share", "1"], ["b", "share", " 2 %"]]}', [["a", "1"], ["b", "2 %"]]),
+        ('{"facts": {"a": 1}} That is all.', [["a", "1"]]),
+        (json.dumps({"objects": [BAG, BAG]}), [["bag", "red"], ["bag", "small"], ["bag", "left"]]),
+    ],
+)
+def test_facts_are_read_whatever_is_around_their_json(reply, facts):
+    assert p.parse_facts(reply) == [tuple(map(str, fact)) for fact in facts]
+
+
+def picture():
+    return example(image=Image.new("RGB", (2000, 1000), "red"), facts=[])
+
+
+@pytest.mark.parametrize("reply", UNUSABLE)
+def test_a_reply_without_facts_is_asked_for_again_with_what_is_wrong(server, connect, reply):
+    server.script.extend([reply, TABLE])
+    made = p.read_off(connect(), picture())
+    assert made == {"facts": p.parse_facts(TABLE), "source": "image"}
+    (_, first, *_), (_, second, *_) = server.requests
+    assert second["messages"][0] == first["messages"][0] and len(second["messages"]) == 3
+    assert "can't be used: " in second["messages"][2]["content"]
+    server.default = reply
+    for _ in range(2):  # what no facts come from is not kept: a better server can be asked
+        with pytest.raises(c.ChatError, match="a reply without facts, twice"):
+            p.read_off(connect(), example(image=Image.new("RGB", (9, 9))))
+    server.default = TABLE
+    assert p.read_off(connect(), example(image=Image.new("RGB", (9, 9)))) == made
+
+
+def test_the_image_is_sent_scaled_down_as_a_data_address(server, connect):
+    server.default = lambda handler: json.dumps([["bytes", handler.image]])
+    ((_, sent),) = p.read_off(connect(), picture())["facts"]
+    assert sent.startswith("data:image/png;base64,")
+    shown = Image.open(io.BytesIO(base64.b64decode(sent.partition(",")[2])))
+    assert 0.99 * p.SEE_PIXELS < shown.width * shown.height <= p.SEE_PIXELS
+    assert shown.width == pytest.approx(2 * shown.height, abs=2)
+
+
+def test_facts_of_a_text_are_those_of_the_caption_else_of_the_trace(server, connect):
+    server.default = lambda handler: json.dumps([["said", handler.prompt[:90]]])
+    cases = [example(caption="A <b>", trace="T", facts=[]), example(trace="T </words>"), example()]
+    made = [p.read_off(connect(), case, "text") for case in cases]
+    assert "<words>\nA \u2039b>\n</words>" in made[0]["facts"][0][1] and made[0]["source"] == "text"
+    assert "<words>\nT \u2039/words>\n</words>" in made[1]["facts"][0][1] and made[2] is None
+    assert p.read_off(connect(), cases[0]) is None  # no image
+
+
+def test_facts_ahead_of_training_cost_a_call_per_image_and_go_on_after_any_failure(
+    server, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(c.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(c, "PARALLEL", 1)
+    for i in range(15):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    rows = [{"image": f"{i % 15}.png", "question": f"q{i}", "answer": "a"} for i in range(30)]
+    for name, some in (("own", rows), ("own.val", rows[:1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    out, own = tmp_path / "facts.jsonl", str(tmp_path / "own.jsonl")
+    command = ["facts", "--dataset", own, "--out", str(out), *served(server)]
+
+    server.script.extend(["yes", OOPS, later("0"), TABLE, "It is red.", TABLE])
+    server.default = "[]"
+    with pytest.raises(InputError, match="own.jsonl/12: a reply without facts.*goes on from there"):
+        j.main(command)  # the first two images, then ten in a row
+    ids = [json.loads(line)["id"].partition("/")[2] for line in out.open()]
+    assert ids == ["1", "16", "2", "17"]
+    assert "4 image, 20 failed; " in capfd.readouterr().out
+
+    last = data_url(Image.new("RGB", (8, 8), (14, 0, 0)))
+    server.default = lambda handler: '{"facts": [' if handler.image == last else TABLE
+    j.main(command)
+    said = capfd.readouterr().out
+    assert "4 old, 24 image, 2 failed; " in said and "not complete: own.jsonl/15: " in said
+    command[0], command[4] = "refine", str(tmp_path / "traces.jsonl")
+    j.main([*command, "--facts", str(out)])
+    assert "28 llm, 2 left out" in capfd.readouterr().out
+
+
+REAL = Path(__file__).parents[2] / "shared" / "chartqa"  # beside the checkout, or not there
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL}: no ChartQA there")
+def test_facts_of_20_real_charts_are_made_and_trained_with(server, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", "chartqa", "--data_dir", str(REAL)]
+    examples = load_data("chartqa", "train", str(REAL), size=40)
+    facts = {
+        example.question: example.facts[::-1] for example in examples
+    }  # as the server saw them
+    seen = {data_url(open_image(e, p.SEE_PIXELS)): facts[e.question] for e in examples}
+    server.default = lambda handler: json.dumps({"facts": seen.get(handler.image)})
+    j.main(["facts", *data, "--size", "40", "--out", "facts.jsonl", *served(server)])
+    cost = "20 calls, 0 replies from the cache, 20,000 tokens in, 200 out"
+    assert f"facts.jsonl: 40 image; {cost}, " in (said := capfd.readouterr().out)
+    assert "images per second" in said
+    flags = "--train_size 40 --facts facts.jsonl --model tiny --max_steps 5 --prompts_per_step 4"
+    flags += " --num_generations 4 --max_completion_length 8 --eval_size 1 --log_groups_every 1"
+    train_main([*data, *flags.split(), "--output_dir", "run"])
+    assert "facts for 40 of 40 examples" in capfd.readouterr().err
+    groups = [json.loads(line) for line in open("run/groups.jsonl")]
+    assert {group["step"] for group in groups} == set(range(5))
+    for group in groups:
+        assert list(map(tuple, group["facts"])) == facts[group["question"]]

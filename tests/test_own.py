@@ -24,12 +24,15 @@ def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
     (tmp_path / "img").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "img" / "a.png")
     full = {"image": "img/a.png", "question": "q?", "answer": 7, "options": ["7", "8"], "task": "t"}
-    full |= {"facts": [["red", 3], ["b", "c", "4"]], "trace": "red is 3\nAnswer: 7"}
+    full |= {"facts": [["red", 3], ["b", "c", "4"]], "trace": "red is 3\nAnswer: 7", "caption": "c"}
     short = {"question": "x", "answer": "y", "facts": {"k": 1.5}}
     first, second = load_rows(tmp_path, full, short)
     facts, path = [("red", "3"), ("b", "c", "4")], str(tmp_path / "img/a.png")
     options = ["7", "8"]
-    assert first == Example(path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options)
+    full = Example(
+        path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options, caption="c"
+    )
+    assert first == full
     assert (second.image, second.facts, second.id) == (None, [("k", "1.5")], "own.jsonl/2")
 
 
@@ -233,7 +236,7 @@ def test_a_resumed_run_can_say_in_which_fields_the_data_changed(tmp_path, name):
     assert "(3 rows then, 2 now)" in changes(prints[0], fingerprint(load_rows(folder, *rows[1:])))
 
 
-# ---- traces from a file of their own ------------------------------------------------------------
+# ---- traces and facts from a file of their own --------------------------------------------------
 
 
 def test_traces_are_attached_by_id_and_strangers_are_counted(tmp_path, capsys):
@@ -248,6 +251,21 @@ def test_traces_are_attached_by_id_and_strangers_are_counted(tmp_path, capsys):
     wrong = write_jsonl(tmp_path / "wrong.jsonl", rows[-1:])
     message = error_of(load_data, "chartqa", "train", str(tmp_path), traces=wrong)
     assert "0 of 3 examples, 1 fit none" in message
+
+
+def test_facts_of_a_file_take_the_place_of_the_datas_own(tmp_path):
+    write_chartqa(tmp_path)
+    rows = [{"id": "chartqa/train/human/1", "facts": [["a", "2019", 3], ["a", "2020", 4.5]]}]
+    rows.append({"id": "chartqa/train/human/2", "facts": []})
+    facts = write_jsonl(tmp_path / "facts.jsonl", rows)
+    plain = load_data("chartqa", "train", str(tmp_path))
+    examples = load_data("chartqa", "train", str(tmp_path), facts=facts)
+    assert examples[1].facts == [("a", "2019", "3"), ("a", "2020", "4.5")] != plain[1].facts
+    assert [examples[0], examples[2]] == [plain[0], plain[2]]
+    bad = write_jsonl(tmp_path / "bad.jsonl", [dict(rows[0], facts="a: 3")])
+    assert "bad.jsonl: line 1: facts" in error_of(
+        load_data, "chartqa", "train", facts=bad, data_dir=str(tmp_path)
+    )
 
 
 def test_curr_refts_published_rows_are_read_and_ask_for_their_kind_of_answer(tmp_path):

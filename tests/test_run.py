@@ -35,6 +35,7 @@ IDLE = {  # typed for a single run, each would be ignored
     "--trace_noise 0.1": "",
     "--trace_noise 0.2": "--dataset chartqa --refiner off",
     "--traces a.jsonl": "--dataset chartqa",
+    "--facts a.jsonl": "",
     "--data_dir x": "",
     "--skip_bad_rows": "",
     "--max_pixels 9": "--dataset gsm8k",
