@@ -43,6 +43,18 @@ def write_run(folder, method="dyme", seed=0, texts=TEXTS, asked={}, **config) ->
     return str(folder)
 
 
+def write_records(path, noises) -> None:
+    """Kept results as tools.compare --out writes them: a run per noise."""
+    reading = {"accuracy": 0.5, "fact_precision": None, "grounded": 0.5}
+    final = {"test": dict.fromkeys(("greedy", "sampled", "direct", "other", "blank"), reading)}
+    record = {"row": "dyme", "base_seed": 0, "base_format_rate": 0, "seed": 0, "steps": 20}
+    record |= {"val": [0.1, 0.4], "base": {}, "final": final, "seconds": 1}
+    record |= {"share_equal": None, "largest_fall": 0}
+    records = [{**record, "trace_noise": noise} for noise in noises]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"records": records}))
+
+
 def variants_of(*folders):
     return group_seeds([read_run(folder) for folder in folders])
 
@@ -150,9 +162,12 @@ def test_bad_input_is_one_line_that_names_it(argv, written, said, tmp_path, caps
 def test_the_readmes_pictures_are_the_pages(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     run = write_run(tmp_path / "a$b", "$b^")
-    curves.main([run, "results/noise.json", "--out", str(tmp_path / "png")])
+    write_records(tmp_path / "kept" / "one.json", [0.5])
+    write_records(tmp_path / "noise.json", [0.2, 0.5])
+    sources = [run, str(tmp_path / "kept"), str(tmp_path / "noise.json")]
+    curves.main([*sources, "--out", str(tmp_path / "png")])
     paths = [Path(line) for line in capsys.readouterr().out.split()]
-    names = ["modes", "accuracy", "true_facts", "reward", "noise"]
+    names = ["modes", "accuracy", "true_facts", "reward", "kept_val", "kept_looks", "noise"]
     assert [path.stem for path in paths] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     found = Elements(report.page(variants_of(run))).found

@@ -197,18 +197,18 @@ def read_records(paths: list[str]) -> list[dict]:
     for path in map(Path, paths):
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"--table {paths[0]}: has no results of --out")
+        raise InputError(f"{paths[0]}: has no results of --out")
     for path in files:
         try:
             records = json.loads(path.read_text())["records"]
             table(records)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            raise InputError(f"--table {path}: is not a result of --out") from None
+            raise InputError(f"{path}: is not a result of --out") from None
         for record in records:
             names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
             about = ", ".join(f"{name} {record.get(name)}" for name in names)
             if runs.setdefault(about, record)["final"] != record["final"]:
-                raise InputError(f"--table {path}: {about}: another result than in another file")
+                raise InputError(f"{path}: {about}: another result than in another file")
     return list(runs.values())
 
 

@@ -9,11 +9,13 @@ matplotlib is optional. Left out: time as the horizontal axis.
 
 import itertools
 import json
+import re
 import sys
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from config import Parser
 from data.example import InputError
 from lib.checkpoint import read_json
 from lib.log import run_program, visible
+from tools.compare import read_records
+from tools.tables import by_row
 
 try:
     import matplotlib
@@ -35,10 +39,10 @@ except ImportError:
     matplotlib = None
 
 NO_PICTURES = "pictures need matplotlib: pip install matplotlib"
-SEEDS = ("seed", "base_seed", "data_seed")
+SEEDS = ("seed", "base_seed")
 # flags that change what is learned by chance alone, or not at all
-ASIDE = {*SEEDS, "output_dir", "data_dir", "overwrite", "resume", "num_threads", "final_splits"}
-ASIDE |= {"save_steps", "save_minutes", "save_total_limit", "log_groups_every"}
+ASIDE = {*SEEDS, "output_dir", "data_dir", "overwrite", "resume", "final_splits"}
+ASIDE |= {"save_steps", "save_minutes", "log_groups_every"}
 ASIDE |= {"eval_steps", "eval_base", "report_to"}
 COLOURS = {  # told apart by the colour-blind too
     "dyme": "#1f5fbf",
@@ -47,7 +51,8 @@ COLOURS = {  # told apart by the colour-blind too
     "two_stage": "#8b3fa8",
     "curr_reft": "#8f6a00",
 }
-SPARE = ("#0784a5", "#b93a77", "#566070")  # of other methods, and of a method's second variant
+# of other methods, and of a method's second variant
+SPARE = ("#0784a5", "#b93a77", "#566070", "#7d9c0f", "#d4a017", "#333a8c")
 # from the bottom of the picture of the switch to its top
 MODES = {"memorize": "#f0bd55", "explore": "#7aa7e6", "skip": "#dfe3e8"}
 CURVES = {  # title: metric, what it is
@@ -60,6 +65,7 @@ CURVES = {  # title: metric, what it is
     "Entropy": ("entropy", "nats per token, in the update"),
     "Seconds per step": ("step_time", "rollout, rewards, update"),
 }
+LOOKS = {"own image": "sampled", "another": "other", "blank": "blank"}  # title: reading
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -135,14 +141,20 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
             if len(values.get(name, ())) > 1 and name != "method":
                 label += f", {name} {value}"
         together.setdefault(label, []).append(run)
-    variants, spare = [], itertools.cycle(SPARE)
-    for label, group in together.items():
-        colour = COLOURS.get(label.partition(",")[0])
-        if colour is None or colour in [variant.colour for variant in variants]:
-            colour = next(spare)
+    variants = []
+    for (label, group), colour in zip(together.items(), colours(together)):
         label = label if len(label) < 40 else group[0].folder.name  # a long one has no room
         variants.append(Variant(visible(label), colour, group))
     return variants
+
+
+def colours(labels: Iterable[str]) -> list[str]:
+    """A colour for each label: its method's, for the first that begins with it, or a spare one."""
+    found, spare = [], itertools.cycle(SPARE)
+    for label in labels:
+        colour = COLOURS.get(re.split("[,:]", label)[0])
+        found.append(next(spare) if colour is None or colour in found else colour)
+    return found
 
 
 # ---- pictures of runs ---------------------------------------------------------------------------
@@ -212,12 +224,74 @@ def plot_modes(variants: list[Variant]) -> "Figure | None":
     return figure
 
 
-# ---- pictures of kept results -------------------------------------------------------------------
+# ---- pictures of kept results, by tools.compare -------------------------------------------------
+
+
+def draw_records(records: list[dict]) -> "dict[str, Figure]":
+    """What there is to see in them: of several trace noises what these do; else the validation
+    accuracy on the way, and whose image the answers are about.
+    """
+    if len({record["trace_noise"] for record in records}) > 1:
+        return {"noise": plot_noise(records)}
+    figures = {"val": plot_val(records)} if any(record["val"] for record in records) else {}
+    if all("other" in first_split(record) for record in records):
+        figures["looks"] = plot_looks(records)
+    return figures
+
+
+def first_split(record: dict) -> dict[str, dict]:
+    """A record's readings of the split that comes first, the test split."""
+    return next(iter(record["final"].values()))
+
+
+def plot_points(ax, points: dict[str, list[tuple[float, float]]]) -> None:
+    """A dot per (x, y), and per label a line through the means of each x."""
+    for (label, own), colour in zip(points.items(), colours(points)):
+        by_x = {}
+        for x, y in sorted(own):
+            by_x.setdefault(x, []).append(y)
+        ax.plot(by_x.keys(), [mean(ys) for ys in by_x.values()], color=colour, label=label)
+        ax.plot(*zip(*own), ".", color=colour, alpha=0.4)
+
+
+def plot_val(records: list[dict]) -> "Figure":
+    """The accuracy of validation questions against the step: a line per row, a dot per reading."""
+    points = {}
+    for (row, _), runs in by_row(records).items():
+        for run in runs:
+            every = run["steps"] // max(len(run["val"]), 1)
+            own = [(every * i, value) for i, value in enumerate(run["val"], start=1)]
+            points.setdefault(row, []).extend(own)
+    figure = Figure(figsize=(6.4, 3.6))
+    ax = figure.subplots()
+    plot_points(ax, points)
+    ax.set(title="Validation accuracy", xlabel="step", ylim=(0, 1.02))
+    figure.legend(loc="outside right center", fontsize=8)
+    return figure
+
+
+def plot_looks(records: list[dict]) -> "Figure":
+    """Does it look? Accuracy at temperature 1 with the question's own image, another question's and
+    a blank one: a bar per row, with the standard deviation over its runs.
+    """
+    rows = {row: runs for (row, _), runs in by_row(records).items()}
+    figure = Figure(figsize=(7, 0.4 * len(rows) + 1))
+    ax = figure.subplots()
+    for i, (title, reading) in enumerate(LOOKS.items()):
+        found = [[first_split(run)[reading]["accuracy"] for run in runs] for runs in rows.values()]
+        places = [place + 0.27 * (i - 1) for place in range(len(rows))]
+        spread = [stdev(values) if len(values) > 1 else 0 for values in found]
+        ax.barh(places, list(map(mean, found)), 0.25, xerr=spread, label=title, color=SPARE[i])
+    ax.set(title="Accuracy by the image that is shown", xlabel="temperature 1", xlim=(0, 1))
+    ax.set_yticks(range(len(rows)), rows)
+    ax.invert_yaxis()
+    figure.legend(loc="outside right center", fontsize=8)
+    return figure
 
 
 def plot_noise(records: list[dict]) -> "Figure":
     """Accuracy on the test split and the share of stated facts that are true against the noise of
-    the traces: a line per method, a dot per run.
+    the traces: a line per row, a dot per run.
     """
     panels = {
         "accuracy, greedy": ("greedy", "accuracy"),
@@ -225,46 +299,38 @@ def plot_noise(records: list[dict]) -> "Figure":
         "stated facts that are true": ("sampled", "fact_precision"),
     }
     figure = Figure(figsize=(9, 3))
-    for ax, title in zip(figure.subplots(1, 3, sharey=True), panels):
-        reading, metric = panels[title]
-        for row in dict.fromkeys(record["row"] for record in records):
-            found = {}  # noise: a value per run
-            for record in records:
-                value = record["final"]["test"][reading][metric]
-                if record["row"] == row and value is not None:
-                    found.setdefault(record["trace_noise"], []).append(value)
-            look = {"color": COLOURS.get(row, SPARE[-1])}
-            noises = sorted(found)
-            ax.plot(noises, [mean(found[noise]) for noise in noises], label=row, **look)
-            ax.plot(*zip(*((x, y) for x in noises for y in found[x])), ".", **look)
+    for ax, (title, (reading, metric)) in zip(figure.subplots(1, 3, sharey=True), panels.items()):
+        points = {}
+        for record in records:
+            value = first_split(record)[reading][metric]
+            if value is not None:
+                points.setdefault(record["row"], []).append((record["trace_noise"], value))
+        plot_points(ax, points)
         ax.set(title=title, xlabel="trace noise", ylim=(0, 1.02))
     figure.axes[0].legend(loc="lower left")
     return figure
 
 
-# results/<name>.json, kept by tools.compare --out: what draws its records as <name>.png
-KEPT = {"noise": plot_noise}
-
-
 def main(argv: list[str]) -> None:
-    """The command line: the pictures as PNG files, named by their titles."""
+    """The command line: the pictures as PNG files, named by what they show; those of kept results
+    by their file or folder too.
+    """
     parser = Parser(prog="tools.curves", description="Pictures of runs and of kept results.")
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="folders that train.py wrote, results/*.json")
+    told = "folders that train.py wrote; files and folders that tools.compare --out wrote"
+    add("sources", nargs="+", metavar="SOURCE", help=told)
     add("--out", default="assets", metavar="FOLDER", help="where the pictures go (%(default)s)")
     args = parser.parse_args(argv)
     if matplotlib is None:
         raise InputError(NO_PICTURES)
-    kept = [Path(source) for source in args.sources if source.endswith(".json")]
-    runs = [read_run(source) for source in args.sources if not source.endswith(".json")]
-    figures = draw(group_seeds(runs)) if runs else {}
-    for path in kept:
-        if path.stem not in KEPT:
-            raise InputError(f"{path}: has no picture; {', '.join(KEPT)} have (tools/curves.py)")
-        try:
-            figures[path.stem] = KEPT[path.stem](json.loads(path.read_text())["records"])
-        except (ValueError, LookupError, TypeError):
-            raise InputError(f"{path}: is not a result of tools.compare --out") from None
+    runs = [source for source in args.sources if Path(source, "metrics.jsonl").exists()]
+    figures = draw(group_seeds(list(map(read_run, runs)))) if runs else {}
+    for source in args.sources:
+        for name, figure in (
+            draw_records(read_records([source])).items() if source not in runs else ()
+        ):
+            kept = Path(source).stem
+            figures[name if name == kept else f"{kept}_{name}"] = figure
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for title, figure in figures.items():
         path = Path(args.out, f"{title.lower().replace(' ', '_')}.png")
