@@ -66,34 +66,28 @@ def special_token(processor, example: Example) -> str | None:
     return next((t for t in get_tokenizer(processor).all_special_tokens if t in text), None)
 
 
-def encode_prompt(
-    processor, example: Example, instruction: str | None = None, max_pixels: int | None = None
-) -> Prompt:
+def encode_prompt(processor, example: Example, max_pixels: int | None = None) -> Prompt:
     """encode_prompts of one example; raises the InputError of one that can't be asked."""
-    (prompt,) = encode_prompts(processor, [example], instruction, max_pixels)
+    (prompt,) = encode_prompts(processor, [example], max_pixels)
     if isinstance(prompt, InputError):
         raise prompt
     return prompt
 
 
 def encode_prompts(
-    processor,
-    examples: Sequence[Example],
-    instruction: str | None = None,
-    max_pixels: int | None = None,
+    processor, examples: Sequence[Example], max_pixels: int | None = None
 ) -> list[Prompt | InputError]:
-    """THE prompts: image, instruction, question, through the model's own chat template; for
-    training and evaluation. Images of one size go through the processor in one batch.
+    """THE prompts: image, instruction (the example's own, or THINK), question, through the model's
+    own chat template; for training and evaluation. Images of one size are processed in one batch.
 
-    instruction: by default the example's own, or THINK. max_pixels caps an image's area (in
-    pixels) before the processor sees it; nothing is ever truncated. What can't be asked has in its
-    place an InputError that names the example.
+    max_pixels caps an image's area (in pixels) before the processor sees it; nothing is ever
+    truncated. What can't be asked has in its place an InputError that names the example.
     """
     found, alike = {}, {}  # place -> prompt; size of the image -> what goes in one batch
     for place, example in enumerate(examples):
         try:
             image = open_image(example, max_pixels)
-            text = prompt_text(processor, example, image is not None, instruction)
+            text = prompt_text(processor, example, image is not None)
             alike.setdefault(image and image.size, []).append((place, image, text))
         except InputError as error:
             found[place] = error
@@ -113,12 +107,12 @@ def encode_prompts(
     return [found[place] for place in range(len(examples))]
 
 
-def prompt_text(processor, example: Example, has_image: bool, instruction: str | None) -> str:
+def prompt_text(processor, example: Example, has_image: bool) -> str:
     """What the chat template writes for an example; InputError for what it can't ask."""
     name = example.id or "example"
     if token := special_token(processor, example):
         raise InputError(f"{name}: take {token} out of the question: to the model it isn't text")
-    content = f"{instruction or example.instruction or THINK}\n{question_text(example)}"
+    content = f"{example.instruction or THINK}\n{question_text(example)}"
     if hasattr(processor, "image_processor"):
         content = [{"type": "image"}] * has_image + [{"type": "text", "text": content}]
     elif has_image:

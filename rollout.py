@@ -78,16 +78,15 @@ def make_groups(
     examples: Sequence[Example],
     *,
     places: Sequence[int] | None = None,
-    instruction: str | None = None,
     max_pixels: int | None = None,
 ) -> list[Group]:
     """A Group for each example, its prompt encoded and on the model's device.
 
-    places: the prompts' places in the whole step, by default 0 .. P-1. instruction, max_pixels:
-    see model.encode_prompts. InputError, naming the example, for a prompt that can't be made.
+    places: the prompts' places in the whole step, by default 0 .. P-1. max_pixels: see
+    model.encode_prompts. InputError, naming the example, for a prompt that can't be made.
     """
     groups = []
-    prompts = encode_prompts(processor, examples, instruction, max_pixels)
+    prompts = encode_prompts(processor, examples, max_pixels)
     places = range(len(examples)) if places is None else places
     for place, example, prompt in zip(places, examples, prompts):
         if isinstance(prompt, InputError):

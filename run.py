@@ -5,6 +5,7 @@ before the first step (start.py), how a checkpoint is written so that it is whol
 (lib/checkpoint.py).
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,8 +24,8 @@ from lib.families import save_model
 from lib.log import Log, group_line, group_sums, means, progress, told_response
 from lib.ranks import Interrupt, Ranks, gather_lists, reduce_sums, shard
 from load import Task
-from model import get_tokenizer, image_features
-from rollout import MEMORIZE, MODE_NAMES, Group, make_groups
+from model import Prompt, encode_prompts, get_tokenizer, image_features
+from rollout import MEMORIZE, MODE_NAMES, Group
 
 KEPT = 2  # checkpoints, besides the best one
 LOOKS_ON_THE_WAY = 100  # questions of a validation that are asked about other images too
@@ -70,39 +71,39 @@ class Run:
             examples = noted or step_examples(data, config, step)
             self.rate = variants.sft_rate(config) if self.due else 1.0
             share = shard(examples, self.ranks)
-            groups = [self.encode(place, example) for place, example in share]
-            self.skipped = groups.count(None)
-            groups = [group for group in groups if group is not None]
+            groups = self.encode(share)
+            self.skipped = len(share) - len(groups)
             if self.due or memorizes(config, step):  # nobody would look at the responses
                 for group in groups:
                     group.mode = MEMORIZE
             yield step, groups
 
-    def encode(self, place: int, example: Example) -> Group | None:
-        """An example's Group, with its image's features where the vision tower is frozen.
+    def encode(self, share: Sequence[tuple[int, Example]]) -> list[Group]:
+        """Examples, each with its place in the step, as Groups, with their image's features where
+        the vision tower is frozen.
 
-        With --skip_bad_rows None for a row that only now turns out to be bad: its slot stays
+        With --skip_bad_rows without the rows that only now turn out to be bad: their slots stay
         empty, so that the order of the others never moves. Without it InputError.
         """
-        config = self.config
-        try:
-            (group,) = make_groups(
-                self.model, self.processor, [example], places=[place], max_pixels=config.max_pixels
-            )
-            length, most = group.prompt.input_ids.shape[1], config.max_prompt_length
-            if most is not None and length > most:  # nothing is ever truncated
-                raise InputError(
+        config, groups = self.config, []
+        examples = [example for _, example in share]
+        prompts = encode_prompts(self.processor, examples, config.max_pixels)
+        most = config.max_prompt_length or math.inf
+        for (place, example), prompt in zip(share, prompts):
+            if isinstance(prompt, Prompt) and (length := prompt.input_ids.shape[1]) > most:
+                prompt = InputError(  # nothing is ever truncated
                     f"{example.id}: its prompt has {length} tokens, --max_prompt_length is {most}; "
                     "lower --max_pixels, raise the limit, or give --skip_bad_rows"
                 )
-        except InputError as error:
-            if not config.skip_bad_rows:
-                raise
-            self.log.say(f"warning: left out: {error}")
-            return None
-        if config.freeze_vision:  # once, for the rollout and the first update
+            if isinstance(prompt, Prompt):
+                groups.append(Group(place, example, prompt.to(self.model.device)))
+            elif config.skip_bad_rows:
+                self.log.say(f"warning: left out: {prompt}")
+            else:
+                raise prompt
+        for group in groups if config.freeze_vision else []:  # once, for rollout and first update
             (group.prompt.features,) = image_features(self.model, [group.prompt])
-        return group
+        return groups
 
     def tick(self, part: str) -> None:
         """A part of the step is over: its seconds are what has passed since the last one."""

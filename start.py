@@ -159,9 +159,10 @@ def preview(run: Run) -> str:
     that would earn, as text.
     """
     example = step_examples(run.task.train, run.config, 0)[0]
-    group = run.encode(0, example)
-    if group is None:
+    groups = run.encode([(0, example)])
+    if not groups:
         return f"{example.id}: is left out"
+    (group,) = groups
     prompt = get_tokenizer(run.processor).decode(group.prompt.input_ids[0])
     # an image's many placeholders as one
     prompt = re.sub(

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from data.reading import say, write_whole
 from lib.answers import grade
 from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_model
 from lib.log import progress
-from model import completion_hidden, encode_prompt, get_tokenizer
+from model import completion_hidden, encode_prompts, get_tokenizer
 
 BASE_TASKS = (*TASKS, "judge", "choice")  # of Curr-ReFT's base
 SHIPPED = {  # base_folder's first five arguments: the folder in assets/
@@ -131,9 +132,9 @@ def train_base(
     AdamW, cosine decay with a warm-up of 5 %, token-mean loss; each batch is one packed row, so
     that nothing is padded.
     """
-    asked = [task for task in tasks if task in TASKS]
+    questions = [task for task in tasks if task in TASKS]
     forms = [form for form in tasks if form not in TASKS]
-    pool = answer_pool(load_charts("train", 1000, seed, tasks=asked)) if forms else {}
+    pool = answer_pool(load_charts("train", 1000, seed, tasks=questions)) if forms else {}
     tokenizer = get_tokenizer(processor)
     model.requires_grad_(True)
     knobs = dict(betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
@@ -149,10 +150,11 @@ def train_base(
         warmup = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
-        batch = base_batch(seed, step, 32, base_format_rate, asked)
+        batch = base_batch(seed, step, 32, base_format_rate, questions)
         if forms:
             batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]), grade)
-        prompts = [encode_prompt(processor, example, text) for example, text, _ in batch]
+        asked = [replace(example, instruction=text) for example, text, _ in batch]
+        prompts = encode_prompts(processor, asked)
         targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for *_, text in batch]
         hidden = completion_hidden(model, prompts, [[ids] for ids in targets])  # (tokens, width)
         logits = model.get_output_embeddings()(hidden)  # (tokens, V)

@@ -84,10 +84,10 @@ def test_a_row_found_bad_late_leaves_its_slot_empty(tmp_path, vlm, capsys):
         config = parse(["--dataset", "mine.jsonl", "--model", "tiny", *flags])
         run = Run(config, Ranks(), Log(str(tmp_path), True), *vlm, *[None] * 4, state={})
         if skips:
-            assert run.encode(0, bad) is None and "left out: " in capsys.readouterr().out
+            assert run.encode([(0, bad)]) == [] and "left out: " in capsys.readouterr().out
         else:
             with pytest.raises(InputError, match="cut.png"):
-                run.encode(0, bad)
+                run.encode([(0, bad)])
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
