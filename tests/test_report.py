@@ -28,12 +28,16 @@ def write_run(folder, method="dyme", seed=0, texts=TEXTS, asked={}, **config) ->
     steps = [{"step": s, **shares, "reward": (seed + 1) * s / 39} for s in range(40)]
     rewards = {"format": 1.0, "accuracy": 0.0, "thinking": 0.5}
     right, wrong = (
-        [{"text": text, "advantage": a, "correct": a, "total": a, **rewards} for text in texts]
+        [
+            {"text": t, "advantage": a, "correct": a, "total": a, "pushes": [[t, a]], **rewards}
+            for t in texts
+        ]
         for a in (1.0, 0.0)
     )
     image = "data:image/png;base64,iVBORw0KGgo="
     asked = {"question": "Which?", "answer": "red", "facts": FACTS, "image": image, **asked}
     memorized = {"step": 0, "mode": "memorize", "target": "black 4", "responses": wrong}
+    memorized["target_pushes"] = [["black 4", 2.0]]
     explored = {"step": 25, "mode": "explore", "target": None, "responses": right[:1] + wrong[1:]}
     folder.mkdir(parents=True)
     groups = [{**memorized, **asked}, {**explored, **asked}]
@@ -97,6 +101,13 @@ def test_stated_facts_are_marked_where_they_are_right_or_wrong():
     assert "is-false" in gallery.marked("both a x and b x are 3", facts)
 
 
+def test_a_tokens_push_has_colour_and_sign_by_its_size():
+    html = gallery.pushed([["red", -4.0], ["\n", 1.0], [" <b>", 0.01]], largest=4.0)
+    assert '<span class="down" style="--s:1.00">red<small>−4.0</small></span>' in html
+    assert '<span class="up" style="--s:0.25">⏎<small>+1.0</small></span><br>' in html
+    assert " &lt;b&gt;<small></small>" in html and gallery.pushed([], 4.0) == ""
+
+
 def test_visible_spells_out_what_acts_and_keeps_what_reads():
     assert visible("a\x1b[31m\r\x00\u202e\ud800") == "a\\x1b[31m\\r\\x00\\u202e\\ud800"
     assert visible("Grüße\t1\u00a0000 ✓\n→ 图") == "Grüße\t1\u00a0000 ✓\n→ 图"
@@ -133,7 +144,7 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
     (folder / "checkpoints" / "step-000032").mkdir(parents=True)
     (folder / "result.json").rename(folder / "checkpoints" / "step-000032" / "state.json")
     run = read_run(folder)
-    assert len(run.steps) == 39 and run.config["method"] == "dyme" and run.val
+    assert len(run.steps) == 39 and run.state["config"]["method"] == "dyme" and run.state["val"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +154,7 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
         ("{run} --png assets", {}, "--png"),
         ("no", {}, "no/metrics.jsonl"),
         ("{run} --out /no/where", {}, "/no/where"),
-        ("{run}", {"metrics.jsonl": '{"step": 0}\n[1]\n'}, "metrics.jsonl, line 2"),
+        ("{run}", {"metrics.jsonl": '{"step": 0}\n[1]\n'}, "metrics.jsonl: a line"),
         ("{run}", {"groups.jsonl": '{"step": 3, "mode": "<b>"}\n'}, "groups.jsonl"),
         ("{run}", {"result.json": "[]"}, "result.json"),
     ],
@@ -167,7 +178,7 @@ def test_the_readmes_pictures_are_the_pages(tmp_path, capsys):
     sources = [run, str(tmp_path / "kept"), str(tmp_path / "noise.json")]
     curves.main([*sources, "--out", str(tmp_path / "png")])
     paths = [Path(line) for line in capsys.readouterr().out.split()]
-    names = ["modes", "accuracy", "true_facts", "reward", "kept_val", "kept_looks", "noise"]
+    names = ["kept_val", "kept_looks", "noise", "modes", "accuracy", "true_facts", "reward"]
     assert [path.stem for path in paths] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     found = Elements(report.page(variants_of(run))).found

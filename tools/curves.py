@@ -39,9 +39,8 @@ except ImportError:
     matplotlib = None
 
 NO_PICTURES = "pictures need matplotlib: pip install matplotlib"
-SEEDS = ("seed", "base_seed")
 # flags that change what is learned by chance alone, or not at all
-ASIDE = {*SEEDS, "output_dir", "data_dir", "overwrite", "resume", "final_splits"}
+ASIDE = {"seed", "base_seed", "output_dir", "data_dir", "overwrite", "resume", "final_splits"}
 ASIDE |= {"save_steps", "save_minutes", "log_groups_every"}
 ASIDE |= {"eval_steps", "eval_base", "report_to"}
 COLOURS = {  # told apart by the colour-blind too
@@ -73,16 +72,13 @@ LOOKS = {"own image": "sampled", "another": "other", "blank": "blank"}  # title:
 
 @dataclass
 class Run:
-    """One output folder: metrics by step, config, validation readings, and readings by split before
-    and after.
+    """One output folder: its metrics by step, and of result.json or a checkpoint's state.json what
+    is there: config, val, base, final.
     """
 
     folder: Path
     steps: list[dict]
-    config: dict = field(default_factory=dict)
-    val: list[dict] = field(default_factory=list)
-    base: dict = field(default_factory=dict)
-    final: dict = field(default_factory=dict)
+    state: dict = field(default_factory=lambda: {"config": {}, "val": [], "base": {}, "final": {}})
 
 
 @dataclass
@@ -96,16 +92,13 @@ class Variant:
 
 def read_lines(path: Path) -> list[dict]:
     """The objects of a jsonl file, none without the file; a last line without its end is still
-    being written, and left out. InputError with the line's number for anything else.
+    being written, and left out. InputError for anything else.
     """
-    rows = []
     text = path.read_text("utf-8", "replace") if path.is_file() else ""
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            raise InputError(f"{path}, line {number}: not a JSON object; remove the line") from None
-    return rows
+    try:
+        return [dict(json.loads(line)) for line in text.split("\n")[:-1]]
+    except (ValueError, TypeError, RecursionError):
+        raise InputError(f"{path}: a line is no JSON object, as train.py writes it") from None
 
 
 def read_run(folder: str | Path) -> Run:
@@ -118,10 +111,8 @@ def read_run(folder: str | Path) -> Run:
     paths = sorted(run.folder.glob("checkpoints/step-*[0-9]/state.json"))
     for path in [*paths, *run.folder.glob("result.json")][-1:]:
         try:
-            state = read_json(path)
-            run.config, run.val, run.base = state["config"], state["val"], state["base"]
-            run.final = state.get("final", {})
-        except (ValueError, LookupError, TypeError):
+            run.state = {**run.state, **read_json(path)}
+        except (ValueError, TypeError):
             raise InputError(f"{path}: isn't what train.py writes; remove the file") from None
     return run
 
@@ -132,12 +123,12 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
     """
     values = {}  # flag: its values
     for run in runs:
-        for name in run.config.keys() - ASIDE:
-            values.setdefault(name, set()).add(str(run.config[name]))
+        for name in run.state["config"].keys() - ASIDE:
+            values.setdefault(name, set()).add(str(run.state["config"][name]))
     together = {}
     for run in runs:
-        label = str(run.config.get("method", run.folder.name))
-        for name, value in run.config.items():
+        label = str(run.state["config"].get("method", run.folder.name))
+        for name, value in run.state["config"].items():
             if len(values.get(name, ())) > 1 and name != "method":
                 label += f", {name} {value}"
         together.setdefault(label, []).append(run)
@@ -167,7 +158,7 @@ def line_of(variant: Variant, metric: str) -> tuple[list[int], np.ndarray] | Non
     name = metric.removeprefix("val/")
     by_run = []
     for run in variant.runs:
-        lines = run.steps if name == metric else run.val
+        lines = run.steps if name == metric else run.state["val"]
         by_run.append({line["step"]: line[name] for line in lines if line.get(name) is not None})
     steps = sorted(set.intersection(*map(set, by_run)))
     if not steps:
@@ -233,7 +224,9 @@ def draw_records(records: list[dict]) -> "dict[str, Figure]":
     """
     if len({record["trace_noise"] for record in records}) > 1:
         return {"noise": plot_noise(records)}
-    figures = {"val": plot_val(records)} if any(record["val"] for record in records) else {}
+    figures = {}
+    if all(record["val"] and not record.get("stages") for record in records):
+        figures["val"] = plot_val(records)
     if all("other" in first_split(record) for record in records):
         figures["looks"] = plot_looks(records)
     return figures
@@ -259,7 +252,7 @@ def plot_val(records: list[dict]) -> "Figure":
     points = {}
     for (row, _), runs in by_row(records).items():
         for run in runs:
-            every = run["steps"] // max(len(run["val"]), 1)
+            every = run["steps"] // len(run["val"])
             own = [(every * i, value) for i, value in enumerate(run["val"], start=1)]
             points.setdefault(row, []).extend(own)
     figure = Figure(figsize=(6.4, 3.6))
@@ -323,14 +316,15 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if matplotlib is None:
         raise InputError(NO_PICTURES)
-    runs = [source for source in args.sources if Path(source, "metrics.jsonl").exists()]
-    figures = draw(group_seeds(list(map(read_run, runs)))) if runs else {}
+    figures, runs = {}, []
     for source in args.sources:
-        for name, figure in (
-            draw_records(read_records([source])).items() if source not in runs else ()
-        ):
-            kept = Path(source).stem
+        if Path(source, "metrics.jsonl").exists():
+            runs.append(read_run(source))
+            continue
+        kept = Path(source).stem
+        for name, figure in draw_records(read_records([source])).items():
             figures[name if name == kept else f"{kept}_{name}"] = figure
+    figures |= draw(group_seeds(runs))
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for title, figure in figures.items():
         path = Path(args.out, f"{title.lower().replace(' ', '_')}.png")

@@ -2,8 +2,8 @@
 
 A group is one question: its chart, the facts, the G samples side by side with rewards and
 advantages, what the switch made of it, and the reference that was memorized. Numbers that state a
-fact of the chart are marked right or wrong, by colour and by sign. A model may write anything:
-nothing gets into the page but through `esc`.
+fact of the chart are marked right or wrong, and tokens by their push, up or down: by colour and by
+sign. A model may write anything: nothing gets into the page but through `esc`.
 """
 
 import html
@@ -48,6 +48,21 @@ def marked(text: str, facts: list) -> str:
     return f"{''.join(parts)}{esc(thinking[done:])}<b>{esc(text[len(thinking) :])}</b>"
 
 
+def pushed(pushes: list, largest: float) -> str:
+    """The tokens of a text with what the update does to each (lib.log.token_pushes), folded up; the
+    stronger its colour, the closer a push is to the group's largest. Nothing without any.
+    """
+    tokens = []
+    for text, push in pushes:
+        number = "" if abs(push) < 0.05 else f"{push:+.1f}".replace("-", "−")
+        look = f'class="{"up" if push > 0 else "down"}" style="--s:{abs(push) / largest:.2f}"'
+        end = "<br>" if "\n" in text else ""
+        shown = esc(text).replace("\n", "⏎")
+        tokens.append(f"<span {look}>{shown}<small>{number}</small></span>{end}")
+    folded = f'<summary>push per token</summary><p class="tokens">{"".join(tokens)}</p>'
+    return f'<details class="push">{folded}</details>' if tokens else ""
+
+
 def gallery(lines: list[dict]) -> str:
     """The groups of a run's groups.jsonl, of about SHOWN_STEPS steps from its first to its last;
     the first one that was explored is open.
@@ -70,17 +85,19 @@ def group_card(line: dict, opened: bool) -> str:
     image = str(line["image"])
     safe = re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", image)
     told = "".join(f"<li>{esc(' '.join(map(str, n)))} <b>{esc(v)}</b></li>" for *n, v in facts)
+    texts = [line.get("target_pushes", []), *(each.get("pushes", []) for each in responses)]
+    largest = max((abs(push) for pushes in texts for _, push in pushes), default=0) or 1
     # the same text has the same rewards: shown once, counted
     counts = Counter(response["text"] for response in responses)
     kinds = {response["text"]: response for response in responses}.values()
     cards = "".join(
-        response_card(response, counts[response["text"]], facts, mode == "explore")
+        response_card(response, counts[response["text"]], facts, mode == "explore", largest)
         for response in sorted(kinds, key=lambda response: -response["total"])
     )
     target = ""
     if line["target"]:
         said = f'<div class="said">{marked(line["target"], facts)}</div>'
-        target = f'<div class="target"><h4>Memorized</h4>{said}</div>'
+        target = f'<div class="target"><h4>Memorized</h4>{said}{pushed(texts[0], largest)}</div>'
     return f"""
 <details class="group card" {"open" * opened}>
 <summary>step {int(line["step"])} <span class="mode" style="--c:{MODES[mode]}">{mode}</span>
@@ -94,8 +111,8 @@ def group_card(line: dict, opened: bool) -> str:
 </details>"""
 
 
-def response_card(response: dict, count: int, facts: list, used: bool) -> str:
-    """One response: right or wrong, its text, its advantage, its rewards."""
+def response_card(response: dict, count: int, facts: list, used: bool, largest: float) -> str:
+    """One response: right or wrong, its text, its tokens' pushes, its advantage, its rewards."""
     css, right = ("is-true", "✓ correct") if response["correct"] > 0.5 else ("is-false", "✗ wrong")
     advantage = float(response["advantage"])
     up, arrow = ("is-true", "▲") if advantage > 0 else ("is-false", "▼")
@@ -108,6 +125,7 @@ def response_card(response: dict, count: int, facts: list, used: bool) -> str:
 <li><header><b class="{css}">{right}</b>
 <small>{f"{count} times" if count > 1 else ""}</small></header>
 <div class="said">{marked(response["text"], facts)}</div>
+{pushed(response.get("pushes", []), largest)}
 <p class="{up if used else "unused"}">{arrow} {advantage:+.2f}
 <small>advantage{"" if used else ", not used"}</small></p>
 <dl class="rewards">{rewards}</dl></li>"""

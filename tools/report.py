@@ -49,22 +49,22 @@ def cell(readings: list[dict], reading: str, metric: str) -> str:
 
 def results_table(variants: list[Variant]) -> str:
     """Before training and after, by split: a row per variant."""
-    runs = [run for variant in variants for run in variant.runs]
+    runs = [run.state for variant in variants for run in variant.runs]
     rows = [f"<thead><tr>{''.join(f'<th>{title}</th>' for title in ['', *COLUMNS])}</tr></thead>"]
 
     def add(name: str, about: str, readings: list[dict]) -> None:
         cells = "".join(cell(readings, *column) for column in COLUMNS.values())
         rows.append(f"<tr><th>{name}<br><small>{about}</small></th>{cells}</tr>")
 
-    for split in dict.fromkeys(split for run in runs for split in [*run.base, *run.final]):
+    for split in dict.fromkeys(split for run in runs for split in [*run["base"], *run["final"]]):
         rows.append(f'<tr><th class="split" colspan="7">{esc(split)}</th></tr>')
-        # each starting model once, however many runs set out from it
-        starts = {str(run.base[split]): run.base[split] for run in runs if split in run.base}
-        if starts:
-            add("before training", "", list(starts.values()))
+        bases = [run["base"][split] for run in runs if split in run["base"]]
+        if bases:  # each starting model once, however many runs set out from it
+            add("before training", "", list({str(base): base for base in bases}.values()))
         for variant in variants:
             key = f'<span class="key" style="--c:{variant.colour}"></span>{esc(variant.label)}'
-            done = [run.final[split] for run in variant.runs if split in run.final]
+            finals = [run.state["final"] for run in variant.runs]
+            done = [final[split] for final in finals if split in final]
             add(key, f"{len(done)} of {len(variant.runs)} runs", done)
     if len(rows) == 1:
         rows.append('<tr><td colspan="7">No run has been evaluated yet.</td></tr>')
@@ -77,7 +77,8 @@ def picture(title: str, figure) -> str:
     figure.savefig(buffer, format="svg", transparent=True)
     svg = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img src="data:image/svg+xml;base64,{svg}" alt="{title}">'
-    return f'<figure class="card {title.lower()}">{image}</figure>'
+    wide = " wide" if title == "Modes" else ""  # a panel per variant
+    return f'<figure class="card{wide}">{image}</figure>'
 
 
 def rollouts(variant: Variant) -> str:
@@ -94,7 +95,8 @@ def page(variants: list[Variant]) -> str:
     runs = [run for variant in variants for run in variant.runs]
     about = f"{len(runs)} run{'s' * (len(runs) > 1)}"
     for name, text in (("dataset", " on "), ("model", ", starting from ")):
-        found = sorted({str(run.config[name]) for run in runs if name in run.config})
+        configs = [run.state["config"] for run in runs]
+        found = sorted({str(config[name]) for config in configs if name in config})
         about += text * bool(found) + ", ".join(found)
     pictures = f'<p class="note">{curves.NO_PICTURES}</p>'
     if curves.matplotlib:
