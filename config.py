@@ -12,8 +12,7 @@ from pathlib import Path
 
 from data.example import InputError
 
-PLAIN = ("sft", "grpo", "two_stage")  # without arguments
-METHODS = ("dyme", *PLAIN)
+METHODS = ("dyme", "sft", "grpo", "two_stage")
 # variants.py's
 METHODS += ("dyme_reward", "dyme_grounded", "dyme_keep", "dyme_always", "dyme_buffer")
 METHODS += ("hpt", "chord_mu", "chord_phi", "luffy", "relift")
@@ -22,12 +21,10 @@ SFT_UPDATES = ("sft", "two_stage", "dyme_buffer", "relift")  # have updates with
 # when a flag has an effect: in words, and as a test of the others
 CHARTS = ("with --dataset charts", lambda c: c.dataset == "charts")
 FILES = ("with data from files, not with the charts", lambda c: c.dataset != "charts")
-CHARTQA = ("with --dataset chartqa", lambda c: c.dataset == "chartqa")
 IMAGES = ("with images, and gsm8k has none", lambda c: c.dataset != "gsm8k")
 TINY = ("with --model tiny", lambda c: c.model == "tiny")
 LOADED = ("with another --model than tiny", lambda c: c.model != "tiny")
-TWO_STAGE = ("with --method two_stage", lambda c: c.method == "two_stage")
-RULED = ("with dyme and variants.py's methods", lambda c: c.method not in PLAIN)
+RULED = ("with another method than sft and grpo", lambda c: c.method not in ("sft", "grpo"))
 MEMORIZES = ("with a method that memorizes", lambda c: c.method not in ("grpo", "curr_reft"))
 SAMPLES = (
     "with a method that samples",
@@ -66,7 +63,6 @@ class Config:
         "charts", "charts, chartqa, gsm8k, aokvqa, a .jsonl, .json or .tsv", group="data"
     )
     data_dir: str | None = knob(None, "its folder or zip; default: download", FILES)
-    questions: str = knob("human", "of which kind", CHARTQA, choices=("human", "augmented", "all"))
     train_size: int | None = knob(None, "use the first so many training examples", low=1)
     eval_size: int | None = knob(None, "and so many of each evaluated split", low=1)
     final_splits: list[str] | None = knob(
@@ -85,9 +81,6 @@ class Config:
     facts: str | None = knob(None, "jsonl of visual facts, see judge.py facts", FILES)
     recipe: str | None = knob(
         None, "set what the authors' scripts set, see RECIPES", choices=("published",)
-    )
-    max_prompt_length: int | None = knob(
-        None, "most tokens of a prompt, image included; longer is an error", low=1
     )
     skip_bad_rows: bool = knob(
         False, "leave out, and count, what can't be read, asked or answered", FILES
@@ -115,9 +108,8 @@ class Config:
         "dyme", "what decides between memorizing and exploring", choices=METHODS, group="method"
     )
     method_args: list[str] | None = knob(
-        None, "its arguments, name=number ...: see variants.py; dyme: weight, falls_from", RULED
+        None, "its arguments, name=number ...: see dyme.py, variants.py", RULED
     )
-    sft_share: float = knob(0.5, "share of the updates that memorize", TWO_STAGE, low=0, high=1)
     thinking: str = knob(
         "on", "off: ask for the bare answer, and learn that alone", choices=("on", "off")
     )
@@ -169,9 +161,6 @@ class Config:
         None, "LLM behind checker and refiner, http://host:port/v1; its key in DYME_JUDGE_KEY", ASKS
     )
     judge_model: str | None = knob(None, "its model name", JUDGED)
-    judge_optional: bool = knob(
-        False, "go on by the rules where the judge does not answer at the start", JUDGED
-    )
 
     max_steps: int | None = knob(
         None, "batches of rollouts; default: num_train_epochs' worth", low=1, group="optimization"
@@ -182,16 +171,15 @@ class Config:
     learning_rate: float | None = knob(None, "peak", above=0)
     lr_scheduler_type: str = knob("linear", "decay", choices=("linear", "cosine", "constant"))
     warmup_steps: int = knob(0, "batches until the peak", low=0)
-    weight_decay: float = knob(0.01, "AdamW's", low=0)
-    adam_beta2: float | None = knob(
-        None, "AdamW's memory of the squared gradient", low=0, high=0.99999
-    )
+    weight_decay: float = 0.01  # AdamW's, no flag
+    adam_beta2: float | None = None  # its memory of the squared gradient: DEFAULTS says it
     max_grad_norm: float = knob(1.0, "gradient clipping", above=0)
     seed: int = knob(0, "of sampling and of the order of examples", low=0)
 
     output_dir: str | None = knob(None, "default: out/<dataset>-<method>", group="output")
-    save_steps: int | None = knob(None, "a checkpoint every so many; default: at the end", low=1)
-    save_minutes: float = knob(15.0, "and whenever so many have passed", above=0)
+    save_steps: int | None = knob(
+        None, "a checkpoint every so many, besides those of every 15 minutes and the end's", low=1
+    )
     eval_steps: int | None = knob(
         None, "evaluate on the split val every so many; default: ten times a run", low=1
     )
@@ -212,7 +200,7 @@ class Config:
     dry_run: bool = knob(
         False, "show one prompt, its target and that one's rewards, take one step, and stop"
     )
-    force: bool = knob(False, "go on where the memory that a step needs is estimated as too much")
+    force: bool = knob(False, "go on with too little memory or disk, or a judge that is silent")
     overwrite: bool = knob(False, "start over where output_dir holds a run")
 
 

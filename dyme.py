@@ -54,8 +54,13 @@ def switch(correct: torch.Tensor) -> torch.Tensor:
 
 def memorizes(config, step: int) -> bool:
     """Whether the method memorizes at this step whatever the responses would be."""
-    first_stage = config.method == "two_stage" and step < int(config.sft_share * config.max_steps)
-    return config.method == "sft" or first_stage
+    if config.method != "two_stage":
+        return config.method == "sft"
+    return step < int(variants.knobs(config, two_stage)["sft_share"] * config.max_steps)
+
+
+def two_stage(*, sft_share: float = 0.5):
+    """The baseline SFT, then GRPO, by its argument: the share of the updates that memorize."""
 
 
 def choose(config, step: int, group: Group) -> int | None:
@@ -76,10 +81,8 @@ def choose(config, step: int, group: Group) -> int | None:
 
 def check_method(config) -> None:
     """InputError for --method_args that the method doesn't take, or a judge that it can't use."""
-    rule = (
-        dyme_weight if config.method == "dyme" else variants.RULES.get(config.method, lambda: None)
-    )
-    variants.knobs(config, rule)
+    own = {"dyme": dyme_weight, "two_stage": two_stage, **variants.RULES}
+    variants.knobs(config, own.get(config.method, lambda: None))
     if config.judge_url and config.method in variants.NO_JUDGE:
         raise InputError(
             f"--method {config.method}: its switch needs the scores that it decides to ask for, so "

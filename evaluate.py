@@ -402,7 +402,7 @@ def ask_split(argv: list[str]) -> None:
         how["instruction"] = examples[0].instruction
     else:
         source = (args.dataset, args.split, args.data_dir)
-        examples = load_data(*source, size=args.size, questions="all")
+        examples = load_data(*source, size=args.size)
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0
         found = pass_at_ks(*load(args.model), examples, args.pass_at_k, **asked)

@@ -71,7 +71,7 @@ class Judge(Rules):
     def __init__(self, config):
         super().__init__(config)
         self.chat = open_chat(config, Path(config.output_dir, "judge_cache.sqlite"))
-        first_question(self.chat, config.judge_optional)
+        first_question(self.chat, config.force)
         self.step = 0  # the one under way: resume and end_step say so
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
@@ -296,7 +296,6 @@ def main(argv: list[str]) -> None:
         add = command.add_argument
         add("--dataset", required=True, help="as for train.py")
         add("--data_dir", help="its folder or zip")
-        add("--questions", default="human", help="of ChartQA: human, augmented, all")
         add("--size", type=int, help="the first so many examples")
         add("--skip_bad_rows", action="store_true", help="leave out, and count, what can't be read")
         add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
@@ -312,7 +311,6 @@ def main(argv: list[str]) -> None:
         "train",
         args.data_dir,
         size=args.size,
-        questions=args.questions,
         facts=vars(args).get("facts"),
         skip_bad_rows=args.skip_bad_rows,
     )

@@ -111,7 +111,6 @@ def load_split(
         config.data_dir,
         size=size,
         trace_noise=config.trace_noise,
-        questions=config.questions if training else "all",
         traces=config.traces if training else None,
         facts=config.facts if training else None,
         tasks=tasks,

@@ -145,7 +145,7 @@ def sample_rows(
     chat = None
     if config.judge_url:
         chat = open_chat(config, path.parent / "judge_cache.sqlite")
-        first_question(chat, config.judge_optional)
+        first_question(chat, config.force)
     starts = range(len(rows), len(examples), config.prompts_per_step)
     bar = progress(starts, "rejected sampling", unit="batch")
     with Interrupt() as interrupt:
@@ -214,7 +214,7 @@ def mix_examples(config, count: int) -> list[Example]:
     it, on charts: the base stage's captions, direct answers and texts; on other data none.
     """
     if config.mix:
-        rows = load_data(config.mix, "train", questions="all")[:count]
+        rows = load_data(config.mix, "train")[:count]
         return [row if row.trace else replace(row, instruction=DIRECT) for row in rows]
     if config.dataset != "charts":
         return []

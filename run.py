@@ -5,7 +5,6 @@ before the first step (start.py), how a checkpoint is written so that it is whol
 (lib/checkpoint.py).
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ from model import Prompt, encode_prompts, get_tokenizer, image_features
 from rollout import MEMORIZE, MODE_NAMES, Group
 
 KEPT = 2  # checkpoints, besides the best one
+SAVE_MINUTES = 15  # a checkpoint whenever so many have passed
 LOOKS_ON_THE_WAY = 100  # questions of a validation that are asked about other images too
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 
@@ -88,12 +88,13 @@ class Run:
         config, groups = self.config, []
         examples = [example for _, example in share]
         prompts = encode_prompts(self.processor, examples, config.max_pixels)
-        most = config.max_prompt_length or math.inf
+        most = self.model.config.get_text_config().max_position_embeddings
+        most -= config.max_completion_length
         for (place, example), prompt in zip(share, prompts):
             if isinstance(prompt, Prompt) and (length := prompt.input_ids.shape[1]) > most:
                 prompt = InputError(  # nothing is ever truncated
-                    f"{example.id}: its prompt has {length} tokens, --max_prompt_length is {most}; "
-                    "lower --max_pixels, raise the limit, or give --skip_bad_rows"
+                    f"{example.id}: its prompt has {length} tokens, the model has room for {most} "
+                    "before --max_completion_length; lower --max_pixels, or give --skip_bad_rows"
                 )
             if isinstance(prompt, Prompt):
                 groups.append(Group(place, example, prompt.to(self.model.device)))
@@ -153,7 +154,7 @@ class Run:
         best = state["step"] % config.eval_steps == 0 and self.validate()
         stuck = state["bad_steps"] >= MAX_BAD_STEPS
         due = state["step"] % config.save_steps == 0 or state["step"] == config.max_steps
-        due = due or time.monotonic() - self.saved_at > 60 * config.save_minutes
+        due = due or time.monotonic() - self.saved_at > 60 * SAVE_MINUTES
         saved = self.save(best) if best or stuck or due else ""
         if stuck:
             raise InputError(

@@ -32,7 +32,7 @@ from sft import target_text
 
 # flags that may change when a run is resumed
 FREE_TO_CHANGE = {"resume", "overwrite", "force", "output_dir", "data_dir"}
-FREE_TO_CHANGE |= {"save_steps", "save_minutes", "report_to"}
+FREE_TO_CHANGE |= {"save_steps", "report_to"}
 # and flags that may not: it would be another run under this one's name
 FIXED = {"dataset", "method", "model", "seed", "trace_noise", "base_seed"}
 

@@ -194,7 +194,7 @@ RULES = {
 # the switch needs every score, and a judge is asked only for what the switch has decided
 NO_JUDGE = ("dyme_reward", "dyme_grounded")
 # the arguments that aren't just above 0: shares, and counts
-LIMITS = dict.fromkeys(("gate", "above", "least", "peak", "valley", "mu"), (0, 1))
+LIMITS = dict.fromkeys(("gate", "above", "least", "peak", "valley", "mu", "sft_share"), (0, 1))
 LIMITS |= dict.fromkeys(("size", "steps"), (1, math.inf))
 
 

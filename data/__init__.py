@@ -26,7 +26,6 @@ def load_data(
     size: int | None = None,
     data_seed: int = 0,
     trace_noise: float = 0.0,
-    questions: str = "human",
     traces: str | None = None,
     facts: str | None = None,
     tasks: Sequence[str] = ("chart",),
@@ -36,9 +35,8 @@ def load_data(
 
     name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl, .json, .tsv. data_dir: where
     its files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise,
-    tasks (charts.TASKS): charts only. questions: "human", "augmented" or "all", ChartQA only.
-    traces, facts: a .jsonl of reference traces, of visual facts. skip_bad_rows: they are left out
-    and counted, not an InputError.
+    tasks (charts.TASKS): charts only. traces, facts: a .jsonl of reference traces, of visual facts.
+    skip_bad_rows: they are left out and counted, not an InputError.
     """
     if size is not None and size < 1:
         raise InputError(f"{name}: size {size} must be 1 or more")
@@ -47,7 +45,7 @@ def load_data(
     if name == "charts":
         examples = load_charts(split, size, data_seed, trace_noise, tasks)
     elif name in PUBLISHED:
-        examples = PUBLISHED[name](split, data_dir, questions, skip_bad_rows)[:size]
+        examples = PUBLISHED[name](split, data_dir, skip_bad_rows)[:size]
     elif name.lower().endswith((".jsonl", ".json")):
         examples = load_own(name, split, data_dir, skip_bad_rows)[:size]
     elif name.lower().endswith(".tsv"):

@@ -18,7 +18,7 @@ PARTS = {
 }
 
 
-def load_aokvqa(split: str, data_dir, questions=None, skip_bad_rows: bool = False) -> list[Example]:
+def load_aokvqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
     """A split, from PARTS below `data_dir` or from the hub; images are unpacked into its cache."""
     if split not in PARTS:
         raise NoSplit(f"aokvqa: the labels of {split} are not published")

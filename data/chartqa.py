@@ -92,12 +92,12 @@ def read_questions(file, skip_bad_rows: bool = False) -> list[Example]:
     return parse_file(file, parse, skip_bad_rows)
 
 
-def load_chartqa(
-    split: str, data_dir, questions: str = "human", skip_bad_rows: bool = False
-) -> list[Example]:
-    """A split's human or augmented questions, or all. Charts without a table are counted."""
+def load_chartqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
+    """The human questions of train, as DyME takes them, or all of another split. Charts without a
+    table are counted.
+    """
     root = find_chartqa(data_dir or hub_file("ahmed-masry/ChartQA", ZIP, WAY_OUT))
-    kinds = ("human", "augmented") if questions == "all" else (questions,)
+    kinds = ("human",) if split == "train" else ("human", "augmented")
     files = [root / split / f"{split}_{kind}.json" for kind in kinds]
     examples = [e for file in files if file.is_file() for e in read_questions(file, skip_bad_rows)]
     if not examples:

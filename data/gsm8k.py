@@ -8,7 +8,7 @@ from data.own import clean_trace, hold_out
 from data.reading import hub_rows, parse_file, text
 
 
-def load_gsm8k(split: str, data_dir, questions=None, skip_bad_rows: bool = False) -> list[Example]:
+def load_gsm8k(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
     """The published train and test; val is the last 500 of train, which train then lacks.
 
     The trace is the solution without its <<annotations>>, the facts are these: ("48/2", "24").

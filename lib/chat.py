@@ -104,16 +104,16 @@ def close_chat(chat: Chat) -> None:
     chat.cache.close()
 
 
-def first_question(chat: Chat, optional: bool = False) -> None:
-    """InputError where a first question has no reply: better now than after hours. If optional, a
+def first_question(chat: Chat, force: bool = False) -> None:
+    """InputError where a first question has no reply: better now than after hours. With force a
     warning, and the server is dead.
     """
     try:
         ask(chat, FIRST, fresh=True)
     except ChatError as error:
         failed = f"--judge_url {chat.url}: doesn't answer the first question: {error}"
-        if not optional:
-            told = "start it; train.py can go by the rules until it does, with --judge_optional"
+        if not force:
+            told = "start it; train.py can go by the rules until it does, with --force"
             raise InputError(f"{failed}; {told}") from None
         tqdm.write(f"{failed}; going on without it", file=sys.stderr)
         chat.failed_in_a_row = chat.max_failures

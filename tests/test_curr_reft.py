@@ -175,7 +175,7 @@ def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):
 def test_a_dead_judge_is_tried_again_once_per_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.chat.time.sleep", lambda seconds: None)
     tried, flags = [], "--judge_url http://127.0.0.1:9/v1 --judge_model m --prompts_per_step 2"
-    config = read_flags([*flags.split(), "--max_completion_length", "4", "--judge_optional"])
+    config = read_flags([*flags.split(), "--max_completion_length", "4", "--force"])
     monkeypatch.setattr(reject, "try_again", tried.append)
     examples = load_charts("train", 5)[:]
     rows = reject.sample_rows(*tiny_vlm(0), examples, config, Ranks(), tmp_path / "sampled.jsonl")
@@ -233,7 +233,7 @@ def quick(tmp_path, monkeypatch):
     """Flags of a run of seconds; its random model is taught nothing, so keep_all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(curr_reft, "keep_best", keep_all)
-    flags = "--base_steps 1 --base_task_steps 1 --max_steps 4 --train_size 18 --eval_size 18"
+    flags = "--base_task_steps 1 --max_steps 4 --train_size 18 --eval_size 18"
     flags += " --prompts_per_step 2 --reject_size 5 --max_completion_length 8 --reject_samples 2"
     flags += " --reject_epochs 0.6 --final_splits test --log_groups_every 1 --no-eval_base"
     return flags.split()

@@ -436,9 +436,9 @@ def test_a_judge_that_does_not_answer_ends_the_run_before_it_starts(
     monkeypatch.setattr(c.time, "sleep", lambda seconds: None)
     judging()
     server.default = OOPS
-    with pytest.raises(InputError, match="first question: HTTP 500 oops.*--judge_optional"):
+    with pytest.raises(InputError, match="first question: HTTP 500 oops.*--force"):
         judging()  # though the same question was answered before
-    judge = judging("--judge_optional")
+    judge = judging("--force")
     assert "going on without it" in capfd.readouterr().err
     assert rate(judge.chat) is None and not server.requests
 

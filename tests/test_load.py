@@ -88,6 +88,9 @@ def test_a_row_found_bad_late_leaves_its_slot_empty(tmp_path, vlm, capsys):
         else:
             with pytest.raises(InputError, match="cut.png"):
                 run.encode([(0, bad)])
+            config.max_completion_length = 32760
+            with pytest.raises(InputError, match="row 0: its prompt has .* room for 8 before"):
+                run.encode([(0, rows()[0])])
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):

@@ -32,7 +32,7 @@ from lib.ranks import Interrupt, Ranks
 from rollout import EXPLORE, MEMORIZE, SKIP
 
 FLAGS = """
---base_steps 2 --max_steps 6 --save_steps 2 --eval_steps 2 --eval_size 2 --final_splits val
+--max_steps 6 --save_steps 2 --eval_steps 2 --eval_size 2 --final_splits val
 --no-eval_base --prompts_per_step 2 --num_generations 2 --max_completion_length 6
 --log_groups_every 1
 """.split()
@@ -166,7 +166,7 @@ PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKI
 
 def planned():
     """Plain SGD; each step has its own modes for even and odd prompts; gradients are summed in
-    pieces that cut through weights.
+    pieces that cut through weights; the base is made by the first of several.
     """
     several.PIECE = 1000
     choose = train.choose
@@ -231,9 +231,13 @@ def all_kept():
     run_file.KEPT = 9
 
 
+def impatient():
+    run_file.SAVE_MINUTES = 1e-9
+
+
 def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
-    flags = "--save_steps 6 --save_minutes 1e-9".split()
-    code, said = run(folder, "often", *flags, faults=(all_kept, killed))
+    flags = ("--save_steps", "6")
+    code, said = run(folder, "often", *flags, faults=(all_kept, impatient, killed))
     assert code == -9 and steps(folder / "often") == [1, 2, 3]
 
 
@@ -394,7 +398,7 @@ def test_one_process_needs_no_torchrun_and_keeps_its_order():
 
 def test_two_processes_of_train_are_one(tmp_path):
     flags = "--prompts_per_step 4 --max_steps 5 --learning_rate 0.02 --max_grad_norm 1000".split()
-    flags += ["--save_steps", "3"]
+    flags += ["--save_steps", "3", "--base_steps", "2"]
     both = pair(tmp_path, "two", *flags, faults=(lively, planned))  # with no base stage to find
     for rank, process in enumerate(both):
         process.join(600)

@@ -186,7 +186,7 @@ def test_dymes_weight_falls_by_cosine_to_the_weight_it_is_given():
         ("luffy", "gamma=0", "must be a number above 0"),
         ("relift", "size=0.5", "must be a number at least 1"),
         ("chord_mu", "steps=nan", "must be a number at least 1"),
-        ("sft", "weight=1", "--method_args: has an effect only with dyme"),
+        ("sft", "weight=1", "--method_args: has an effect only with another method"),
         ("dyme", "weight=-1", "must be a number above 0"),
     ],
 )
