@@ -21,9 +21,7 @@ from lib.names import UNKNOWN, name_words, words
 TYING = words("""of in for among from at with said say says saying who were are was is by belongs
     belonging which that ( voted""")
 PARTING = words("and but while whereas versus vs than compared ; | then")
-# Between values that are guesses at one; the SEPARATING marks alone only where three are listed.
-SEPARATING = words(", / (")
-GUESSING = SEPARATING | words("or maybe perhaps possibly probably even")
+GUESSING = words(", / ( or to maybe perhaps possibly probably even")  # between guesses at one value
 SHARING = words("both each all same tied equal equally")
 
 
@@ -42,11 +40,8 @@ def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
 def locate_claims(thinking: str, facts) -> list[tuple]:
     """Each claim of a text with where its value is: [(claim, first character, end)]."""
     reader = ClaimReader(thinking, facts)
-    tokens, found, before = reader.tokens, [], 0
+    tokens, found = reader.tokens, []
     for clause in reader.clauses():
-        if clause.denied and not clause.mentions:
-            del found[before:]  # "That's wrong."
-        before = len(found)
         found += reader.state(clause)
     return [(claim, tokens[start].start, tokens[end - 1].end) for claim, start, end in found]
 
@@ -82,15 +77,6 @@ class ClaimReader(Reader):
                     taken.setdefault(starts, len(claims))
                     claim = self.fact_of(key, value) or self.write(key, value.start, value.end)
                     claims.append((claim, value.start, value.end))
-        for value in clause.bounds:  # "A is above 99" is a wrong claim where A isn't
-            named = [mention for mention in clause.mentions if mention.end <= value.start]
-            place = [[m for m in named if m.kind == kind] or self.last[kind] for kind in self.kinds]
-            key = tuple(names[-1].part for names in place if names)
-            numbers = [read_value(fact[-1]) for fact in self.chart.table.get(key, ())]
-            if numbers and None not in numbers:
-                claim = self.write(key, value.start - 1, value.end)
-                if all((number - value.part) * value.bound < 0 for number in numbers):
-                    claims.append((claim, value.start, value.end))
         return claims
 
     def places(self, owned: list) -> list[tuple]:
@@ -119,20 +105,8 @@ class ClaimReader(Reader):
         return *names, " ".join(self.texts[start:end])
 
     def is_guess(self, values: list[Mention], v: int) -> bool:
-        """Whether value v is another guess at the value before it: "6 or 7", "6 7", "6, 7, 8"."""
-
-        def gap(v):
-            if not 0 < v < len(values):
-                return ["none"]
-            start = values[v - 1].end
-            return self.texts[start : min(values[v].start, start + 9)]
-
-        between = gap(v)
-        if between == ["to"]:
-            return self.texts[values[v - 1].start - 1] != "from"
-        if not between or not SEPARATING.issuperset(between):
-            return GUESSING.issuperset(between)
-        return GUESSING.issuperset(gap(v - 1)) or GUESSING.issuperset(gap(v + 1))
+        """Whether value v is another guess at the value before it: "6 or 7", "6 7", "6 to 7"."""
+        return v > 0 and GUESSING.issuperset(self.texts[values[v - 1].end : values[v].start][:9])
 
     def pair(self, clause: list[Mention], kind: int) -> list[list[Mention]]:
         """The names of `kind` that each value of a clause belongs to: a list of lists.

@@ -6,15 +6,14 @@ model: each looks at a bounded stretch of text, so that the time is linear in th
 claims.py says which value is claimed for which name.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lib.names import COPULAS, PADDING, STOP, UNKNOWN, YEAR
-from lib.names import Token, find_name, find_units, read_chart, read_number, tokenize, words
+from lib.names import find_name, read_chart, tokenize, words
 
 
 BREAKS = words(". ! ? ; so therefore thus hence then → ⇒") | {"\n"}
 NAME_ENDS = words("\" ' ” ’ = : | ( *")  # behind the full stop or question mark of a name
-ABBREVIATIONS = words("vs approx no")
 
 # What follows "=" or "is" behind these is computed, not read off. The TRENDS can also be what the
 # chart is about ("in Chad the average age is 20"): with one name before them, they are.
@@ -22,20 +21,15 @@ OPERATORS = words("""+ * × ÷ / - – − plus minus times divided add adds add
     subtracted subtracting multiply multiplied""")
 RESULTS = words("sum total totals difference gap combined together altogether margin product")
 TRENDS = words("average mean median ratio range increase decrease rise drop decline change")
-BRACKETS = words("( ) % $")
 # "above 50", "step 2", "5 points", "4 countries", "3 more than" and "fell by 9" are no values.
-BOUNDS = dict.fromkeys(words("above over past exceed exceeds exceeding least > ≥"), 1)
-BOUNDS |= dict.fromkeys(words("below under most < ≤"), -1)
-COMPARED = dict.fromkeys(words("more higher greater larger bigger"), 1)  # before "than"
-COMPARED |= dict.fromkeys(words("less fewer lower smaller"), -1)
-NOT_BEFORE = BOUNDS.keys() | words("""per than step top first last question figure
-    twice double triple half ranked ranks rank number place""")
-DISTANCES = COMPARED.keys() | words(
-    """points percentage pp times x countries bars categories values groups colors colours lines
-    options items"""
-)
+COMPARED = words("more higher greater larger bigger less fewer lower smaller")
+NOT_BEFORE = words("""above over past exceed exceeds exceeding least > ≥ below under most < ≤ per
+    than step top first last question figure twice double triple half ranked ranks rank number
+    place""")
+DISTANCES = COMPARED | words("""points percentage pp times x countries bars categories values groups
+    colors colours lines options items""")
 ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
-CHANGED = COMPARED.keys() | words("""fell fall falls rose rise rises rising grew grow grows
+CHANGED = COMPARED | words("""fell fall falls rose rise rises rising grew grow grows
     increased
     increases decreased decreases declined declines dropped drops changed reduced differ differs
     divided divide dividing multiplied multiply multiplying leads ahead behind up down""")
@@ -44,16 +38,13 @@ CHANGED = COMPARED.keys() | words("""fell fall falls rose rise rises rising grew
 ASKING = words("""is are was were does do did can could would should what which whether suppose
     assume assuming imagine""")
 DENYING = words("not never neither nor cannot hardly without nobody doubt deny denies unlikely ≠")
-DENYING_PAIRS = {"! =", "no longer", "no way", "far from", "differs from", "half of"}
 FALSE = words("false wrong untrue incorrect mistaken impossible myth")
 STANDING = words(", : ; = but and only than") | BREAKS  # behind these a "not" denies no more
 
 # Words that are no names: what a chart, a step or a result is called.
 LINKS = words("= : | is are was were has had at ( shows reaches")
 WRITTEN = words("* _ ` \" ' ” ’")  # around a name
-MEASURES = words("value share figure percentage rate score number count level bar")
 FOLLOWING = words("percent per and or but while whereas with so % ) , ; . : | !") | {"\n", ""}
-LISTING = words(", and")
 # Around a pair in a list.
 PARTED = words(", ; | * - – • ( . :") | {"\n", "and", "then", "also", "while", "but", ""}
 NAMELESS = STOP | words(
@@ -80,7 +71,6 @@ class Mention:
     part: object  # the words of the name; the value's number, or its words
     start: int  # in tokens
     end: int  # exclusive
-    bound: int = 0  # of a value: 1 in "above 5", -1 in "below 5"
 
 
 @dataclass
@@ -88,7 +78,6 @@ class Clause:
     """What a clause mentions, in its order."""
 
     mentions: list = field(default_factory=list)
-    bounds: list = field(default_factory=list)  # "A is above 5": the values of names before them
     asked: bool = False
     denied: bool = False  # it says that something is false
 
@@ -105,81 +94,63 @@ class Reader:
 
     def clauses(self):
         """Yields each Clause: its names, and values read off and neither computed nor denied."""
-        i, names, computed, units = 0, 0, False, find_units(self.tokens)
+        i, computed = 0, False
         while i < len(self.tokens) - len(PADDING):
             clause, token, text, end = self.clause, self.tokens[i], self.texts[i], i + 1
-            value, stop, name = None, i, ()
+            name = ()
             if token.word in self.chart.spellings:
                 stop, name = find_name(self.tokens, i, self.chart.spellings)
-            if not name:
-                value, end = read_number(self.tokens, i, units)
             if name:
                 clause.mentions += [Mention(kind, part, i, stop) for kind, part in name]
                 self.named.update(range(i, stop))
-                names += name[0][0] is not None
                 end = stop
             elif self.is_break(i):
                 clause.asked = clause.asked or text == "?"
                 yield clause
-                self.clause, names, computed = Clause(), 0, False
-            elif text in RESULTS or text in TRENDS and names != 1 or self.is_operator(i):
+                self.clause, computed = Clause(), False
+            elif text in RESULTS or self.is_operator(i):
                 computed = True
-            elif value is not None:
+            elif text in TRENDS and len(clause.mentions) != 1:
+                computed = True
+            elif token.value is not None:
                 if computed and self.texts[i - 1] in COPULAS:
                     computed = False
                 elif not self.is_denied(i):
-                    self.add_value(Mention(None, value, i, end))
+                    self.add_value(Mention(None, token.value, i, end))
             elif text in ASKING and not clause.mentions and (i == 0 or self.is_break(i - 1)):
                 clause.asked = True
-            elif token.word and token.raw[0].isupper():
-                end = max(end, self.add_unknown(i, self.unknown_listed(i)))
-            clause.denied = clause.denied or not name and text in FALSE
+            clause.denied = clause.denied or text in FALSE
             i = end
         yield self.clause
 
     def add_value(self, value: Mention) -> None:
-        """Adds a value, with the name that it brings along, or as a bound."""
+        """Adds a value that is stated, with the name that it brings along."""
         i = value.start
         adjacent = i - 1 in self.named or i - 2 in self.named and not self.tokens[i - 1].word
-        than = self.texts[i - 1] == "than"
-        bound = COMPARED.get(self.texts[i - 2], 0) if than else BOUNDS.get(self.texts[i - 1], 0)
-        before = self.clause.mentions[-1:]
-        if bound and before and before[0].kind is not None and i - before[0].end <= 5:
-            self.clause.bounds.append(replace(value, bound=bound))  # of the name before it
-        elif self.is_stated(value, adjacent):
-            if not adjacent:
-                self.add_unknown(*self.unknown_name(value))
-            self.clause.mentions.append(value)
-
-    def add_unknown(self, start: int, end: int) -> int:
-        """Adds a name that the picture hasn't, at tokens [start, end); returns its end."""
+        if not self.is_stated(value, adjacent):
+            return
+        start, end = (i, i) if adjacent else self.unknown_name(value)
         if start < end:
             text = " ".join(token.raw for token in self.tokens[start:end])
             self.clause.mentions.append(Mention(0, (UNKNOWN, text), start, end))
             self.named.update(range(start, end))
-        return end
+        self.clause.mentions.append(value)
 
     def is_break(self, i: int) -> bool:
-        """Whether a clause ends at token i: not at the stop of "U.S." or of a name, "Vinyl?" =
-        4.
-        """
+        """Whether a clause ends at token i: not at the stop of "U.S." or of "Vinyl?" = 4."""
         text, before = self.texts[i], self.texts[i - 1]
         if text not in BREAKS or text in ".?!" and self.texts[i + 1] in NAME_ENDS:
             return False
-        return text != "." or not (len(before) == 1 and before.isalpha() or before in ABBREVIATIONS)
+        return text != "." or not (len(before) == 1 and before.isalpha())
 
     def is_operator(self, i: int) -> bool:
-        """Whether token i computes: a word does, a mark only between operands ("-" may be a
-        dash).
-        """
+        """Whether token i computes: a word does, a mark between operands ("A - 5" has a dash)."""
         token, before, behind = self.tokens[i], self.tokens[i - 1], self.tokens[i + 1]
         if token.text not in OPERATORS or token.word:
             return token.text in OPERATORS
-        left = before.value is not None or before.text in BRACKETS
-        right = behind.value is not None or behind.text in BRACKETS
-        left = left or i - 1 in self.named and behind.value is None  # "A - B", not "A - 5"
-        left = left or token.text not in "-–*/"
-        return left and (right or behind.word in self.chart.spellings)
+        left = before.value is not None or before.word and behind.value is None
+        right = behind.value is not None or behind.word in self.chart.spellings
+        return bool(right and (left or token.text not in "-–*/"))
 
     def is_denied(self, i: int) -> bool:
         """Whether a "not" before the number at token i denies it."""
@@ -187,9 +158,7 @@ class Reader:
             text = self.texts[k]
             if k not in self.named and (text in DENYING or text.endswith(("n't", "n’t"))):
                 return True
-            if f"{self.texts[k - 1]} {text}" in DENYING_PAIRS:
-                return True
-            if text in STANDING or text.endswith("est") or self.tokens[k].value is not None:
+            if text in STANDING or self.tokens[k].value is not None:
                 return False
         return False
 
@@ -201,8 +170,6 @@ class Reader:
         percent = self.texts[value.end] == "%"
         j = value.end + percent
         behind = self.texts[j]
-        if behind in COMPARED and adjacent:
-            return True
         if behind in DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
             return False
         if nearest in NOT_BEFORE or "between" in before:
@@ -224,16 +191,15 @@ class Reader:
             return nothing
         linked = self.texts[i - 1] in LINKS
         end = i - linked
-        end -= linked and self.texts[end - 1] in MEASURES  # "Estonia's value is 5"
         while end > 0 and self.texts[end - 1] in WRITTEN:
             end -= 1
         start = end
         while start > max(0, end - 4) and start - 1 not in self.named:
-            if not self.is_nameable(self.tokens[start - 1]):
+            token = self.tokens[start - 1]
+            if not token.word or token.value is not None or token.text in NAMELESS:
                 break
             start -= 1
-        name = self.tokens[start:end]
-        if linked and all(token.raw[0].isupper() or token.value for token in name):
+        if linked and all(token.raw[0].isupper() for token in self.tokens[start:end]):
             return start, end
         k = start - 1
         if self.texts[k] not in PARTED | WRITTEN:
@@ -241,25 +207,4 @@ class Reader:
         while k > 0 and self.texts[k] in PARTED | {"%"}:
             k -= 1
         follows = k - 1 - (self.texts[k - 1] in LINKS) in self.named
-        while j < len(self.tokens) - len(PADDING) and self.texts[j] in PARTED:
-            j += 1
-        stop, name = find_name(self.tokens, j, self.chart.spellings)
-        stop += self.texts[stop] in LINKS
-        precedes = name and self.tokens[stop].value is not None
-        return (start, end) if follows and self.tokens[k].value is not None or precedes else nothing
-
-    def is_nameable(self, token: Token) -> bool:
-        """Whether a word can be part of a name."""
-        if token.value is not None:
-            return self.chart.years and bool(YEAR.fullmatch(token.text))
-        return bool(token.word) and token.text not in NAMELESS
-
-    def unknown_listed(self, i: int) -> int:
-        """The end of a name at token i that the picture hasn't but a list has: "Estonia and
-        Latvia".
-        """
-        end = i
-        while end < i + 4 and self.is_nameable(self.tokens[end]):
-            end += 1
-        listed = self.chart.open and end > i and self.texts[end] in LISTING
-        return end if listed and find_name(self.tokens, end + 1, self.chart.spellings)[1] else i
+        return (start, end) if follows and self.tokens[k].value is not None else nothing

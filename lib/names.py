@@ -1,11 +1,11 @@
 """Words, numbers and names: the tokens of a text, and which of a picture's names begins at one.
 
 The first of three steps in reading what a text states about a picture: names.py, mentions.py,
-claims.py. Left out: paraphrased names, decimal commas, numbers in words.
+claims.py. Left out: paraphrased names, decimal commas, numbers in words, scales: "3.0 million" is 3.0,
+since a chart's table mostly leaves its unit out.
 """
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -34,24 +34,19 @@ def words(text: str) -> frozenset[str]:
 
 # what says nothing of a picture
 STOP = words("""a about after all also am an and any are as at be because been before being both but
-    by
-    can could did do does each first for from had has have he her here his how i if in into is it
+    by can could did do does each first for from had has have he her here his how i if in into is it
     its just let lets me more most my need next no not now of on one only or other our out over
     question s see she should so some step such than that the their them then there these they
     this those thus to up us very was we were what when where which while who why will with would
     you your""")
 ARTICLES = words("the a an its their his her our")
 SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
-# These are names only before a value, a mark or a word of ENDING; of NEVER_PLAIN only in a quote.
+# These are names only before a value, a mark or a word of ENDING.
 WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
-NEVER_PLAIN = words("the as all not or and")
-QUOTES = words("| \" ' ‘ “ *")
 ENDING = words("and or but is are was were has had at in for while by with")
 COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about approximately roughly
     of to""")
 
-SCALES = {"hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9}
-SCALES |= {"bn": 1e9, "trillion": 1e12, "tn": 1e12, "dozen": 12, "m": 1e6, "b": 1e9}
 NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
 
 UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
@@ -109,7 +104,6 @@ class Chart:
     spellings: dict
     table: dict
     open: bool  # whether names of other things are wrong: not where the facts are equations
-    years: bool  # whether some names are years
 
 
 @lru_cache(maxsize=1024)
@@ -135,9 +129,8 @@ def read_chart(facts: tuple) -> Chart:
     if all(fact_name(fact) in COLOURS for fact in facts):
         for colour in COLOURS:
             add_spelling(spellings, (colour,), ((0, (UNKNOWN, colour)),))
-    years = any(YEAR.fullmatch("".join(name)) for names in table for name in names)
     equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
-    return Chart(spellings, table, bool(facts) and not equations, years)
+    return Chart(spellings, table, bool(facts) and not equations)
 
 
 def add_spelling(spellings: dict, name: tuple, entry: tuple) -> None:
@@ -165,9 +158,9 @@ def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tu
             break
         parted = parted or text in ".,:!?"
     word, behind = tokens[start].word, tokens[start + 1]
-    if found[0] == start + 1 and word in WEAK_NAMES and tokens[start - 1].text not in QUOTES:
+    if found[0] == start + 1 and word in WEAK_NAMES:
         ended = behind.text in ENDING or not behind.word or behind.value is not None
-        return found if ended and word not in NEVER_PLAIN else (start, ())
+        return found if ended else (start, ())
     return found
 
 
@@ -192,31 +185,3 @@ def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
         if (rows or columns)
         and all(part in parts or not parts for part, parts in zip(key, (rows, columns)))
     ]
-
-
-# ---- numbers ------------------------------------------------------------------------------------
-
-
-def read_number(tokens: list[Token], i: int, units: set) -> tuple[float | None, int]:
-    """(value, end) of the number at token i, or (None, i + 1); scaled ("3.0 billion" is 3e9) but
-    for `units`: scales that are just the chart's unit.
-    """
-    value, end, scale = tokens[i].value, i + 1, scale_of(tokens, i)
-    if value is not None and scale in SCALES and scale not in units:
-        value, end = value * SCALES[scale], end + (scale == tokens[end].text)
-    return value, end
-
-
-def scale_of(tokens: list[Token], i: int) -> str:
-    """The scale of the number at token i: "3k", "3.0 billion"; "" without one."""
-    tail, behind = tokens[i].text.lstrip("0123456789.,-−–"), tokens[i + 1].text
-    return tail if tail in SCALES else behind if behind in SCALES and len(behind) > 1 else ""
-
-
-def find_units(tokens: list[Token]) -> set[str]:
-    """The scales that several numbers of a text have: its unit, which a chart's table leaves
-    out.
-    """
-    numbers = [i for i, token in enumerate(tokens) if token.value is not None]
-    scales = Counter(scale_of(tokens, i) for i in numbers)
-    return {scale for scale, count in scales.items() if count > 1}
