@@ -36,14 +36,8 @@ from lib.answers import split_response
 from lib.chat import Chat, ChatError, close_chat, first_question, open_chat, try_again
 from lib.log import progress, run_program
 from lib.ranks import Ranks, broadcast_object
-from prompts import (
-    TEMPLATE,
-    is_structured,
-    judge_thinking,
-    propose_template,
-    read_off,
-    written_trace,
-)
+from prompts import TEMPLATE, is_structured, judge_thinking, propose_template
+from prompts import read_off, written_trace
 from rollout import EXPLORE, MEMORIZE, Group
 
 TRACE = None  # key of a call, where a thinking is the key of its score
@@ -201,10 +195,11 @@ class Judge(Rules):
         """For the run's last lines: how often the rules answered in the judge's place."""
         if not self.totals["judge_failures"] + self.totals["refiner_fallbacks"]:
             return None
-        ratings = "{judge_failures} of {judge_ratings} ratings".format(**self.totals)
-        traces = "{refiner_fallbacks} of {refiner_calls} traces".format(**self.totals)
-        error = f"; its last error: {self.chat.last_error}" if self.chat.last_error else ""
-        return f"the rules stood in for the judge in {ratings} and {traces}{error}"
+        told = (
+            "the rules stood in for the judge in {judge_failures} of {judge_ratings} ratings and "
+            "{refiner_fallbacks} of {refiner_calls} traces; its last error: "
+        )
+        return told.format(**self.totals) + (self.chat.last_error or "none")
 
     def close(self) -> None:
         """Drop the calls that haven't begun, wait for those under way."""
@@ -221,52 +216,50 @@ def scored_thinking(group: Group, g: int) -> str | None:
 
 
 def write_ahead(chat: Chat, groups: list, path: Path, write: Callable, unit: str) -> None:
-    """Append write(chat, example), the rest of a row or None, of all that the jsonl file lacks: a
-    call per group of examples that it is the same for. Say how many have which "source", and what
-    it cost, per `unit`, which is what a call is about.
+    """Append what a jsonl file lacks: each example's id, question and answer with the rest of its
+    row, which is write(chat, example) of the first in its group; None leaves the group out.
 
-    What fails is counted, and left to the same command. InputError after MAX_FAILED calls in a row,
-    or where nothing is written at all.
+    Says how many rows have which "source", and what it cost per `unit`. What fails is counted, and
+    left to the same command; InputError after MAX_FAILED in a row, or where nothing is written.
     """
     done = {row["id"] for row in read_lines(path)}
 
-    def work(group: list[Example]) -> tuple[str, list[dict], str]:
-        """(source, rows, why there are none)"""
-        lacking = [example for example in group if example.id not in done]
-        if not lacking:
-            return "old", [], ""
+    def work(group: list[Example]) -> tuple[str, dict | None]:
+        if done.issuperset(example.id for example in group):
+            return "old", None
         try:
             made = write(chat, group[0])
         except (ChatError, InputError) as error:
-            return "failed", [], f"{group[0].id}: {error}"
-        if made is None:
-            return "left out", [], ""
-        about = [{"id": e.id, "question": e.question, "answer": e.answer} for e in lacking]
-        return made["source"], [{**row, **made} for row in about], ""
+            return "failed", {"why": f"{group[0].id}: {error}"}
+        return (made["source"], made) if made else ("left out", None)
 
     chat.counts.clear()
-    counts, calls, in_a_row, why, start = Counter(), 0, 0, "", time.perf_counter()
+    counts, asked, in_a_row, why, start = Counter(), 0, 0, "", time.perf_counter()
     with open(path, "a", encoding="utf-8") as file:
         bar = progress(chat.pool.map(work, groups), "ask", total=len(groups), unit=unit)
-        for group, (source, rows, error) in zip(groups, bar):
+        for group, (source, made) in zip(groups, bar):
             counts[source] += len(group)
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            calls += bool(rows or error)
-            in_a_row = in_a_row + 1 if error else 0 if rows else in_a_row
-            why = error or why
-            if in_a_row == MAX_FAILED:
-                break
-    told = ", ".join(f"{number} {source}" for source, number in counts.items())
-    cost, seconds = chat.counts, time.perf_counter() - start
+            asked += made is not None
+            if source == "failed":
+                in_a_row, why = in_a_row + 1, made["why"]
+                if in_a_row == MAX_FAILED:
+                    break
+            elif made:
+                in_a_row = 0
+                for e in group:
+                    row = {"id": e.id, "question": e.question, "answer": e.answer, **made}
+                    file.write(json.dumps(row) + "\n" if e.id not in done else "")
+                file.flush()
+    known, seconds = chat.counts["judge_cache_hits"], time.perf_counter() - start
     print(
-        f"{path}: {told}; {cost['judge_calls']} calls, {cost['judge_cache_hits']} replies from "
-        f"the cache, {cost['tokens_in']:,} tokens in, {cost['tokens_out']:,} out, "
-        f"{(calls - cost['judge_cache_hits']) / seconds:.2f} {unit}s per second"
+        f"{path}: {', '.join(f'{number} {source}' for source, number in counts.items())}; "
+        f"{chat.counts['judge_calls']} calls, {known} replies from the cache, "
+        f"{chat.counts['tokens_in']:,} tokens in, {chat.counts['tokens_out']:,} out, "
+        f"{(asked - known) / seconds:.2f} {unit}s per second"
     )
     if in_a_row == MAX_FAILED or counts.keys() <= {"failed", "left out"}:
         why = why or "not one example has the image, the text or the facts that this takes"
-        raise InputError(f"{path}: not complete: {why}; the same command goes on from there")
+        raise InputError(f"{path}: not complete: {why}; mend it, and the same command goes on")
     if why:
         print(f"not complete: {why}; the same command tries again")
 
@@ -277,14 +270,6 @@ def trace_row(chat: Chat, example: Example) -> dict | None:
     if trace is None:
         source, trace = "local", refine(example)
     return {"trace": trace, "source": source} if trace else None
-
-
-def by_image(examples) -> list[list[Example]]:
-    """The examples of each image."""
-    groups = defaultdict(list)
-    for example in examples:
-        groups[str(example.image)].append(example)
-    return list(groups.values())
 
 
 def main(argv: list[str]) -> None:
@@ -314,7 +299,9 @@ def main(argv: list[str]) -> None:
         facts=vars(args).get("facts"),
         skip_bad_rows=args.skip_bad_rows,
     )
-    singles = [[example] for example in examples]
+    singles, by_image = [[example] for example in examples], defaultdict(list)
+    for example in examples:
+        by_image[str(example.image)].append(example)
     chat = open_chat(args, f"{args.out}.cache")
     try:
         first_question(chat)
@@ -324,7 +311,7 @@ def main(argv: list[str]) -> None:
             write_ahead(chat, singles, args.out, partial(read_off, source="text"), "text")
         else:
             chat.timeout = 300.0  # a table takes longer to write than a rating
-            write_ahead(chat, by_image(examples), args.out, read_off, "image")
+            write_ahead(chat, list(by_image.values()), args.out, read_off, "image")
     finally:
         close_chat(chat)
 

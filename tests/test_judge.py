@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -516,56 +517,34 @@ def test_a_better_template_is_learned_from_a_structured_response_judged_high(
     assert len((tmp_path / "template_history.jsonl").read_text().splitlines()) == 1
 
 
-# ---- traces ahead of training -------------------------------------------------------------------
+# ---- ahead of training --------------------------------------------------------------------------
 
 
-def test_traces_ahead_of_training_name_their_source_and_the_same_command_goes_on(
-    server, tmp_path, monkeypatch, capfd
-):
-    cases = [example(id=str(i), question=f"{QUESTION} {i}") for i in range(30)]
+def test_traces_ahead_of_training_name_their_source(server, tmp_path, monkeypatch, capfd):
+    cases = [example(id=str(i), question=f"{QUESTION} {i}") for i in range(5)]
     cases.append(example(id="bare", facts=[]))
-    monkeypatch.setattr(c, "PARALLEL", 2)
-    monkeypatch.setattr(j, "load_data", lambda *args, size, **_: cases[:size])
-    out = tmp_path / "traces.jsonl"
-    command = ["refine", "--dataset", "x", "--out", str(out), *served(server)]
-
+    monkeypatch.setattr(j, "load_data", lambda *args, **_: cases)
     server.default = lambda h: GOOD if " 3\n" not in h.prompt else "Answer: 99"
-    j.main([*command, "--size", "5"])
+    out = tmp_path / "traces.jsonl"
+    j.main(["refine", "--dataset", "x", "--out", str(out), *served(server)])
     rows = [json.loads(line) for line in out.open()]
     assert set(rows[0]) == {"id", "question", "answer", "trace", "source"}
     assert [row["source"] for row in rows] == ["llm"] * 3 + ["local", "llm"]
     assert rows[0]["trace"] == GOOD and rows[3]["trace"] == checker.refine(cases[3])
+    assert "4 llm, 1 local, 1 left out; 5 calls, " in capfd.readouterr().out
 
-    out.write_bytes(out.read_bytes()[:-20])  # torn; it comes from the cache
-    server.default = lambda _: GOOD if len(server.requests) < 8 else (400, "no")
-    with pytest.raises(InputError, match="HTTP 400 no.*goes on from there"):
-        j.main(command)
-    assert len(server.requests) < 20  # the questions after the server is dead are not sent
-
-    server.default = GOOD
-    j.main(command)
-    rows = [json.loads(line) for line in out.open()]
-    assert sorted(int(row["id"]) for row in rows) == list(range(30))
-    assert "1 left out" in capfd.readouterr().out
-
-
-# ---- visual facts -------------------------------------------------------------------------------
 
 CELLS = [["Latvia", "2019", "3.0"], ["Latvia", "2020", 5.2]]
 TABLE = json.dumps({"facts": CELLS})
 BAG = {"name": "bag", "attributes": ["red", "small"], "position": "left"}
-UNUSABLE = ["I see a chart.", TABLE[:-9], '{"facts": []}', "[]", "{}", '[["a", null]]', p.SEE]
-UNUSABLE += [
-    '[["a", "b", "c", "d"]]',
-    '{"objects": ["bag"]}',
-    (200, completion(TABLE[:-9], "length")),
-]
+UNUSABLE = ["I see a chart.", '{"facts": []}', "[]", "{}", '[["a", null]]', '[["a", 1, 2, 3]]']
+UNUSABLE += [p.SEE, '{"objects": ["bag"]}', TABLE[:-9], (200, completion(TABLE[:-9], "length"))]
 
 
 @pytest.mark.parametrize(
     "reply, facts",
     [
-        (f"Here [as asked]:\n```json\n{TABLE}\n```".replace("[as asked]", ""), CELLS),
+        (f"Here it is:\n```json\n{TABLE}\n```", CELLS),
         (json.dumps(CELLS), CELLS),
         ('{"facts": [["a", "share", "1"], ["b", "share", " 2 %"]]}', [["a", "1"], ["b", "2 %"]]),
         ('{"facts": {"a": 1}} That is all.', [["a", "1"]]),
@@ -576,29 +555,28 @@ def test_facts_are_read_whatever_is_around_their_json(reply, facts):
     assert p.parse_facts(reply) == [tuple(map(str, fact)) for fact in facts]
 
 
-def picture():
-    return example(image=Image.new("RGB", (2000, 1000), "red"), facts=[])
+PICTURE = Example(Image.new("RGB", (2000, 1000), "red"), QUESTION, "8.3")
 
 
 @pytest.mark.parametrize("reply", UNUSABLE)
 def test_a_reply_without_facts_is_asked_for_again_with_what_is_wrong(server, connect, reply):
     server.script.extend([reply, TABLE])
-    made = p.read_off(connect(), picture())
+    made = p.read_off(connect(), PICTURE)
     assert made == {"facts": p.parse_facts(TABLE), "source": "image"}
     (_, first, *_), (_, second, *_) = server.requests
     assert second["messages"][0] == first["messages"][0] and len(second["messages"]) == 3
     assert "can't be used: " in second["messages"][2]["content"]
-    server.default = reply
-    for _ in range(2):  # what no facts come from is not kept: a better server can be asked
-        with pytest.raises(c.ChatError, match="a reply without facts, twice"):
-            p.read_off(connect(), example(image=Image.new("RGB", (9, 9))))
-    server.default = TABLE
-    assert p.read_off(connect(), example(image=Image.new("RGB", (9, 9)))) == made
+    server.script.extend([reply, reply])
+    other = replace(PICTURE, image=Image.new("RGB", (9, 9)))
+    with pytest.raises(c.ChatError, match="a reply without facts, twice"):
+        p.read_off(connect(), other)
+    server.default = TABLE  # what no facts come from is asked again
+    assert p.read_off(connect(), other) == made
 
 
 def test_the_image_is_sent_scaled_down_as_a_data_address(server, connect):
     server.default = lambda handler: json.dumps([["bytes", handler.image]])
-    ((_, sent),) = p.read_off(connect(), picture())["facts"]
+    ((_, sent),) = p.read_off(connect(), PICTURE)["facts"]
     assert sent.startswith("data:image/png;base64,")
     shown = Image.open(io.BytesIO(base64.b64decode(sent.partition(",")[2])))
     assert 0.99 * p.SEE_PIXELS < shown.width * shown.height <= p.SEE_PIXELS
@@ -629,17 +607,18 @@ def test_facts_ahead_of_training_cost_a_call_per_image_and_go_on_after_any_failu
 
     server.script.extend(["yes", OOPS, later("0"), TABLE, "It is red.", TABLE])
     server.default = "[]"
-    with pytest.raises(InputError, match="own.jsonl/12: a reply without facts.*goes on from there"):
+    with pytest.raises(InputError, match="l/12: a reply without facts.*the same command goes on"):
         j.main(command)  # the first two images, then ten in a row
-    ids = [json.loads(line)["id"].partition("/")[2] for line in out.open()]
-    assert ids == ["1", "16", "2", "17"]
+    ids = [json.loads(line)["id"] for line in out.open()]
+    assert ids == [f"own.jsonl/{i}" for i in (1, 16, 2, 17)]
     assert "4 image, 20 failed; " in capfd.readouterr().out
+    out.write_bytes(out.read_bytes()[:-20])  # torn: the last one's reply comes from the cache
 
     last = data_url(Image.new("RGB", (8, 8), (14, 0, 0)))
     server.default = lambda handler: '{"facts": [' if handler.image == last else TABLE
     j.main(command)
     said = capfd.readouterr().out
-    assert "4 old, 24 image, 2 failed; " in said and "not complete: own.jsonl/15: " in said
+    assert "2 old, 26 image, 2 failed; " in said and "not complete: own.jsonl/15: " in said
     command[0], command[4] = "refine", str(tmp_path / "traces.jsonl")
     j.main([*command, "--facts", str(out)])
     assert "28 llm, 2 left out" in capfd.readouterr().out
@@ -653,9 +632,7 @@ def test_facts_of_20_real_charts_are_made_and_trained_with(server, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     data = ["--dataset", "chartqa", "--data_dir", str(REAL)]
     examples = load_data("chartqa", "train", str(REAL), size=40)
-    facts = {
-        example.question: example.facts[::-1] for example in examples
-    }  # as the server saw them
+    facts = {example.question: example.facts[::-1] for example in examples}  # the server's order
     seen = {data_url(open_image(e, p.SEE_PIXELS)): facts[e.question] for e in examples}
     server.default = lambda handler: json.dumps({"facts": seen.get(handler.image)})
     j.main(["facts", *data, "--size", "40", "--out", "facts.jsonl", *served(server)])
