@@ -19,11 +19,12 @@ import torch
 from config import tolerances
 from data.charts import GOALS, write_trace
 from data.example import MARKER, InputError, fact_name, fact_value, split_marked
-from lib.answers import clean_answer, grade, readable, split_response
+from lib.answers import grade, readable, split_response
 from lib.answers import extract_answer, relaxed_accuracy  # noqa: F401 (for others to import)
 from lib.claims import claimed_facts
 from lib.derive import derive, shows
 from lib.names import STOP, mentioned_facts
+from lib.numbers import clean_answer
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
@@ -114,7 +115,7 @@ def score(
     about = (example.facts, example.needed, example.question, example.trace)
     formed = [readable(example, answer) for _, answer in parts]
     if accuracy is None:
-        accuracy = [grade(example, answer, tolerance) for _, answer in parts]
+        accuracy = [grade(example, answer, tolerance, example.scale) for _, answer in parts]
     rewards = {
         "format": [f * formats(*rest) for f, *rest in zip(formed, responses, truncated)],
         "accuracy": accuracy,

@@ -30,7 +30,7 @@ from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
 from data.tsv import read_tsv, write_predictions
-from lib.answers import final_answer, grade, has_metric, split_response
+from lib.answers import final_answer, has_metric, matches, split_response
 from lib.claims import claimed_facts
 from lib.log import progress, run_program
 from lib.trained import find_model, load
@@ -81,7 +81,8 @@ def marks(group: Group, tolerance: float = 0.0, belongs: Example | None = None) 
     """
     example, (response,) = group.example, group.responses
     how = {"truncated": [response.truncated], "tolerance": tolerance}
-    scored = score([response.text], belongs or example, **how)
+    asked = example if belongs is None else replace(belongs, scale=example.scale)
+    scored = score([response.text], asked, **how)
     thinking, facts = split_response(response.text)[0], list(map(tuple, example.facts))
     stated, own = set(claimed_facts(thinking, facts)), facts
     if belongs is not None:
@@ -110,7 +111,7 @@ def readings(rows: list[dict]) -> dict[str, float]:
         "format": mean([row["format"] for row in rows]),
         "fact_precision": sum(row["true"] for row in rows) / stated if stated else None,
         "fact_f1": mean([row["thinking"] for row in rows]),
-        "grounded": mean([row["thinking"] >= GROUNDED for row in rows if row["accuracy"] == 1]),
+        "grounded": mean([row["thinking"] >= GROUNDED for row in rows if row["accuracy"] > 0.5]),
         "true_of_own": sum(row["true_of_own"] for row in rows) / stated if stated else None,
         "true_of_neither": sum(row["untrue"] for row in rows) / stated if stated else None,
         "completion_length": mean([row["length"] for row in rows]),
@@ -242,7 +243,7 @@ def pass_at_ks(
     for group in progress(groups, "pass@k", total=len(examples), unit="question"):
         texts = [response.text for response in group.responses]
         scored = score(texts, group.example, tolerance=tolerance)
-        right.append(int((scored["accuracy"] == 1).sum()))
+        right.append(int((scored["accuracy"] > 0.5).sum()))
     ks = [2**i for i in range(samples.bit_length())]
     found = {f"pass@{k}": mean([pass_at_k(samples, count, k) for count in right]) for k in ks}
     return {**found, "right": right}
@@ -313,7 +314,7 @@ def tell_benchmark(
     for example, line in zip(examples, lines):
         responses[example.id.removeprefix(f"{source.stem}/")] = line["response"]
         if has_metric(example):
-            right = grade(example, final_answer(line["response"]), tolerance) > 0.5
+            right = matches(example, final_answer(line["response"]), tolerance)
             rows.append({"task": example.task, "accuracy": float(right)})
     write_predictions(source, path, responses)
     show_accuracies(rows)

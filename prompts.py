@@ -12,9 +12,10 @@ from data.example import Example, InputError, fact_name, fact_value, split_marke
 from data.images import data_url, open_image
 from data.own import object_facts, read_facts
 from data.reading import decode
-from lib.answers import clean_answer, grade, relaxed_accuracy, to_number
+from lib.answers import matches, relaxed_accuracy
 from lib.chat import Chat, ChatError, ask, ask_word
 from lib.claims import claimed_facts
+from lib.numbers import clean_answer, to_number
 
 CASE = "Facts of an image:\n{facts}\n\nQuestion: {question}\nCorrect answer: {answer}\n\n"
 # Weak models repeat the end of a prompt, so it ends on what the reply has to be.
@@ -94,7 +95,7 @@ def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str
     about = (facts, example.needed, example.question, example.trace or "")
     good = (
         finished
-        and all(answer is None or grade(example, answer) == 1 for _, answer in lines)
+        and all(answer is None or matches(example, answer) for _, answer in lines)
         and format_reward(f"{trace}\nAnswer: {example.answer}")
         and not TOKEN.search(trace)
         and not contradicts(trace, example)

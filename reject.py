@@ -23,6 +23,7 @@ from tqdm import tqdm
 from checker import score, visual_checker
 from config import tolerances
 from data import charts, load_data
+from data.boxes import scaled
 from data.example import DIRECT, Example, InputError, split_marked
 from data.reading import read_lines
 from evaluate import respond
@@ -116,7 +117,7 @@ def best_row(group: Group, tolerance: float = 0.0, chat: Chat | None = None) -> 
         row["parts"] = {name: round(points, 2) for name, points in row["parts"].items()}
         row["score"] = round(sum(row["parts"].values()), 2)
     best = max(rows, key=lambda row: (row["correct"], row["score"]))
-    about = {name: getattr(example, name) for name in ("id", "task", "question", "answer")}
+    about = {name: getattr(example, name) for name in ("id", "task", "question", "answer", "scale")}
     return {**about, "samples": len(texts), **best}
 
 
@@ -133,7 +134,7 @@ def sample_rows(
     """
     if ranks.rank == 0 and not config.resume:
         path.unlink(missing_ok=True)
-    names = ("id", "question", "samples", "task", "correct", "score", "by", "response")
+    names = ("id", "question", "samples", "task", "correct", "score", "by", "response", "scale")
     rows = broadcast_object(read_lines(path, names) if ranks.rank == 0 else None, ranks)
     found = [(row["id"], row["question"], row["samples"]) for row in rows]
     if found != [(e.id, e.question, config.reject_samples) for e in examples[: len(rows)]]:
@@ -190,6 +191,8 @@ def keep_best(
         if is_kept(row, threshold):
             trace, answer = split_marked(row["response"])
             answer = answer.strip()
+            if example.kind == "box":  # in pixels of the image, as the data has it
+                answer = scaled(answer, row["scale"])
             line = {name: row[name] for name in ("id", "task", "score", "by", "question")}
             if isinstance(example.image, str):
                 line["image"] = example.image

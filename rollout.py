@@ -19,7 +19,7 @@ inference engine with its copy of the weights.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
 from data.example import Example, InputError
+from data.images import open_image
+from lib.families import box_scale
 from model import PREFILL_TOKENS, Prompt, encode_prompts, forbid, get_tokenizer
 from model import language_attention, pack
 
@@ -91,8 +93,16 @@ def make_groups(
     for place, example, prompt in zip(places, examples, prompts):
         if isinstance(prompt, InputError):
             raise prompt
-        groups.append(Group(place, example, prompt.to(model.device)))
+        groups.append(make_group(model, place, example, prompt))
     return groups
+
+
+def make_group(model, place: int, example: Example, prompt: Prompt) -> Group:
+    """The Group of an encoded example; where a box is asked for, with the scale of its answer."""
+    if example.kind == "box" and prompt.images:
+        size = open_image(example).size
+        example = replace(example, scale=box_scale(model.config, size, prompt.images))
+    return Group(place, example, prompt.to(model.device))
 
 
 @dataclass

@@ -24,7 +24,7 @@ from lib.log import Log, group_line, group_sums, means, progress, told_response
 from lib.ranks import Interrupt, Ranks, gather_lists, reduce_sums, shard
 from load import Task
 from model import Prompt, encode_prompts, get_tokenizer, image_features
-from rollout import MEMORIZE, MODE_NAMES, Group
+from rollout import MEMORIZE, MODE_NAMES, Group, make_group
 
 KEPT = 2  # checkpoints, besides the best one
 SAVE_MINUTES = 15  # a checkpoint whenever so many have passed
@@ -97,7 +97,7 @@ class Run:
                     "before --max_completion_length; lower --max_pixels, or give --skip_bad_rows"
                 )
             if isinstance(prompt, Prompt):
-                groups.append(Group(place, example, prompt.to(self.model.device)))
+                groups.append(make_group(self.model, place, example, prompt))
             elif config.skip_bad_rows:
                 self.log.say(f"warning: left out: {prompt}")
             else:

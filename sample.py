@@ -75,7 +75,7 @@ def verdict(group: Group, tolerance: float = 0.0) -> str:
         return cut
     row = marks(group, tolerance)
     parts = ", ".join(f"{name} {row[name]:.2f}" for name in ("format", "accuracy", "thinking"))
-    told = f"{cut}{'✓ right' if row['accuracy'] == 1 else '✗ wrong'}    {parts}\n"
+    told = f"{cut}{'✓ right' if row['accuracy'] > 0.5 else '✗ wrong'}    {parts}\n"
     facts = [tuple(fact) for fact in example.facts]
     claims = claimed_facts(split_response(response.text)[0], facts)
     stated = [f"{' '.join(claim)} {'✓' if claim in facts else '✗'}" for claim in claims]

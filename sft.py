@@ -13,6 +13,7 @@ import functools
 
 import torch
 
+from data.boxes import asked_answer
 from data.example import Example
 from lib.families import turn_edges
 from model import get_tokenizer
@@ -23,8 +24,8 @@ def target_text(thinking: str | None, example: Example) -> str:
     where the example has an instruction of its own, which asks for no thinking.
     """
     if example.instruction is not None:
-        return example.answer
-    return "\n".join([thinking] * bool(thinking) + [f"Answer: {example.answer}"])
+        return asked_answer(example)
+    return "\n".join([thinking] * bool(thinking) + [f"Answer: {asked_answer(example)}"])
 
 
 def target_ids(processor, text: str) -> list[int]:

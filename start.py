@@ -20,6 +20,7 @@ from data.fingerprint import changes, fingerprint
 from dyme import HEAD_CHUNK, check_method
 from judge import Judge
 from lib import checkpoint
+from lib.answers import reader
 from lib.families import checkpoint_activations, parameter_counts
 from lib.log import Log, open_tracker, visible
 from lib.memory import FLAGS, machine_memory, memory_estimate, report_memory, shape_of
@@ -99,7 +100,7 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     state = dict.fromkeys(("step", "seconds", "updates", "bad_steps"), 0)
     state |= {"val": [], "base": {}, "data": {}, "buffer": []}
     if config.dataset != "charts":
-        state["data"] = fingerprint(task.train)
+        state["data"] = {**fingerprint(task.train), "reader": reader(task.train)}
     run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
     if found:
         state.update(resume(config, found, model, optimizer, state["data"], log))
@@ -168,8 +169,8 @@ def preview(run: Run) -> str:
     prompt = re.sub(
         r"((<[^<>]{1,40}>)\2{3,})", lambda m: f"{m[2]} x {len(m[1]) // len(m[2])}", prompt
     )
-    target = target_text(run.scorer.trace(group), example)
-    rewards = run.scorer.rewards(example, target)
+    target = target_text(run.scorer.trace(group), group.example)
+    rewards = run.scorer.rewards(group.example, target)
     earned = {name: round(float(value), 2) for name, value in rewards.items()}
     lines = [f"---- prompt of {example.id}", prompt, "---- its memorized target", target]
     lines += ["---- what the target would earn", str(earned)]
@@ -219,6 +220,9 @@ def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) 
         raise InputError(f"--resume: another run's checkpoint, {found}: {'; '.join(fixed)}")
     for change in checkpoint.changed_flags(*flags, FREE_TO_CHANGE):
         log.say(f"warning: resumed with another {change}")
+    if (was := state["data"].get("reader")) != (now := data.get("reader")):
+        told = f"mathematics was read by {was}, here it is by {now}"
+        raise InputError(f"--resume: {told}; install or remove math-verify")
     log.cut(state["positions"])
     log.say(f"resumed from {found} at step {state['step']}")
     best = max(state["val"], key=lambda reading: reading["accuracy"], default={"step": None})

@@ -11,11 +11,12 @@ THINK = "Think step by step, then finish with a line of the form Answer: x"
 DIRECT = "Answer with a single word or number."
 SPLITS = ("train", "val", "test")
 # Example.kind of the tasks of Curr-ReFT, by the charts' names and by the published ones; else text
-TASK_KINDS = {"detection": "box", "classification": "labels", "classify": "labels"}
+TASK_KINDS = {"detection": "box", "classification": "labels", "classify": "labels", "math": "math"}
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_MESSAGE = 300  # characters per line of an InputError
 # "Answer: 3", "**Answer**: 3", "<answer>3</answer>"; not the end of another word
 MARKER = re.compile(r"<answer>|(?<![\w/<])answer[*_ \t]*:", re.IGNORECASE)
+FENCED = re.compile(r"[\s*_]*```\w*\s*(.*?)\s*```", re.DOTALL)
 CLOSING = re.compile(r"</answer>", re.IGNORECASE)
 WRAPPING = " \t\r\n*_`\"'“”‘’"
 
@@ -32,10 +33,11 @@ class Example:
     id: str = ""  # stable and unique, e.g. chartqa/train/human/12
     options: list | None = None  # what is to be chosen from, in the order of OPTION_LETTERS
     instruction: str | None = None  # how it is to be answered, without thinking; None: THINK
-    # what its answer is: text (or a number), decision, letters, box, labels; see lib/answers.py
+    # what its answer is: text (or a number), math, decision, letters, box, labels; lib/answers.py
     kind: str = "text"
     answers: list = field(default_factory=list)  # all that are right; `answer` is memorized
     caption: str | None = None  # the image in words, for `judge.py facts --from text`
+    scale: tuple = (1, 1)  # from a box in the model's coordinates to the image's pixels, x and y
 
     def __post_init__(self):
         if self.answer not in self.answers:  # also replace(example, answer=another)
@@ -66,6 +68,8 @@ def split_marked(response: str) -> tuple[str, str | None]:
     if markers[0].group().startswith("<"):
         closing = CLOSING.search(tail)
         tail = tail[: closing.start()] if closing else ""
+    if fenced := FENCED.match(tail):  # JSON goes over several lines
+        return thinking, " ".join(fenced[1].split())
     # not splitlines: U+2028 and its like are characters of a label
     return thinking, re.split(r"[\r\n]", tail.strip(WRAPPING), maxsplit=1)[0]
 

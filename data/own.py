@@ -14,6 +14,7 @@ from pathlib import Path
 
 import huggingface_hub
 
+from data.boxes import FORM, read_box
 from data.example import MARKER, OPTION_LETTERS, TASK_KINDS
 from data.example import Example, InputError, NoSplit, split_marked
 from data.images import read_image
@@ -56,6 +57,8 @@ def object_facts(value) -> list[tuple]:
 
 # ---- a row --------------------------------------------------------------------------------------
 
+MATHEMATICS = re.compile(r"\\[a-z]|\^|^\$.*\$$|^-?\d+ ?/ ?\d+$")  # the value is meant, not the text
+
 # The names a field goes by, in DyME's published lists too. Two in one row must agree, but
 # question_wo_prompt comes before question, answer and answers are all right, and a solution beside
 # an answer is the trace.
@@ -76,9 +79,6 @@ ABOUT = (
     "id ids idx index uuid number count type types kind format language category topic subject "
     "domain level difficulty size width height score source dataset split version license date"
 ).split()
-
-
-BOX_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 
 
 def check_fields(row: dict):
@@ -182,12 +182,15 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     machine = text(row, "human_or_machine", required=False)
     task = text(row, "task", required=False) or {"0": "human", "1": "augmented"}.get(machine, "")
     kind = TASK_KINDS.get(task.split("-")[0], "text")
-    if kind == "box" and any(len(BOX_NUMBER.findall(answer)) != 4 for answer in answers):
+    if kind == "text" and not options and MATHEMATICS.search(answers[0]):
+        kind = "math"
+    if kind == "box" and not all(map(read_box, answers)):
         raise InputError(f"{answers[0]!r} is not one box: left, top, right, bottom")
     image = find_image(row, folder, moved)
+    question = (re.sub(r"^\s*<image>", "", question) if image else question).strip()
     return Example(
         image,
-        (re.sub(r"^\s*<image>", "", question) if image else question).strip(),
+        f"{question}\n{FORM}" if kind == "box" else question,
         answers[0],
         read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
         trace=clean_trace(trace),

@@ -23,6 +23,7 @@ SHORT = 64  # characters: a longer image is one, a shorter one names a row
 csv.field_size_limit(2**27)  # of an image in base64; Python's default is 128 kB
 # the column of a row's category, the first that is there: MathVista's, MMBench's, DynaMath's ..
 CATEGORIES = ("task", "category", "subject", "problem_version")
+PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}|<")  # in a free answer, not in a mathematical one
 CHOICES = ("multi_choice", "multi-choice", "multiple choice")  # of question_type or answer_type
 
 
@@ -118,6 +119,8 @@ def tsv_row(row: dict, image: str | None, name: str) -> Example:
         answers = [letter]
     elif answer.lower() in ("yes", "no"):
         kind, answers = "decision", [answer.lower()]
+    elif re.search(r"\d|\\[a-z]", answer) and not PROSE.search(answer):
+        kind = "math"
     return Example(
         image,
         f"{hint}\n{question}".strip() if hint else question.strip(),

@@ -13,9 +13,9 @@ in one sentence and its value in the next, except under a heading or the head of
 
 from itertools import groupby, product
 
-from lib.answers import read_value
 from lib.mentions import Clause, Mention, Reader
 from lib.names import UNKNOWN, name_words, words
+from lib.numbers import read_value
 
 # "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3".
 TYING = words("""of in for among from at with said say says saying who were are was is by belongs

@@ -35,6 +35,9 @@ class Family:
     vision: str  # where the vision tower is in model.model
     image_tokens: str  # the tokens, as a pattern, that mean an image or frame it
     projector: tuple = ()  # what of the tower is the projector, where none is apart
+    # what its boxes are in: "original" pixels (or nothing was published), "resized" image's pixels,
+    # "thousandths" of width and height
+    boxes: str = "original"
 
 
 LLAVA = "<image>|<video>"
@@ -47,10 +50,10 @@ FAMILIES = {  # by the config's model_type
     "idefics3": Family("Idefics3", "Idefics3", "vision_model", IDEFICS),
     # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
     "smolvlm": Family("Idefics3", "SmolVLM", "vision_model", IDEFICS),
-    "qwen2_vl": Family("Qwen2VL", "Qwen2VL", "visual", QWEN, MERGERS[:1]),
-    "qwen2_5_vl": Family("Qwen2_5_VL", "Qwen2VL", "visual", QWEN, MERGERS[:1]),
-    "qwen3_vl": Family("Qwen3VL", "Qwen2VL", "visual", QWEN, MERGERS),
-    "internvl": Family("InternVL", "GotOcr2", "vision_tower", INTERN),
+    "qwen2_vl": Family("Qwen2VL", "Qwen2VL", "visual", QWEN, MERGERS[:1], "thousandths"),
+    "qwen2_5_vl": Family("Qwen2_5_VL", "Qwen2VL", "visual", QWEN, MERGERS[:1], "resized"),
+    "qwen3_vl": Family("Qwen3VL", "Qwen2VL", "visual", QWEN, MERGERS, "thousandths"),
+    "internvl": Family("InternVL", "GotOcr2", "vision_tower", INTERN, (), "thousandths"),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
 NO_CODE = {"trust_remote_code": False}  # None would ask on stdin, and run what a folder brings
@@ -172,6 +175,22 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
         take_features(type(model.model))
     # no dropout anywhere in the method: sampling and scoring must see the same policy
     return model.eval()
+
+
+def box_scale(config, size: tuple[int, int], images: dict) -> tuple[float, float]:
+    """What takes a box in the family's coordinates to pixels of the original image.
+
+    config: the model's. size: (width, height) of the original. images: the prompt's tensors.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.boxes == "original":
+        return 1.0, 1.0
+    width, height = 1000, 1000
+    if family.boxes == "resized":
+        _, rows, columns = images["image_grid_thw"][0].tolist()  # in patches
+        patch = config.vision_config.patch_size
+        width, height = columns * patch, rows * patch
+    return size[0] / width, size[1] / height
 
 
 def take_features(model_class) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data.charts import COLOURS
 from data.example import fact_name
-from lib.answers import read_value
+from lib.numbers import read_value
 
 # Nothing that can fail follows a repetition: no backtracking, whatever the text.
 TOKEN = re.compile(

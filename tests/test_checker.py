@@ -15,9 +15,9 @@ import torch
 from checker import Rules, format_reward, refine, score, thinking_lines, unmatchable, visual_checker
 from data.charts import KINDS, explain, load_charts
 from data.example import Example, InputError
-from lib.answers import clean_answer, extract_answer, grade, readable
-from lib.answers import read_value, relaxed_accuracy, split_response
+from lib.answers import extract_answer, grade, readable, relaxed_accuracy, split_response
 from lib.claims import claimed_facts, locate_claims
+from lib.numbers import clean_answer, read_value
 from lib.names import mentioned_facts
 
 COUNTRIES = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]

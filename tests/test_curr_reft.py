@@ -15,11 +15,12 @@ import reject
 from checker import score
 from curr_reft import read_flags, run_stages
 from data import charts
+from data.boxes import read_box
 from data.charts import TASKS, load_charts
 from data.example import DIRECT, Example, InputError
 from data.forms import FORMS, stage_questions
 from lib.log import run_program
-from lib.answers import grade, read_box, read_letters
+from lib.answers import grade, read_letters
 from lib.chat import close_chat, open_chat
 from lib.ranks import Ranks
 from lib.tiny import tiny_vlm
@@ -158,6 +159,13 @@ def test_the_best_sample_is_kept_and_the_prompts_are_counted(item):
     assert [row["trace"] for row in kept] == [learned[0].trace] == [working(item)[:-1] + "."]
     assert learned[0].answer == item.answer and learned[0].image is item.image
     assert reject.account(rows, 85) == {item.task: {"prompts": 3, "right": 2, "kept": 1}}
+
+
+def test_a_kept_box_is_in_the_images_pixels_again():
+    asked = replace(BOX, scale=(2, 2))
+    row = reject.best_row(said(asked, ["It is here.\nAnswer: [5, 5, 10, 10]"]))
+    kept, learned = reject.keep_best([row], [BOX], 0)
+    assert row["correct"] and kept[0]["answer"] == learned[0].answer == "[10, 10, 20, 20]"
 
 
 def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):

@@ -276,8 +276,12 @@ def test_curr_refts_published_rows_are_read_and_ask_for_their_kind_of_answer(tmp
     labels = dict(row, task="classify", solution="<answer>cat, dog</answer>")
     number = dict(row, task="math", solution=4)
     box, *others = load_rows(tmp_path, row, labels, number)
-    assert (box.question, box.answer, box.trace) == ("Where?", "[1, 2, 3, 4.5]", "It is left.")
-    assert [(e.kind, e.answer) for e in others] == [("labels", "cat, dog"), ("text", "4")]
+    assert (box.question, box.answer, box.trace) == (
+        "Where?\nA box is written [left, top, right, bottom].",
+        "[1, 2, 3, 4.5]",
+        "It is left.",
+    )
+    assert [(e.kind, e.answer) for e in others] == [("labels", "cat, dog"), ("math", "4")]
     assert box.kind == "box" and box.image == str(tmp_path / "coco" / "a.png")
     two = dict(row, solution="<answer>[1, 2, 3, 4], [5, 6, 7, 8]</answer>")
     assert "is not one box" in error_of(load_rows, tmp_path, two)

@@ -45,7 +45,7 @@ BENCHMARKS = {
     ),
     "MathVision": (
         {"question": "How many?", "choices": "[]", "answer": "1.5", "category": "algebra"},
-        ("1.5", "text", None, "algebra", True),
+        ("1.5", "math", None, "algebra", True),
     ),
     "DynaMath": (
         {"question": "Is f even?", "answer": "Yes", "answer_type": "text", "subject": "algebra"}
