@@ -1,16 +1,14 @@
 """The judge: a language model in place of the rules, in training and ahead of it.
 
-`Judge` is the scorer of "full" DyME (arXiv 2506.23061): where checker.Rules answers at once, it
-asks a model that reads the facts, never the image; what that doesn't answer the rules do. It asks
-beside decoding and updates, where the paper pays 43 to 58 % of a step: a response is judged while
-others are decoded, a group's update waits for its own calls alone, and nothing is asked that the
-update won't use. What is asked is in prompts.py. Left out: a judge on the training's own GPU.
-
-As a program it writes ahead of training what the images don't come with: their visual facts, by a
-vision-language model, and from facts the traces that are memorized.
+`Judge` is the scorer of "full" DyME (arXiv 2506.23061): it reads the facts, never the image, and
+what it doesn't answer checker.Rules does. It asks beside decoding and updates, where the paper pays
+43 to 58 % of a step: a response is judged while others are decoded, a group's update waits for its
+own calls alone, and nothing is asked that the update won't use. The questions are in prompts.py.
+Left out: a judge on the training's own GPU. Ahead of training it writes what the data lacks, facts
+(by a vision-language model, for train.py --facts) and from facts the traces (for --traces):
 
     python judge.py facts --dataset mine.jsonl --out facts.jsonl \\
-        --judge_url http://127.0.0.1:8000/v1 --judge_model name      # then train.py --facts
+        --judge_url http://127.0.0.1:8000/v1 --judge_model name
     python judge.py refine --dataset mine.jsonl --facts facts.jsonl --out traces.jsonl ...
 """
 
@@ -42,10 +40,6 @@ from rollout import EXPLORE, MEMORIZE, Group
 
 TRACE = None  # key of a call, where a thinking is the key of its score
 MAX_FAILED = 10  # in a row that end the work ahead of training
-COMMANDS = {
-    "facts": "write the visual facts of images down, for --facts",
-    "refine": "write reference traces from facts, for --traces",
-}
 # of one process and step: HTTP attempts, what the cache knew, thinking to be rated, that which the
 # rules score after all, traces asked for, those that the rules write after all, seconds waited
 COUNTS = ("judge_calls", "judge_cache_hits", "judge_ratings", "judge_failures")
@@ -195,11 +189,12 @@ class Judge(Rules):
         """For the run's last lines: how often the rules answered in the judge's place."""
         if not self.totals["judge_failures"] + self.totals["refiner_fallbacks"]:
             return None
-        told = (
-            "the rules stood in for the judge in {judge_failures} of {judge_ratings} ratings and "
-            "{refiner_fallbacks} of {refiner_calls} traces; its last error: "
+        ratings = "{judge_failures} of {judge_ratings} ratings".format(**self.totals)
+        traces = "{refiner_fallbacks} of {refiner_calls} traces".format(**self.totals)
+        error = self.chat.last_error or "none"
+        return (
+            f"the rules stood in for the judge in {ratings} and {traces}; its last error: {error}"
         )
-        return told.format(**self.totals) + (self.chat.last_error or "none")
 
     def close(self) -> None:
         """Drop the calls that haven't begun, wait for those under way."""
@@ -266,19 +261,19 @@ def write_ahead(chat: Chat, groups: list, path: Path, write: Callable, unit: str
 
 def trace_row(chat: Chat, example: Example) -> dict | None:
     """The judge's trace, source "llm"; where it is no good the rules', "local"; None without."""
-    source, trace = "llm", written_trace(chat, example)
-    if trace is None:
-        source, trace = "local", refine(example)
-    return {"trace": trace, "source": source} if trace else None
+    if trace := written_trace(chat, example):
+        return {"trace": trace, "source": "llm"}
+    trace = refine(example)
+    return trace and {"trace": trace, "source": "local"}
 
 
 def main(argv: list[str]) -> None:
     """The command line."""
     parser = Parser(prog="judge.py", description="Ask a language model ahead of training.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        add = command.add_argument
+    facts = commands.add_parser("facts", help="write visual facts, for --facts", allow_abbrev=False)
+    traces = commands.add_parser("refine", help="write traces, for --traces", allow_abbrev=False)
+    for add in (facts.add_argument, traces.add_argument):
         add("--dataset", required=True, help="as for train.py")
         add("--data_dir", help="its folder or zip")
         add("--size", type=int, help="the first so many examples")
@@ -286,32 +281,25 @@ def main(argv: list[str]) -> None:
         add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
         add("--judge_url", required=True, help="http://host:8000/v1")
         add("--judge_model", required=True, help="its model name")
-        if name == "facts":
-            add("--from", dest="source", default="image", choices=["image", "text"])
-        else:
-            add("--facts", help="jsonl of visual facts, see judge.py facts")
-    args = parser.parse_args(argv)
-    examples = load_data(
-        args.dataset,
-        "train",
-        args.data_dir,
-        size=args.size,
-        facts=vars(args).get("facts"),
-        skip_bad_rows=args.skip_bad_rows,
+    about = ["image", "text"]
+    facts.add_argument(
+        "--from", dest="unit", default="image", choices=about, help="text: captions, traces"
     )
-    singles, by_image = [[example] for example in examples], defaultdict(list)
+    facts.set_defaults(facts=None)
+    traces.add_argument("--facts", help="jsonl of visual facts, see judge.py facts")
+    traces.set_defaults(unit="question")
+    args = parser.parse_args(argv)
+    names = ("data_dir", "size", "skip_bad_rows", "facts")
+    examples = load_data(args.dataset, "train", **{name: getattr(args, name) for name in names})
+    groups = defaultdict(list)  # a call for each
     for example in examples:
-        by_image[str(example.image)].append(example)
+        groups[str(example.image) if args.unit == "image" else example.id].append(example)
     chat = open_chat(args, f"{args.out}.cache")
+    chat.timeout = 300.0  # a table takes longer to write than a rating
+    write = trace_row if args.command == "refine" else partial(read_off, source=args.unit)
     try:
         first_question(chat)
-        if args.command == "refine":
-            write_ahead(chat, singles, args.out, trace_row, "question")
-        elif args.source == "text":
-            write_ahead(chat, singles, args.out, partial(read_off, source="text"), "text")
-        else:
-            chat.timeout = 300.0  # a table takes longer to write than a rating
-            write_ahead(chat, list(by_image.values()), args.out, read_off, "image")
+        write_ahead(chat, list(groups.values()), args.out, write, args.unit)
     finally:
         close_chat(chat)
 
