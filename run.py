@@ -1,5 +1,9 @@
 """What train.py's loop is built on: the prompts of a step, evaluate, save, log.
 
+    <output_dir>/  the last model (config.json, model.safetensors, its processor's files)
+    result.json    every flag, all readings          checkpoints/   step-000123/, best.json
+    metrics.jsonl  a line per step (lib/log.py)      groups.jsonl   a few groups, for tools.report
+
 Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: what comes
 before the first step (start.py), how a checkpoint is written so that it is whole or not there
 (lib/checkpoint.py).

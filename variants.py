@@ -11,7 +11,7 @@ one of weight G as much as a whole group. What differs from a paper here, beyond
 all share this project's prompts, rewards, optimizer and `--loss_type`, and the reference is the
 group's own, where some draw it from a batch of its own.
 
-A rule of your own is one more function and its name in RULES.
+A rule of your own is one more function, its name in RULES and in config.METHODS.
 """
 
 import inspect

@@ -42,7 +42,7 @@ NO_PICTURES = "pictures need matplotlib: pip install matplotlib"
 # flags that change what is learned by chance alone, or not at all
 ASIDE = {"seed", "base_seed", "output_dir", "data_dir", "overwrite", "resume", "final_splits"}
 ASIDE |= {"save_steps", "log_groups_every"}
-ASIDE |= {"eval_steps", "eval_base", "report_to"}
+ASIDE |= {"eval_steps", "eval_size", "eval_base", "report_to"}
 COLOURS = {  # told apart by the colour-blind too
     "dyme": "#1f5fbf",
     "grpo": "#c4500c",

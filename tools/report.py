@@ -77,8 +77,9 @@ def picture(title: str, figure) -> str:
     figure.savefig(buffer, format="svg", transparent=True)
     svg = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img src="data:image/svg+xml;base64,{svg}" alt="{title}">'
-    wide = " wide" if title == "Modes" else ""  # a panel per variant
-    return f'<figure class="card{wide}">{image}</figure>'
+    # a panel per variant is wider than a phone
+    look = 'class="card wide scroll" tabindex="0"' if title == "Modes" else 'class="card"'
+    return f"<figure {look}>{image}</figure>"
 
 
 def rollouts(variant: Variant) -> str:
@@ -92,23 +93,17 @@ def rollouts(variant: Variant) -> str:
 
 def page(variants: list[Variant]) -> str:
     """The whole page."""
-    runs = [run for variant in variants for run in variant.runs]
-    about = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    for name, text in (("dataset", " on "), ("model", ", starting from ")):
-        configs = [run.state["config"] for run in runs]
-        found = sorted({str(config[name]) for config in configs if name in config})
-        about += text * bool(found) + ", ".join(found)
+    folders = [str(run.folder) for variant in variants for run in variant.runs]
     pictures = f'<p class="note">{curves.NO_PICTURES}</p>'
     if curves.matplotlib:
         drawn = curves.draw(variants).items()
         pictures = "".join(picture(title, figure) for title, figure in drawn)
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(
-        about=esc(about),
+        about=esc("of " + ", ".join(folders)),
         results=results_table(variants),
         pictures=pictures,
         rollouts="".join(map(rollouts, variants)),
-        footer=esc("Made by tools/report.py from " + ", ".join(str(run.folder) for run in runs)),
     )
 
 
