@@ -25,7 +25,7 @@ from pathlib import Path
 from queue import PriorityQueue
 
 import dyme
-from checker import Rules, refine, total_reward
+from checker import Rules, total_reward
 from config import Parser
 from data import load_data
 from data.example import Example, InputError
@@ -35,7 +35,7 @@ from lib.chat import Chat, ChatError, close_chat, first_question, open_chat, try
 from lib.log import progress, run_program
 from lib.ranks import Ranks, broadcast_object
 from prompts import TEMPLATE, is_structured, judge_thinking, propose_template
-from prompts import read_off, written_trace
+from prompts import read_off, trace_row, written_trace
 from rollout import EXPLORE, MEMORIZE, Group
 
 TRACE = None  # key of a call, where a thinking is the key of its score
@@ -210,7 +210,9 @@ def scored_thinking(group: Group, g: int) -> str | None:
 # ---- ahead of training --------------------------------------------------------------------------
 
 
-def write_ahead(chat: Chat, groups: list, path: Path, write: Callable, unit: str) -> None:
+def write_ahead(
+    chat: Chat, groups: list[list[Example]], path: Path, write: Callable, unit: str
+) -> None:
     """Append what a jsonl file lacks: each example's id, question and answer with the rest of its
     row, which is write(chat, example) of the first in its group; None leaves the group out.
 
@@ -259,14 +261,6 @@ def write_ahead(chat: Chat, groups: list, path: Path, write: Callable, unit: str
         print(f"not complete: {why}; the same command tries again")
 
 
-def trace_row(chat: Chat, example: Example) -> dict | None:
-    """The judge's trace, source "llm"; where it is no good the rules', "local"; None without."""
-    if trace := written_trace(chat, example):
-        return {"trace": trace, "source": "llm"}
-    trace = refine(example)
-    return trace and {"trace": trace, "source": "local"}
-
-
 def main(argv: list[str]) -> None:
     """The command line."""
     parser = Parser(prog="judge.py", description="Ask a language model ahead of training.")
@@ -281,10 +275,7 @@ def main(argv: list[str]) -> None:
         add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
         add("--judge_url", required=True, help="http://host:8000/v1")
         add("--judge_model", required=True, help="its model name")
-    about = ["image", "text"]
-    facts.add_argument(
-        "--from", dest="unit", default="image", choices=about, help="text: captions, traces"
-    )
+    facts.add_argument("--from", dest="unit", default="image", choices=["image", "text"])
     facts.set_defaults(facts=None)
     traces.add_argument("--facts", help="jsonl of visual facts, see judge.py facts")
     traces.set_defaults(unit="question")

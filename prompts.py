@@ -7,7 +7,7 @@ a vision-language model writes the facts themselves down. Who asks, and when: ju
 
 import re
 
-from checker import format_reward, visual_checker
+from checker import format_reward, refine, visual_checker
 from data.example import Example, InputError, fact_name, fact_value, split_marked
 from data.images import data_url, open_image
 from data.own import object_facts, read_facts
@@ -103,6 +103,14 @@ def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str
         and visual_checker(trace, *about) >= MIN_GROUNDING
     )
     return trace if good else None
+
+
+def trace_row(chat: Chat, example: Example) -> dict | None:
+    """The judge's trace, source "llm"; where it is no good the rules', "local"; None without."""
+    if trace := written_trace(chat, example):
+        return {"trace": trace, "source": "llm"}
+    trace = refine(example)
+    return trace and {"trace": trace, "source": "local"}
 
 
 def contradicts(trace: str, example: Example) -> bool:
