@@ -26,6 +26,7 @@ def load_gsm8k(split: str, data_dir, skip_bad_rows: bool = False) -> list[Exampl
             answer=answer.strip().replace(",", ""),
             facts=[(left.strip(), right.strip()) for left, right in equations],
             trace=clean_trace(solution),
+            kind="math",
             id=f"gsm8k/{published}/{number}",
         )
 

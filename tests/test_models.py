@@ -18,6 +18,7 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from checker import score
 from config import Config
 from data.example import Example, InputError
 from dyme import update
@@ -31,7 +32,7 @@ from lib.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from model import completion_hidden, completion_logprobs, encode_prompt, get_tokenizer
 from model import image_features, token_logprobs
 from rollout import Row, make_groups, rollout
-from sft import target_ids
+from sft import target_ids, target_text
 
 torch.set_num_threads(1)
 ALL = [*FAMILIES, *TEXT_FAMILIES]
@@ -295,6 +296,17 @@ def test_greedy_rollout_equals_generate(folders, name):
         )
         expected = whole[0, group.prompt.input_ids.shape[1] :].tolist()
         assert [response.token_ids for response in responses] == [expected] * 2
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "llava_onevision"])
+def test_a_box_is_memorized_and_graded_in_the_familys_own_coordinates(folders, name):
+    example = Example(picture(90, 80, 0), "Where?", "[0, 0, 45, 40]", kind="box")
+    (group,) = make_groups(*loaded(folders, name)[:2], [example], max_pixels=1600)
+    grid = group.prompt.images.get("image_grid_thw", torch.zeros(1, 3))[0].tolist()
+    width = {"qwen2_5_vl": grid[2] * 4, "qwen2_vl": 1000, "llava_onevision": 90}[name]
+    target = target_text("It is seen there.", group.example)
+    assert float(target.split(", ")[2]) == width / 2
+    assert score([target], group.example)["correct"].item()
 
 
 @pytest.mark.parametrize("name", ALL)
