@@ -13,7 +13,6 @@ there. Left out: methods side by side (tools/compare.py).
 
 import argparse
 import json
-import math
 import sys
 import time
 import zlib
@@ -29,15 +28,14 @@ from config import Parser, tolerances
 from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
-from data.tsv import read_tsv, write_predictions
-from lib.answers import final_answer, has_metric, matches, split_response
+from lib.answers import split_response
+from lib.benchmark import read_benchmark, score_benchmark
 from lib.claims import claimed_facts
 from lib.log import progress, run_program
+from lib.readings import mean, pass_at_k, readings, show_accuracies
 from lib.trained import find_model, load
 from rollout import Group, make_groups, rollout
 
-# a right answer counts as grounded when the visual checker gives its thinking at least this
-GROUNDED = 0.8
 LOOKS = 300  # questions that are asked about images not their own, at the end
 
 # ---- readings of a split ------------------------------------------------------------------------
@@ -80,14 +78,12 @@ def marks(group: Group, tolerance: float = 0.0, belongs: Example | None = None) 
     of group.example, is another one's; then "true_of_own" counts the facts that are true there.
     """
     example, (response,) = group.example, group.responses
+    asked = replace(belongs or example, scale=example.scale)
     how = {"truncated": [response.truncated], "tolerance": tolerance}
-    asked = example if belongs is None else replace(belongs, scale=example.scale)
     scored = score([response.text], asked, **how)
-    thinking, facts = split_response(response.text)[0], list(map(tuple, example.facts))
-    stated, own = set(claimed_facts(thinking, facts)), facts
-    if belongs is not None:
-        own = list(map(tuple, belongs.facts))
-        stated |= set(claimed_facts(thinking, own))
+    thinking = split_response(response.text)[0]
+    facts, own = (list(map(tuple, e.facts)) for e in (example, asked))
+    stated = {fact for known in (facts, own) for fact in claimed_facts(thinking, known)}
     return {name: float(values[0]) for name, values in scored.items()} | {
         "task": example.task,
         "stated": len(stated),
@@ -97,35 +93,6 @@ def marks(group: Group, tolerance: float = 0.0, belongs: Example | None = None) 
         "length": len(response.token_ids),
         "truncated": float(response.truncated),
     }
-
-
-def readings(rows: list[dict]) -> dict[str, float]:
-    """Shares in [0, 1] of some `marks`, completion_length (tokens) and count.
-
-    fact_precision: stated facts that are true, None where nothing is stated; fact_f1: the visual
-    checker; grounded: of the right answers, those with thinking of at least GROUNDED.
-    """
-    stated = sum(row["stated"] for row in rows)
-    found = {
-        "accuracy": mean([row["accuracy"] for row in rows]),
-        "format": mean([row["format"] for row in rows]),
-        "fact_precision": sum(row["true"] for row in rows) / stated if stated else None,
-        "fact_f1": mean([row["thinking"] for row in rows]),
-        "grounded": mean([row["thinking"] >= GROUNDED for row in rows if row["accuracy"] > 0.5]),
-        "true_of_own": sum(row["true_of_own"] for row in rows) / stated if stated else None,
-        "true_of_neither": sum(row["untrue"] for row in rows) / stated if stated else None,
-        "completion_length": mean([row["length"] for row in rows]),
-        "truncated": mean([row["truncated"] for row in rows]),
-        "count": len(rows),
-    }
-    return found | {f"accuracy/{task}": mean(own) for task, own in by_task(rows).items()}
-
-
-def by_task(rows: list[dict]) -> dict[str, list[float]]:
-    """The accuracies of some `marks` by task, where there are several."""
-    tasks = sorted({row["task"] for row in rows})
-    own = {task: [row["accuracy"] for row in rows if row["task"] == task] for task in tasks}
-    return own if len(own) > 1 else {}
 
 
 def evaluate(
@@ -183,51 +150,17 @@ def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
     """examples[i] with another image and its facts: that of the next item, half the split on, whose
     facts differ; or a blank one, of the own one's size and without facts.
     """
-    example = examples[i]
+    example, count = examples[i], len(examples)
     if image == "blank":
         own = open_image(example)
         blank = None if own is None else Image.new("RGB", own.size, "white")
         return replace(example, image=blank, facts=[], needed=[])
-    count = len(examples)
-    order = ((i + count // 2 + k) % count for k in range(count))
-    other = next((j for j in order if examples[j].facts != example.facts), i)
-    other = examples[other]
+    others = (examples[(i + count // 2 + k) % count] for k in range(count))
+    other = next((other for other in others if other.facts != example.facts), example)
     return replace(example, image=other.image, facts=other.facts, needed=[])
 
 
-def show_accuracies(rows: list[dict]) -> None:
-    """Prints the accuracy of some `marks`, and by task, with its 95 % interval."""
-    every = {"all": [row["accuracy"] for row in rows]} if rows else {}
-    for task, right in {**every, **by_task(rows)}.items():
-        low, high = interval(mean(right), len(right))
-        span = f"[{low:.3f}, {high:.3f}]"
-        print(f"{task}: accuracy {mean(right):.3f} {span}, {len(right)} questions")
-
-
-def mean(values: list) -> float:
-    """The mean, 0 of nothing."""
-    return sum(values) / max(len(values), 1)
-
-
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share that was counted on `count` items."""
-    z = 1.96
-    width = 1 + z * z / count
-    centre = (share + z * z / (2 * count)) / width
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / width
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 # ---- pass@k -------------------------------------------------------------------------------------
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The unbiased estimate of the chance that at least one of k samples is right, when `correct`
-    of `samples` are (Chen et al. 2021, arXiv 2107.03374, eq. 1). ValueError for k > samples.
-    """
-    if not 1 <= k <= samples:
-        raise ValueError(f"pass_at_k: k = {k} needs at least as many samples, there are {samples}")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def pass_at_ks(
@@ -270,10 +203,9 @@ def predict(
     ids = [example.id for example in examples]
     todo = [i for i, name in enumerate(ids) if name not in done]
     groups = respond(model, processor, examples, places=todo, **asked)
-    done_before = len(ids) - len(todo)
-    bar = progress(groups, "evaluate", total=len(ids), initial=done_before, unit="question")
+    count = {"total": len(ids), "initial": len(ids) - len(todo)}
     with open(path, "a", encoding="utf-8") as file:
-        for group in bar:
+        for group in progress(groups, "evaluate", unit="question", **count):
             example, (response,) = group.example, group.responses
             done[example.id] = {
                 "id": example.id,
@@ -287,40 +219,6 @@ def predict(
             file.write(json.dumps(done[example.id]) + "\n")
             file.flush()
     return [done[name] for name in ids]
-
-
-# ---- benchmarks as TSV files --------------------------------------------------------------------
-
-
-def read_benchmark(args: argparse.Namespace) -> list[Example]:
-    """The questions of VLMEvalKit's TSV args.data, to be asked as args.instruction says."""
-    instruction, source = None, Path(args.data)
-    if args.instruction:
-        try:
-            instruction = Path(args.instruction).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise InputError(f"--instruction {args.instruction}: {error}") from error
-    examples = read_tsv(source, args.data_dir or source.parent)[: args.size]
-    return [replace(example, instruction=instruction) for example in examples]
-
-
-def tell_benchmark(
-    source: Path, path: Path, examples: list[Example], lines: list[dict], tolerance: float
-) -> None:
-    """Write the prediction file that VLMEvalKit scores, from predict's lines, and print what can be
-    scored without it, by category.
-    """
-    responses, rows = {}, []
-    for example, line in zip(examples, lines):
-        responses[example.id.removeprefix(f"{source.stem}/")] = line["response"]
-        if has_metric(example):
-            right = matches(example, final_answer(line["response"]), tolerance)
-            rows.append({"task": example.task, "accuracy": float(right)})
-    write_predictions(source, path, responses)
-    show_accuracies(rows)
-    told = f"{len(examples) - len(rows)} answers are free or unknown, and not scored here"
-    print(f"{told}; each row counts by itself: never beside circular evaluation")
-    print(f"{path}: vlmutil eval {source.stem} {path}")
 
 
 # ---- the program --------------------------------------------------------------------------------
@@ -396,23 +294,30 @@ def ask_split(argv: list[str]) -> None:
     if args.instruction and not args.data:
         raise InputError("--instruction: has an effect only with --data; leave it out")
     path = None if args.pass_at_k else out_path(args)  # pass@k writes nothing
-    names = ("ckpt", "data", "instruction") if args.data else ("ckpt", "dataset", "split")
-    how = {name: getattr(args, name) for name in names}
     if args.data:
-        examples = read_benchmark(args)
-        how["instruction"] = examples[0].instruction
+        source = Path(args.data)
+        examples = read_benchmark(source, args.data_dir or source.parent, args.instruction)
+        examples = examples[: args.size]
+        how = {"data": args.data, "instruction": examples[0].instruction}
     else:
-        source = (args.dataset, args.split, args.data_dir)
-        examples = load_data(*source, size=args.size)
+        how = {"dataset": args.dataset, "split": args.split}
+        examples = load_data(*how.values(), args.data_dir, size=args.size)
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0
         found = pass_at_ks(*load(args.model), examples, args.pass_at_k, **asked)
         print(", ".join(f"{k} {100 * v:.1f} %" for k, v in found.items() if k != "right"))
         return
-    log = path.with_suffix(".jsonl") if args.data else path
-    lines = predict(*load(args.model), examples, log, how, **asked)
+    lines_path = path.with_suffix(".jsonl") if args.data else path
+    how["ckpt"] = args.ckpt
+    lines = predict(*load(args.model), examples, lines_path, how, **asked)
     if args.data:
-        return tell_benchmark(Path(args.data), path, examples, lines, args.tolerance)
+        responses = [line["response"] for line in lines]
+        rows = score_benchmark(source, path, examples, responses, args.tolerance)
+        show_accuracies(rows)
+        told = f"{len(examples) - len(rows)} answers are free or unknown, and not scored here"
+        print(f"{told}; each row counts by itself: never beside circular evaluation")
+        print(f"{path}: vlmutil eval {source.stem} {path}")
+        return
     rows = [line["marks"] for line in lines]
     show_accuracies(rows)
     found = readings(rows)

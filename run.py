@@ -21,11 +21,12 @@ from checker import Rules
 from config import Config, eval_settings
 from data import Example, InputError
 from dyme import memorizes
-from evaluate import evaluate, evaluate_all, interval, looks
+from evaluate import evaluate, evaluate_all, looks
 from lib import checkpoint
 from lib.families import save_model
 from lib.log import Log, group_line, group_sums, means, progress, told_response
 from lib.ranks import Interrupt, Ranks, gather_lists, reduce_sums, shard
+from lib.readings import interval
 from load import Task
 from model import Prompt, encode_prompts, get_tokenizer, image_features
 from rollout import MEMORIZE, MODE_NAMES, Group, make_group

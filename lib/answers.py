@@ -33,22 +33,6 @@ def extract_answer(response: str) -> str | None:
     return split_response(response)[1]
 
 
-def final_answer(response: str) -> str:
-    """What a response says in the end: behind its answer marker; without one inside the last
-    \\boxed{}, else the last line.
-    """
-    marked = split_marked(response)[1]
-    if marked is not None:
-        return marked
-    start = response.rfind("\\boxed{")
-    depth = 0
-    for end in range(start, len(response) if start >= 0 else start):
-        depth += (response[end] == "{") - (response[end] == "}")
-        if response[end] == "}" and not depth:
-            return response[start + 7 : end]
-    return (response.strip().splitlines() or [""])[-1].strip()
-
-
 # ---- numbers and free text ----------------------------------------------------------------------
 
 
@@ -138,12 +122,6 @@ def readable(example: Example, text: str | None) -> bool:
 def reader(examples: Sequence[Example]) -> str | None:
     """What reads the mathematics among the answers; None where there is none to read."""
     return math_reader() if any(example.kind == "math" for example in examples) else None
-
-
-def has_metric(example) -> bool:
-    """Whether letters, numbers, yes and no are enough to score it: a free answer needs a judge."""
-    plain = example.kind != "text" or example.options
-    return bool(example.answer and (plain or to_number(clean_answer(example.answer)) is not None))
 
 
 def option_text(answer: str, options: list[str]) -> str:

@@ -11,9 +11,10 @@ import sample
 from data.charts import load_charts
 from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
-from evaluate import interval, marks, pass_at_k, pass_at_ks, predict, readings
+from evaluate import marks, pass_at_ks, predict
 from lib.log import run_program
 from lib.families import save_model
+from lib.readings import interval, pass_at_k, readings
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
 

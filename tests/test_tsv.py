@@ -11,7 +11,7 @@ from PIL import Image
 import evaluate as program
 from data import load_data, open_image
 from data.tsv import read_tsv
-from lib.answers import final_answer, has_metric
+from lib.benchmark import final_answer, has_metric
 from lib.families import save_model
 from lib.log import run_program
 from lib.tiny import tiny_vlm

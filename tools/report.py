@@ -16,8 +16,8 @@ from string import Template
 
 from config import Parser
 from data.example import InputError
-from evaluate import interval
 from lib.log import run_program
+from lib.readings import interval
 from tools import curves
 from tools.curves import Variant, group_seeds, read_lines, read_run
 from tools.gallery import esc, gallery
