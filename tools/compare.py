@@ -135,7 +135,8 @@ def keep(row: str, folder: Path, out: str | None) -> dict:
             "records": [record],
         }
         rounded = json.loads(json.dumps(kept), parse_float=lambda text: round(float(text), 5))
-        Path(out, f"{folder.name}.json").write_text(json.dumps(rounded) + "\n")
+        name = folder.name.replace(":", "-")  # no file system minds
+        Path(out, f"{name}.json").write_text(json.dumps(rounded) + "\n")
     return record
 
 
