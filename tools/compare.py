@@ -74,7 +74,8 @@ def compare(args: argparse.Namespace) -> list[dict]:
         # behind the "--" is what not every method uses
         flags = [*row_flags(row), *args.flags, "--base_seed", str(base_seed)]
         flags += ["--trace_noise", f"{noise:g}", "--seed", str(seed)]
-        folder = Path(args.output_dir) / f"base{base_seed}-noise{noise:g}-seed{seed}-{row}"
+        name = f"base{base_seed}-noise{noise:g}-seed{seed}-{row}"
+        folder = Path(args.output_dir, name.replace(":", "-"))  # not every disk takes a colon
         job = (row, flags, folder)
         if firsts.setdefault((base_seed, flags[0]), job) is not job:
             others.append((row, [*flags, "--no-eval_base"], folder))
@@ -135,8 +136,7 @@ def keep(row: str, folder: Path, out: str | None) -> dict:
             "records": [record],
         }
         rounded = json.loads(json.dumps(kept), parse_float=lambda text: round(float(text), 5))
-        name = folder.name.replace(":", "-")  # no file system minds
-        Path(out, f"{name}.json").write_text(json.dumps(rounded) + "\n")
+        Path(out, f"{folder.name}.json").write_text(json.dumps(rounded) + "\n")
     return record
 
 
