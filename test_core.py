@@ -12,7 +12,7 @@ import model as model_file
 from checker import Rules, score
 from config import parse
 from data import Example, InputError, charts
-from dyme import choose, memorize_weight, rows, switch, update
+from dyme import choose, rows, switch, update
 from grpo import group_advantages, grpo_loss
 from lib.tiny import tiny_vlm
 from model import completion_logprobs, encode_prompt, get_tokenizer, image_features
@@ -40,16 +40,11 @@ def picture(width, height, seed):
 
 @pytest.fixture(scope="module")
 def examples():
-    sizes = ((32, 32), (64, 32), (30, 70), (64, 64))
-    questions = (
-        "What is the value of red",
-        "Which bar is highest",
-        "Is red higher than blue",
-        "Grüße, 12.5 %?",
-    )
+    asked = {"What is the value of red": (32, 32), "Which bar is highest": (64, 32)}
+    asked |= {"Is red higher than blue": (30, 70), "Grüße, 12.5 %?": (64, 64)}
     return [
-        Example(image=picture(*size, i), question=q, answer="4", trace="Goal: find value.")
-        for i, (size, q) in enumerate(zip(sizes, questions))
+        Example(picture(*size, i), question, "4", trace="Goal: find value.")
+        for i, (question, size) in enumerate(asked.items())
     ]
 
 
@@ -64,24 +59,16 @@ def prompts(vlm, examples):
     return [encode_prompt(vlm[1], example) for example in examples]
 
 
-def sample(vlm, groups, num_generations, max_completion_length, **settings):
+def sample(vlm, groups, count, length, **settings):
     """The responses (P) (G) that rollout puts into the groups."""
-    rollout(
-        *vlm,
-        groups,
-        num_generations=num_generations,
-        max_completion_length=max_completion_length,
-        **settings,
-    )
+    rollout(*vlm, groups, num_generations=count, max_completion_length=length, **settings)
     return [group.responses for group in groups]
 
 
 def random_completions(processor, lengths, seed=0):
-    tokenizer = get_tokenizer(processor)
-    rng = np.random.default_rng(seed)
-    return [
-        rng.integers(20, len(tokenizer), n).tolist() + [tokenizer.eos_token_id] for n in lengths
-    ]
+    tokenizer, rng = get_tokenizer(processor), np.random.default_rng(seed)
+    end = [tokenizer.eos_token_id]
+    return [rng.integers(20, len(tokenizer), n).tolist() + end for n in lengths]
 
 
 def plain_logprobs(model, prompt, completion):
@@ -120,26 +107,19 @@ def test_sft_gradient_is_grpo_gradient_with_advantage_1_and_ratio_1():
 
 
 def test_clipping_stops_the_gradient_beyond_the_bounds_only():
-    old = torch.zeros(4, 1)
-    new = torch.tensor(
-        [[0.5], [0.5], [-0.5], [-0.5]], requires_grad=True
-    )  # ratios 1.65, 1.65, 0.61, 0.61
-    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    loss, stats = grpo_loss(
-        new, old, advantages, torch.ones(4, 1), epsilon_low=0.2, epsilon_high=0.2
-    )
+    new = torch.tensor([[0.5], [0.5], [-0.5], [-0.5]], requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0])  # ratios 1.65, 1.65, 0.61, 0.61
+    loss, stats = grpo_loss(new, torch.zeros(4, 1), advantages, torch.ones(4, 1))
     (grad,) = torch.autograd.grad(loss, new)
     assert (grad[:, 0] != 0).tolist() == [False, True, True, False]
     assert stats["clip_high"] == stats["clip_low"] == 0.25
 
 
 def test_kl_is_zero_at_the_reference_and_positive_elsewhere():
-    logprobs = torch.randn(2, 3)
-    mask = torch.ones(2, 3)
+    logprobs, zero, mask = torch.randn(2, 3), torch.zeros(2), torch.ones(2, 3)
     for shift, positive in ((0.0, False), (0.3, True)):
-        _, stats = grpo_loss(
-            logprobs, None, torch.zeros(2), mask, beta=0.1, ref_logprobs=logprobs + shift
-        )
+        reference = logprobs + shift
+        _, stats = grpo_loss(logprobs, None, zero, mask, beta=0.1, ref_logprobs=reference)
         assert (stats["kl"] > 0) == positive
 
 
@@ -168,21 +148,13 @@ def test_equal_rewards_have_advantage_exactly_0(value, dtype, scale):
 def test_with_the_steps_normalizer_chunks_add_up_to_the_whole(loss_type):
     logprobs, advantages = torch.randn(6, 7), torch.randn(6)
     mask = (torch.arange(7)[None] < torch.tensor([[7], [3], [1], [5], [7], [2]])).float()
-    whole, _ = grpo_loss(
-        logprobs, logprobs - 0.1, advantages, mask, loss_type=loss_type, normalizer=11.0
-    )
-    parts = [
-        grpo_loss(
-            logprobs[i],
-            logprobs[i] - 0.1,
-            advantages[i],
-            mask[i],
-            loss_type=loss_type,
-            normalizer=11.0,
-        )[0]
-        for i in (slice(0, 1), slice(1, 4), slice(4, 6))
-    ]
-    assert torch.allclose(whole, sum(parts), atol=1e-6)
+
+    def loss(i):
+        given = logprobs[i], logprobs[i] - 0.1, advantages[i], mask[i]
+        return grpo_loss(*given, loss_type=loss_type, normalizer=11.0)[0]
+
+    parts = [loss(slice(0, 1)), loss(slice(1, 4)), loss(slice(4, 6))]
+    assert torch.allclose(loss(slice(6)), sum(parts), atol=1e-6)
 
 
 def test_switch_memorizes_all_wrong_explores_mixed_skips_all_right():
@@ -212,14 +184,11 @@ def test_the_switch_is_asked_with_the_responses_heard_so_far():
     assert choose(parse(["--method", "grpo"]), 0, group) == EXPLORE
 
 
-def test_memorized_target_is_trace_answer_and_end_token(vlm):
+def test_a_target_is_trace_answer_and_end_token_or_what_was_asked_for(vlm):
     tokenizer = get_tokenizer(vlm[1])
     ids = target_ids(vlm[1], target_text("Goal: find min.", Example(answer="red")))
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == "Goal: find min.\nAnswer: red"
-
-
-def test_a_target_without_thinking_is_an_answer_line_or_what_was_asked_for():
     assert target_text(None, Example(answer="red")) == "Answer: red"
     assert target_text(None, Example(answer="red", instruction="One word.")) == "red"
 
@@ -268,11 +237,6 @@ def test_memorized_group_weighs_one_gth_of_a_group(vlm, groups):
     assert largest_difference({n: 8 * g for n, g in grads[1].items()}, sft) < 1e-5
 
 
-def test_cosine_weight_falls_from_a_whole_group_to_one_gth():
-    config = parse(["--method_args", "falls_from=8", "--max_steps", "100"])
-    assert memorize_weight(config, 0) == 8 and memorize_weight(config, 100) == 1
-
-
 def test_skipped_groups_change_no_parameter_and_cost_no_forward(vlm, groups, monkeypatch):
     """One group is all right; in another, explored, all rewards are equal."""
     model, processor = vlm
@@ -294,11 +258,6 @@ def test_a_group_of_equal_rewards_is_kept_for_its_kl_term_alone(vlm, groups):
     group.rewards = {"total": torch.ones(8)}
     kept = rows(config, 0, group, Rules(config), vlm[1])
     assert len(kept) == 8 and not any(row.weight for row in kept)
-
-
-def test_a_loss_over_sampled_tokens_is_refused_where_nothing_is_sampled():
-    with pytest.raises(InputError, match="--loss_type dapo"):
-        parse(["--method", "sft", "--loss_type", "dapo"])
 
 
 def mixed(vlm, groups):
@@ -328,9 +287,8 @@ def test_epsilon_acts_on_the_second_update_and_not_on_the_first(vlm, groups):
     grads, stats = {}, {}
     for epsilon in ("0.2", "0.001"):
         model = copy.deepcopy(vlm[0])
-        config = parse(
-            f"--num_iterations 2 --epsilon_low {epsilon} --epsilon_high {epsilon}".split()
-        )
+        bounds = f"--epsilon_low {epsilon} --epsilon_high {epsilon}"
+        config = parse(f"--num_iterations 2 {bounds}".split())
         batch = mixed(vlm, groups)
         for iteration in range(2):
             stats[epsilon, iteration] = update(model, batch, 12, config)
@@ -362,15 +320,6 @@ def test_the_kl_reference_projects_the_image_by_itself(vlm, groups):
     gap = reference - policy
     expected = (gap.exp() - gap - 1).sum().item()
     assert expected > 0.01 and stats["kl"] == pytest.approx(expected, rel=1e-3)
-
-
-def test_ratio_is_1_at_the_first_update(vlm, groups, prompts):
-    responses = sample(vlm, groups[:2], 4, 12, seed=3)
-    completions = [response.token_ids for response in responses[1]]
-    together, mask = completion_logprobs(vlm[0], prompts[1], completions)
-    for row, keep, completion in zip(together, mask, completions):
-        alone, _ = completion_logprobs(vlm[0], prompts[1], [completion])
-        assert torch.allclose((row[keep] - alone[0]).exp(), torch.ones(len(completion)), atol=1e-5)
 
 
 def test_the_end_token_has_a_gradient(vlm, prompts):
@@ -564,42 +513,32 @@ def test_any_text_goes_through_the_tiny_tokenizer_unchanged(vlm):
 
 
 def test_the_base_stage_has_met_every_word_of_the_format(vlm):
-    tokenizer = get_tokenizer(vlm[1])
-    met = {
-        t
-        for step in range(40)
-        for *_, text in charts.base_batch(0, step, 32)
-        for t in tokenizer(text)["input_ids"]
-    }
-    traces = [f"{e.trace}\nAnswer: {e.answer}" for e in charts.load_charts("train")[:200]]
-    assert {t for trace in traces for t in tokenizer(trace)["input_ids"]} <= met
+    def tokens(texts):
+        return {token for text in texts for token in get_tokenizer(vlm[1])(text)["input_ids"]}
+
+    met = tokens(text for step in range(40) for *_, text in charts.base_batch(0, step, 32))
+    asked = charts.load_charts("train", 200)
+    assert tokens(f"{e.trace}\nAnswer: {e.answer}" for e in asked) <= met
 
 
 @pytest.mark.parametrize(
-    "argv",
+    "argv, told",
     [
-        ["--num_generations", "1"],
-        ["--temperature", "0"],
-        ["--temperature", "inf"],
-        ["--max_grad_norm", "-1"],
-        ["--micro_batch_prompts", "0"],
-        ["--seed", "-1"],
-        ["--reward_weights", "0", "0", "0"],
-        ["--reward_weights", "1", "2"],
+        ("--num_generations 1", "--num_generations"),
+        ("--temperature 0", "--temperature"),
+        ("--temperature inf", "--temperature"),
+        ("--max_grad_norm -1", "--max_grad_norm"),
+        ("--micro_batch_prompts 0", "--micro_batch_prompts"),
+        ("--seed -1", "--seed"),
+        ("--reward_weights 0 0 0", "--reward_weights"),
+        ("--reward_weights 1 2", "--reward_weights"),
+        ("--lerning_rate 1", "--lerning_rate"),
+        ("--over", "--over"),  # no prefix of a flag is one
+        ("--method sft --loss_type dapo", "--loss_type dapo"),  # nothing is sampled
+        ("--method curr_reft", "python curr_reft.py"),
     ],
 )
-def test_a_number_out_of_range_is_said_in_one_line(argv):
-    with pytest.raises(InputError, match=argv[0]) as error:
-        parse(argv)
+def test_flags_that_cannot_be_are_an_error_of_one_line(argv, told):
+    with pytest.raises(InputError, match=told) as error:
+        parse(argv.split())
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("argv", [["--lerning_rate", "1"], ["--over"]])
-def test_an_unknown_flag_or_a_prefix_is_an_error(argv):
-    with pytest.raises(InputError, match=argv[0]):
-        parse(argv)
-
-
-def test_curr_reft_is_a_program_of_its_own():
-    with pytest.raises(InputError, match="python curr_reft.py"):
-        parse(["--method", "curr_reft"])

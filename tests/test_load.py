@@ -9,14 +9,8 @@ from config import parse, tolerances
 from data import Example, InputError
 from lib.log import Log
 from lib.ranks import Ranks
-from lib.tiny import tiny_vlm
 from load import Task, check_task
 from run import Run
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny_vlm(0)
 
 
 def rows(*changes):

@@ -12,9 +12,6 @@ import evaluate as program
 from data import load_data, open_image
 from data.tsv import read_tsv
 from lib.benchmark import final_answer, has_metric
-from lib.families import save_model
-from lib.log import run_program
-from lib.tiny import tiny_vlm
 from rollout import Response
 from tests.test_data import error_of
 
@@ -145,13 +142,6 @@ def test_without_a_marker_the_last_box_or_line_is_the_answer(response, answer):
 # ---- asked --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    save_model(path, *tiny_vlm(0))
-    return path
-
-
 def test_predictions_go_to_a_file_that_vlmevalkit_reads_and_resume(
     folder, tmp_path, monkeypatch, capsys
 ):
@@ -181,9 +171,7 @@ def test_predictions_go_to_a_file_that_vlmevalkit_reads_and_resume(
 
 
 @pytest.mark.parametrize("flags", ["--out {tmp}/x.xlsx", "--out {tmp}/x.tsv", "--instruction /no"])
-def test_what_would_spoil_a_file_is_refused(folder, tmp_path, flags, capsys):
+def test_what_would_spoil_a_file_is_refused(folder, tmp_path, flags, refused):
     write_tsv(tmp_path / "x.tsv", BENCHMARKS["MathVision"][0])
     argv = f"--ckpt {folder} --data {{tmp}}/x.tsv {flags}".format(tmp=tmp_path)
-    with pytest.raises(SystemExit):
-        run_program(program.ask_split, argv.split())
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: --")
+    assert refused(program.ask_split, argv).startswith("error: --")

@@ -1,6 +1,5 @@
 """Every rule of variants.py against its formula, on a fixed group of four."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -13,13 +12,11 @@ from data.charts import load_charts
 from data.example import InputError
 from dyme import check_method, choose, dyme_weight, rows, update
 from grpo import group_advantages
-from lib.tiny import tiny_vlm
 from load import load_split
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Response, make_groups
 from sft import sft_loss
 from variants import Reference
 
-torch.set_num_threads(1)
 REFERENCE = Reference([7, 8, 9], earn=lambda: 2.5)
 REWARDS = [3.0, 1.0, 0.0, 0.0]
 
@@ -33,14 +30,13 @@ def group(correct=(1, 0, 0, 0), total=REWARDS, thinking=(1, 1, 0, 0)) -> Group:
     return Group(0, None, None, samples, rewards, advantages=group_advantages(rewards["total"]))
 
 
-def brought(method, *args, step=0, of=None, **how):
-    """(sampled weights, memorized weight) of the fixed group under a rule."""
-    config = parse(["--method", method, "--max_steps", "100", *how.get("flags", ())])
-    config.method_args, config.num_generations = list(args), 4
-    found = variants.rows(config, step, of or group(), REFERENCE)
-    assert all(row.token_ids == REFERENCE.token_ids for row in found if row.loss == "sft")
-    samples = [row.weight for row in found if row.loss == "grpo"]
-    return samples, [row.weight for row in found if row.loss == "sft"]
+def switched(vlm, config, made: Group, correct) -> Group:
+    """A group of charts with the fixed one's samples, its mode and its rows."""
+    fixed = group(correct, [float(c) for c in correct])
+    made.responses, made.rewards = fixed.responses, fixed.rewards
+    made.mode = choose(config, 0, made)
+    made.rows = rows(config, 0, made, Rules(config), vlm[1])
+    return made
 
 
 SCALED = group_advantages(torch.tensor(REWARDS)).tolist()
@@ -81,9 +77,12 @@ def test_every_rule_is_a_method():
     ],
 )
 def test_a_rule_brings_what_its_formula_says(method, args, of, step, wanted):
-    found = brought(method, *args, step=step, of=group(**of))
-    for weights, right in zip(found, wanted):
-        assert weights == pytest.approx(right, abs=1e-6)
+    config = parse(["--method", method, "--max_steps", "100"])
+    config.method_args, config.num_generations = args, 4
+    found = variants.rows(config, step, group(**of), REFERENCE)
+    for loss, weights in zip(("grpo", "sft"), wanted):
+        assert [r.weight for r in found if r.loss == loss] == pytest.approx(weights, abs=1e-6)
+    assert all(row.token_ids == REFERENCE.token_ids for row in found if row.loss == "sft")
 
 
 def test_luffy_pushes_a_reference_below_its_groups_mean_down():
@@ -96,11 +95,7 @@ def test_a_target_is_shown_only_where_it_is_memorized(vlm):
     config = parse(["--method", "hpt", "--method_args", "gate=0.25"])
     for right, shown in (([1, 1, 0, 0], False), ([1, 0, 0, 0], True)):
         (made,) = make_groups(*vlm, load_charts("train", 1))
-        fixed = group(right, [float(c) for c in right])
-        made.responses, made.rewards = fixed.responses, fixed.rewards
-        made.mode = choose(config, 0, made)
-        rows(config, 0, made, Rules(config), vlm[1])
-        assert (made.target is not None) == shown
+        assert (switched(vlm, config, made, right).target is not None) == shown
 
 
 def test_token_weights_are_the_papers_functions_of_p():
@@ -121,25 +116,15 @@ def test_sft_loss_weighs_tokens():
     assert (loss.item(), nll) == (0.5, 1.5)
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny_vlm(0)
-
-
 def test_hpt_with_gate_0_is_dyme_where_not_all_are_right(vlm):
     """The same modes; with weight 1/G, binary rewards and advantages without std one gradient."""
-    model, processor = vlm
-    gradients = {}
+    model, gradients = vlm[0], {}
     for method, *args in (("dyme",), ("hpt", "coefficient=0.25")):
         config = parse(["--method", method, "--loss_type", "dr_grpo", "--refiner", "off"])
         config.method_args, config.num_generations = args or None, 4
-        groups = make_groups(model, processor, load_charts("train", 4))
-        for made, right in zip(groups, range(4)):
-            correct = [1] * right + [0] * (4 - right)
-            fixed = group(correct, [float(c) for c in correct])
-            made.responses, made.rewards = fixed.responses, fixed.rewards
-            made.mode = choose(config, 0, made)
-            made.rows = rows(config, 0, made, Rules(config), processor)
+        groups = make_groups(*vlm, load_charts("train", 4))
+        for right, made in enumerate(groups):
+            switched(vlm, config, made, [1] * right + [0] * (4 - right))
         assert [made.mode for made in groups] == [MEMORIZE, EXPLORE, EXPLORE, EXPLORE]
         model.zero_grad()
         update(model, groups, 16, config)
@@ -217,9 +202,3 @@ def test_without_thinking_the_bare_answer_is_asked_memorized_and_scored(vlm):
     for wrong in ("", f"red 5\nAnswer: {example.answer}", "so it is " * 9 + example.answer):
         assert not rules.rewards(example, wrong)["format"]
     assert not rules.rewards(example, example.answer, truncated=True)["correct"]
-
-
-def test_the_cosine_of_chord_starts_at_its_peak_and_ends_at_its_valley():
-    mus = [brought("chord_mu", "steps=10", step=step)[1][0] / 4 for step in range(12)]
-    assert mus[0] == pytest.approx(0.9) and mus[10] == mus[11] == pytest.approx(0.05)
-    assert mus == sorted(mus, reverse=True) and not math.isclose(mus[1], 0.815, abs_tol=0.01)
