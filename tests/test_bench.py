@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tools import bench, shapes
+from tools import bench, growth, shapes
 
 LLAVA = shapes.SIZES["small"]
 QWEN = replace(LLAVA, text=(64, 2, 4, 2, 128, 1024), tower=(32, 1, 2, 64), image=(56, 84), tiles=[])
@@ -19,9 +19,8 @@ ARGS = Namespace(
 @pytest.mark.parametrize("size", [LLAVA, QWEN], ids=["llava", "qwen2vl"])
 def test_both_sides_compute_the_same(monkeypatch, size):
     monkeypatch.setitem(shapes.SIZES, "small", size)
-    case, found = bench.build_case(ARGS, []), []
-    logprobs, gradients, greedy = bench.exactness(case).values()
-    assert logprobs < 5e-6 and gradients < 1e-5 and greedy == 1
+    case, found = bench.build_case(ARGS), []
+    assert bench.own_rollout(case, case.groups, 0.0) == bench.generate(case, top_k=1).tolist()
 
     def keep():
         found.append([p.grad.clone() for p in case.model.parameters() if p.requires_grad])
@@ -35,10 +34,9 @@ def test_both_sides_compute_the_same(monkeypatch, size):
 
 
 def test_every_response_has_exactly_c_tokens_on_both_sides():
-    case = bench.build_case(ARGS, [])
+    case = bench.build_case(ARGS)
     banned = {case.processor.tokenizer.eos_token_id, *case.model.forbidden_ids}
-    both = [bench.generate(case, repeat).tolist() for repeat in (True, False)]
-    for ids in (bench.own_rollout(case, case.groups), *both):
+    for ids in (bench.own_rollout(case, case.groups), bench.generate(case).tolist()):
         assert [len(row) for row in ids] == [LLAVA.completion_length] * 8  # 2 prompts, G 4
         assert not banned & {token for row in ids for token in row}
 
@@ -54,7 +52,7 @@ def test_a_step_updates_num_iterations_times_and_moves_no_weight(monkeypatch):
     norms = []
     clip = lambda p, _: norms.append(sum(q.grad.norm() for q in p if q.grad is not None))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-    case = bench.build_case(Namespace(**{**vars(ARGS), "num_iterations": 2}), [])
+    case = bench.build_case(Namespace(**{**vars(ARGS), "num_iterations": 2}))
     before = [p.clone() for p in case.model.parameters()]
     bench.step(case, skip=True)
     bench.step(case)
@@ -64,7 +62,7 @@ def test_a_step_updates_num_iterations_times_and_moves_no_weight(monkeypatch):
 
 
 def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "peak_elsewhere", lambda name, args: 2**20)
+    monkeypatch.setattr(bench, "peak", lambda function: 2**20)
     out = str(tmp_path / "out.json")
     bench.main(f"--size small --repeats 1 --sides update update_padded --json {out}".split())
     assert "| 41 x 2, 8 | update, packed |" in (said := capsys.readouterr().out)
@@ -73,7 +71,7 @@ def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
     assert all(laps[0] > 0 for laps in seconds.values())
     bench.main(["--table", out, "results/bench-p700.json"])
     row = (
-        "| 697 x 1, 8 | update, packed | 1.76 | 435 | padded rows | 7.10 | 1,437 | 4.03x | 3.30x |"
+        "| 697 x 1, 8 | update, packed | 1.65 | 435 | padded rows | 6.86 | 1,437 | 4.17x | 3.30x |"
     )
     assert row in capsys.readouterr().out
 
@@ -83,6 +81,11 @@ def test_bad_files_are_one_line_and_code_2(argv, tmp_path, refused):
     refused(bench.main, argv.format(tmp=tmp_path))
 
 
-def test_memory_is_the_childs_own_peak_not_its_parents():
-    held = torch.ones(2**27)  # 512 MB here, which a child process must not count
-    assert 0 < bench.peak_elsewhere("update", ARGS) < held.nbytes / 4
+def test_memory_is_the_peak_of_all_tensors_beyond_what_is_there():
+    held = torch.ones(2**20)  # 4 MB each
+    assert bench.peak(lambda: [held + 1, held + 2].clear()) // 2**20 in (8, 9)
+
+
+def test_the_formulas_are_within_20_percent_of_what_was_measured():
+    for what, measured, computed in growth.compare():
+        assert abs(computed / measured - 1) < 0.2, what

@@ -6,7 +6,6 @@ template. Large initial weights keep the logits apart, so that a greedy choice d
 last bit of a float.
 """
 
-import gc
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from checker import score
@@ -33,6 +31,7 @@ from model import completion_hidden, completion_logprobs, encode_prompt, get_tok
 from model import image_features, token_logprobs
 from rollout import Row, make_groups, rollout
 from sft import target_ids, target_text
+from tools.bench import peak
 
 torch.set_num_threads(1)
 ALL = [*FAMILIES, *TEXT_FAMILIES]
@@ -577,20 +576,6 @@ def test_code_that_a_folder_brings_is_never_run(tmp_path, monkeypatch):
 # ---- memory -------------------------------------------------------------------------------------
 
 
-def peak_bytes(function):
-    """The most that `function` holds beyond what is there before it, by the allocator's events."""
-    gc.collect()  # else what other tests left might be freed, and counted, in here
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = profiler.profiler.kineto_results.events()
-    events = [event for event in events if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
 FEW = dict(prompts_per_step=2, num_generations=8)
 MEMORY_SHAPES = {  # the language model's layers and key heads, and the knobs
     "learning": (4, 2, FEW),
@@ -635,7 +620,7 @@ def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, 
             group.prompt.features, group.rows = None, []
 
     step()
-    measured = peak_bytes(step) + estimate["weights"] + estimate["optimizer"]
+    measured = peak(step) + estimate["weights"] + estimate["optimizer"]
     assert 0.85 < estimate["peak"] / measured < 1.15
     caches = estimate["caches"] > estimate["gradients"] + estimate["activations"]
     assert caches is (name == "sampling")

@@ -5,33 +5,31 @@
     python -m tools.bench --num_generations 32 --num_iterations 4 --sides grpo_step trl_step
     python -m tools.bench --size 0.5b --json out.json     on a GPU; 0.5b and 2b: published shapes
     python -m tools.bench --table out.json                the table of kept results
-    python -m tools.bench --memory                        what a step needs, computed
 
-All sides have the same random weights, prompts, G and C, and take turns; medians count. Every
-response has exactly C tokens: the end token is banned. Memory is the peak beyond the loaded model,
-of each side in a process of its own. A ratio is the other side's figure divided by ours. Left out:
-quality (tools/compare.py), several GPUs, engines that hold a second copy of the weights.
+All sides have the same random weights, prompts, G and C, and take turns; of each the least of its
+repeats counts, on a CPU in CPU seconds, so that what else the machine does is left out. Every
+response has exactly C tokens: the end token is banned. Memory is the peak of all tensors beyond the
+loaded model. A ratio is the other side's figure divided by ours. Left out: quality
+(tools/compare.py), several GPUs, engines that hold a second copy of the weights.
 """
 
 import argparse
 import copy
+import gc
 import importlib.util
 import json
 import math
-import multiprocessing
-import os
-import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from transformers import PrinterCallback
 
@@ -40,18 +38,17 @@ from config import Config, Parser
 from data.example import THINK, Example, InputError
 from grpo import grpo_loss
 from lib.log import run_program
-from lib.memory import memory_estimate, shape_of
 from lib.optim import build_optimizer
-from model import completion_logprobs, encode_prompt, image_features, token_logprobs
+from model import image_features, token_logprobs
 from rollout import EXPLORE, SKIP, Group, Row, make_groups, rollout
-from tools.shapes import CHART, SIZES, build_model
+from tools.shapes import SIZES, build_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def build_case(args: argparse.Namespace, names: list[str]) -> SimpleNamespace:
-    """What the sides of these names work on, the same at every call: model, processor, config, P
-    groups of G rows, random completions of C tokens, optimizer, and TRL's trainer.
+def build_case(args: argparse.Namespace) -> SimpleNamespace:
+    """What the sides work on, the same at every call: model, processor, config, P groups of G rows,
+    random completions of C tokens, optimizer.
     """
     torch.set_num_threads(1)
     size = SIZES[args.size]
@@ -79,8 +76,6 @@ def build_case(args: argparse.Namespace, names: list[str]) -> SimpleNamespace:
     )
     case.sequences = shape[0] * shape[1]
     case.lengths = dict(num_generations=shape[1], max_completion_length=shape[2])
-    if "trl_step" in names:
-        case.trainer = trl_trainer(case)
     return case
 
 
@@ -163,16 +158,16 @@ def update_padded(case: SimpleNamespace) -> None:
     case.model.zero_grad()
 
 
-def generate(case: SimpleNamespace, repeat: bool, top_k: int = 0) -> torch.Tensor:
-    """transformers' generate: prompts repeated G times, or num_return_sequences. Gives token ids
-    (P * G, C). top_k: 1 is greedy.
+def generate(case: SimpleNamespace, top_k: int = 0) -> torch.Tensor:
+    """transformers' generate with num_return_sequences. Gives token ids (P * G, C). top_k: 1 is
+    greedy.
     """
-    count, length = case.lengths.values()
-    inputs = batch([group for group in case.groups for _ in range(count if repeat else 1)])
+    inputs = batch(case.groups)
+    length = case.config.max_completion_length
     tokens = case.model.generate(
         **inputs,
         attention_mask=torch.ones_like(inputs["input_ids"]),
-        num_return_sequences=1 if repeat else count,
+        num_return_sequences=case.config.num_generations,
         max_new_tokens=length,
         min_new_tokens=length,
         suppress_tokens=case.model.forbidden_ids,
@@ -227,16 +222,13 @@ SIDES = {
     "update": update,
     "update_padded": update_padded,
     "rollout": lambda case: own_rollout(case, case.groups),
-    "generate_repeated": lambda case: generate(case, repeat=True),
-    "generate_sequences": lambda case: generate(case, repeat=False),
+    "generate_sequences": generate,
     "grpo_step": step,
     "dyme_step": lambda case: step(case, skip=True),
-    # TRL's own seconds, without what train() sets up
-    "trl_step": lambda case: case.trainer.train().metrics["train_runtime"],
+    "trl_step": lambda case: case.trainer.train(),
 }
 ROWS = [  # what, against what, and the names of their sides
     ("update, packed", "padded rows", "update", "update_padded"),
-    ("rollout", "generate, repeated prompts", "rollout", "generate_repeated"),
     ("rollout", "generate, num_return_sequences", "rollout", "generate_sequences"),
     ("GRPO step", "TRL's GRPOTrainer", "grpo_step", "trl_step"),
     ("DyME step, half of the groups skipped", "TRL's GRPOTrainer", "dyme_step", "trl_step"),
@@ -244,14 +236,14 @@ ROWS = [  # what, against what, and the names of their sides
 
 
 def bench(args: argparse.Namespace) -> dict:
-    """The case in numbers, exactness, seconds (a list) and bytes of each side."""
+    """The case in numbers, seconds (a list) and bytes of each side."""
     names = args.sides or [*SIDES]
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed, its rows are left off; pip install trl", file=sys.stderr)
         names = [name for name in names if name != "trl_step"]
     if (args.prompts or SIZES[args.size].prompts) == 1:  # there is no half of one group
         names = [name for name in names if name != "dyme_step"]
-    case = build_case(args, names)
+    case = build_case(args)
     result = {
         "size": args.size,
         "P": case.groups[0].prompt.input_ids.shape[1],
@@ -265,127 +257,78 @@ def bench(args: argparse.Namespace) -> dict:
         "train_vision": args.train_vision,
     }
     print(", ".join(f"{name} {value}" for name, value in result.items()))
-    if case.model.dtype == torch.float32:
-        result["exactness"] = exactness(case)
+    if "trl_step" in names:
+        case.trainer = trl_trainer(case)
+    result["bytes"] = {
+        name: whole(peak, name, case) for name in tqdm(names, desc="memory", unit="side")
+    }
     seconds = result["seconds"] = {name: [] for name in names}
-    for name in tqdm(names * args.repeats, desc="bench", unit="run"):
-        seconds[name].append(lap(name, case))
-    del case
-    memory = tqdm(names, desc="memory", unit="side")
-    return {**result, "bytes": {name: peak_elsewhere(name, args) for name in memory}}
+    for name in tqdm(names * args.repeats, desc="seconds", unit="run"):
+        seconds[name].append(whole(lap, name, case))
+    return result
 
 
-def lap(name: str, case: SimpleNamespace) -> float:
-    """The seconds that a side takes; nan for one that doesn't fit in memory."""
-    start = time.perf_counter()
+def whole(measure: Callable, name: str, case: SimpleNamespace) -> float:
+    """What is measured of a side; nan where it doesn't fit in memory."""
     try:
-        own_clock = SIDES[name](case)
+        return measure(lambda: SIDES[name](case))
     except torch.OutOfMemoryError:
         return math.nan
+    finally:
+        case.optimizer.state.clear()
+
+
+def lap(function: Callable[[], object]) -> float:
+    """The seconds that a call takes; on a CPU those that this process had."""
+    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
+    start = clock()
+    function()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    return own_clock if isinstance(own_clock, float) else time.perf_counter() - start
+    return clock() - start
 
 
-def peak_elsewhere(name: str, args: argparse.Namespace) -> float:
-    """`peak` in a process of its own; nan where it doesn't fit in memory, or without /proc."""
-    # glibc else keeps freed blocks of up to 32 MB, by chance more or less of them
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(peak, name, args).result()
-        except (BrokenProcessPool, torch.OutOfMemoryError, OSError):
-            return math.nan
-
-
-def peak(name: str, args: argparse.Namespace) -> int:
-    """Bytes at a side's peak beyond what the loaded model takes."""
-
-    def highest() -> int:  # the allocator's on CUDA, else of the resident set
-        if DEVICE == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-
-    case = build_case(args, [name])
+def peak(function: Callable[[], object]) -> int:
+    """Bytes of tensors at the peak of a call, beyond what is there before it."""
+    gc.collect()  # else what others left might be freed, and counted, in here
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-    before = highest()
-    for _ in range(2 if "step" in name else 1):  # the second with the optimizer's state
-        SIDES[name](case)
-    return max(highest() - before, 1)
-
-
-def exactness(case: SimpleNamespace) -> dict[str, float]:
-    """Packed against padded: the largest difference of a log-probability, in nats, and of a
-    gradient, as a share of the largest. Our greedy tokens against generate's: the share that is
-    the same.
-    """
-    model, group = case.model, case.groups[0]
-    packed, _ = completion_logprobs(model, group.prompt, [row.token_ids for row in group.rows])
-    padded, gradients = padded_logprobs(model, group), []
-    weights = torch.tensor([[row.weight] for row in group.rows], device=packed.device)
-    for logprobs in (packed, padded):
-        (logprobs * weights).mean().backward()
-        found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        gradients.append(torch.cat(found))
-        model.zero_grad()
-    theirs = generate(case, repeat=True, top_k=1)
-    ours = torch.tensor(own_rollout(case, case.groups, temperature=0.0), device=theirs.device)
-    difference = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
-    return {
-        "log-probs, largest difference": (packed - padded).abs().max().item(),
-        "gradients, largest difference / largest": difference.item(),
-        "greedy tokens that are the same": (ours == theirs).float().mean().item(),
-    }
+        before = torch.cuda.memory_allocated()
+        function()
+        function()  # now with the optimizer's states
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+        function()
+    events = profiler.profiler.kineto_results.events()
+    events = [event for event in events if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
 
 
 # ---- tables -------------------------------------------------------------------------------------
 
 
 def table(results: list[dict]) -> str:
-    """One or more results: their rows as markdown, and how exact they are."""
+    """One or more results as markdown."""
     head = "| P x prompts, G | what | s | MB | against | s | MB | time ratio | memory ratio |"
     lines = [head, "| --- " * 9 + "|"]
     for result in results:
         case = f"{result['P']} x {result['prompts']}, {result['G']}"
         case += f", {result['num_iterations']} updates" * (result["num_iterations"] > 1)
         case += ", tower trained" * result["train_vision"]
-        seconds = {name: statistics.median(laps) for name, laps in result["seconds"].items()}
-        memory = {name: size / 2**20 for name, size in result["bytes"].items()}
+        seconds = {name: min(laps) for name, laps in result["seconds"].items()}
+        memory = {name: result["bytes"].get(name, math.nan) / 2**20 for name in seconds}
         for what, against, ours, theirs in ROWS:
             if ours in seconds and theirs in seconds:
                 cells = [case, what, f"{seconds[ours]:.2f}", f"{memory[ours]:,.0f}"]
                 cells += [against, f"{seconds[theirs]:.2f}", f"{memory[theirs]:,.0f}"]
                 cells.append(f"{seconds[theirs] / seconds[ours]:.2f}x")
-                lines.append(f"| {' | '.join(cells)} | {memory[theirs] / memory[ours]:.2f}x |")
-    for result in results:
-        exact = result.get("exactness", {}).items()
-        lines += [f"exactness: {name}: {value:.3g}" for name, value in exact]
-    return "\n".join(lines)
-
-
-def memory_table() -> str:
-    """The peak of a step, computed by lib/memory.py for published shapes without weights: a chart
-    of 800 x 557 pixels, G 8, C 300, bf16.
-    """
-    heads = "model | parameters | prompt, tokens | prompts per step | peak, GiB"
-    lines = [f"| {heads} | with --gradient_checkpointing |", "| --- " * 6 + "|"]
-    example = Example(Image.new("RGB", CHART), "What is the highest value?", "1")
-    for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):
-        with torch.device("meta"):
-            model, processor = build_model(SIZES[size], "meta")
-        prompt = encode_prompt(processor, example)
-        count = sum(p.numel() for p in model.parameters()) / 1e9
-        about = f"| {name} | {count:.2f}B | {prompt.input_ids.shape[1]}"
-        for prompts in (8, 32):
-            settings = dict(num_generations=8, max_completion_length=300, prompts_per_step=prompts)
-            shapes = [
-                shape_of(model, prompt, **settings, gradient_checkpointing=on) for on in (0, 1)
-            ]
-            peaks = [memory_estimate(model, shape)["peak"] / 2**30 for shape in shapes]
-            lines.append(f"{about} | {prompts} | {peaks[0]:.1f} | {peaks[1]:.1f} |")
+                cells.append(f"{memory[theirs] / memory[ours]:.2f}x")
+                lines.append(f"| {' | '.join(cells).replace('nan', '-')} |")
     return "\n".join(lines)
 
 
@@ -407,16 +350,13 @@ def main(argv: list[str]) -> None:
     add("--prompts", type=int, help="prompts to a step; default: the size's")
     add("--num_generations", type=int, default=8, help="G (%(default)s)")
     add("--num_iterations", type=int, default=1, help="updates per batch of rollouts (%(default)s)")
-    add("--repeats", type=int, default=5, help="runs of each side, the median counts (%(default)s)")
+    add("--repeats", type=int, default=5, help="runs of each side, the least counts (%(default)s)")
     add("--train_vision", action="store_true", help="the vision tower isn't frozen, on any side")
     add("--sides", nargs="*", choices=SIDES, help="what to measure; default: all")
     add("--json", metavar="FILE", help="keep all figures in this file")
     add("--table", nargs="+", metavar="FILE", help="print the rows of such files")
-    add("--memory", action="store_true", help="print the computed peaks of published models")
     args = parser.parse_args(argv)
-    if args.memory:
-        print(memory_table())
-    elif args.table:
+    if args.table:
         print(table([read_result(path) for path in args.table]))
     else:
         if args.json:
