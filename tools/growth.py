@@ -32,6 +32,7 @@ class Model:
     patches: int  # that the tower sees of an image
     tile: int  # patches that see each other
     prompt: int = 0  # tokens
+    image: float = 0.0  # seconds of the image processor, on one CPU core
 
 
 @dataclass
@@ -111,21 +112,28 @@ def compare() -> list[tuple[str, float, float]]:
 # an RTX 4090 by its data sheet, 165 TFLOP/s (bf16) and 1008 GB/s, at 40 and 60 %
 CARD = Machine(66e12, 66e12, 605e9, 1.0e-3, 2)
 CHARTQA = 28_299  # training questions
-FAMILIES = {  # sizes by their config.json; tokens and patches of a chart of 800 x 557 pixels
-    "LLaVA-OneVision-0.5B": Model(SIZES["0.5b"].text, (1152, 26, 4304), 7290, 729, 4972),
-    "InternVL3-1B": Model((896, 24, 14, 2, 4864, 151_674), (1024, 24, 4096), 7175, 1025, 1830),
-    "SmolVLM-500M": Model((960, 32, 15, 5, 2560, 49_280), (768, 12, 3072), 13_312, 1024, 930),
-    "Qwen2-VL-2B": Model(SIZES["2b"].text, (1280, 32, 5120), 2240, 2240, 613),
+FAMILIES = {  # by their config.json, and what a chart of 800 x 557 pixels is to them
+    "LLaVA-OneVision-0.5B": Model(SIZES["0.5b"].text, (1152, 26, 4304), 7290, 729, 4972, 0.055),
+    "InternVL3-1B": Model(
+        (896, 24, 14, 2, 4864, 151_674), (1024, 24, 4096), 7175, 1025, 1830, 0.066
+    ),
+    "SmolVLM-500M": Model(
+        (960, 32, 15, 5, 2560, 49_280), (768, 12, 3072), 13_312, 1024, 930, 0.205
+    ),
+    "Qwen2-VL-2B": Model(SIZES["2b"].text, (1280, 32, 5120), 2240, 2240, 613, 0.022),
 }
 
 
 def seconds_table(prompts: int = 32, G: int = 8, C: int = 150) -> str:
     """Seconds per step and hours of ten epochs on CARD, computed, all groups explored."""
-    heads = "model | prompt, tokens | tower | prefill | decode | update | s per step | hours"
-    lines = [f"| {heads} |", "| --- " * 8 + "|"]
+    heads = (
+        "model | prompt, tokens | images | tower | prefill | decode | update | s per step | hours"
+    )
+    lines = [f"| {heads} |", "| --- " * 9 + "|"]
     for name, model in FAMILIES.items():
         seconds = parts(model, CARD, model.prompt, prompts, G, C)
-        seconds.pop("padded")
+        del seconds["padded"]
+        seconds = {"images": prompts * model.image, **seconds}
         step = sum(seconds.values())
         cells = [name, str(model.prompt), *(f"{value:.1f}" for value in seconds.values())]
         hours = step * 10 * CHARTQA / prompts / 3600
