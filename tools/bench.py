@@ -213,6 +213,11 @@ def trl_trainer(case: SimpleNamespace):
         processing_class=case.processor,
     )
     trainer.remove_callback(PrinterCallback)
+    # with several updates TRL 1.16 hands an argument on to where it isn't known
+    logprobs = trainer._get_per_token_logps_and_entropies
+    trainer._get_per_token_logps_and_entropies = lambda *args, batch_num_images=None, **kwargs: (
+        logprobs(*args, **kwargs)
+    )
     return trainer
 
 
