@@ -49,6 +49,7 @@ from lib.tiny import BASE_TASKS
 from load import Task, first_load, load_finals, load_model, load_split
 from reject import account, keep_best, mix_examples, sample_rows
 from run import summary
+from start import check_input, open_scorer
 from train import launch, train
 
 STAGES = (*FORMS, "reject")
@@ -138,9 +139,11 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     held = broadcast_object([stage for stage in stages if (folder / stage).exists()], ranks)
     if held and not (config.resume or config.overwrite):
         raise InputError(f"{folder / held[0]}: holds a run; --resume it or --overwrite it")
-    tasks = {stage: stage_task(config, stage) for stage in stages}  # before a model is loaded
+    open_scorer(config).close()
+    tasks = {stage: stage_task(config, stage) for stage in stages}
     if config.mix:  # so that a bad file doesn't cost the stages before it
         mix_examples(config, 1)
+    tasks = dict(zip(stages, check_input(config, list(tasks.values()), ranks, log)))
     finals = load_finals(config, log)
     size = config.eval_size
     forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}

@@ -12,10 +12,10 @@ from checker import thinking_lines, unmatchable
 from config import Config, tolerances
 from data import load_data
 from data.example import DIRECT, Example, InputError, NoSplit
-from lib.families import load_vlm
+from lib.families import load_vlm, prepare
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object
-from lib.tiny import base_folder
+from lib.tiny import base_folder, tiny_vlm
 from model import special_token
 
 
@@ -86,8 +86,11 @@ def first_load(config: Config, ranks: Ranks):
 
 def load_model(config: Config, device: torch.device):
     """The model to train and its processor: from the hub, from a folder, or the tiny one after its
-    base stage.
+    base stage. On the device "meta" its sizes alone, before anything is downloaded or trained.
     """
+    if config.model == "tiny" and device.type == "meta":
+        model, processor = tiny_vlm()
+        return prepare(model, config.freeze_vision), processor
     if config.model == "tiny":
         flags = {flag: value for flag, value in vars(config).items() if flag.startswith("base_")}
         name, bf16 = str(base_folder(**flags)), False

@@ -28,7 +28,7 @@ from lib.optim import allocate_states, build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object
 from load import Task, check_task, first_load, load_model, load_task
 from model import encode_prompt, get_tokenizer
-from run import Run, step_examples
+from run import KEPT, Run, step_examples
 from sft import target_text
 
 # flags that may change when a run is resumed
@@ -66,17 +66,17 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     """Load everything, resume if asked to, read the starting model; InputError before anything is
     written over.
     """
-    check_method(config)
     log = Log(config.output_dir, ranks.rank == 0)
-    tracker = "none" if config.dry_run else config.report_to
-    log.tracker = open_tracker(tracker, config.output_dir, asdict(config))
     log.lock()
     found = broadcast_object(find_run(config) if log.active else None, ranks)
-    scorer = Judge(config) if config.judge_url else Rules(config)
-    task = task or load_task(config, log)  # before the model: a typo must not cost a download
+    scorer = open_scorer(config)
+    (task,) = check_input(config, [task or load_task(config, log)], ranks, log)
+    finish_config(config, ranks, len(task.train))
+    tracker = "none" if config.dry_run else config.report_to
+    log.tracker = open_tracker(tracker, config.output_dir, asdict(config))
     model, processor = first_load(config, ranks)
-    task = check_task(config, task, processor, log)
-    finish_config(config, model, ranks, len(task.train))
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
     ref_model = None
     if config.beta > 0:
         reference = replace(config, model=config.ref_model or config.model)
@@ -104,7 +104,6 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
     if found:
         state.update(resume(config, found, model, optimizer, state["data"], log))
-    log.say(estimate_memory(run))
     allocate_states(optimizer)  # memory runs out before the first update, not inside it
     run.weights_step = state["step"]
     scorer.resume(state["step"])
@@ -117,8 +116,29 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
     return run
 
 
-def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
-    """The flags that depend on the model or on the number of training examples."""
+def open_scorer(config: Config) -> Rules:
+    """The rules, with the run's own reward function, or the judge, which answers a first question:
+    InputError.
+    """
+    return Judge(config) if config.judge_url else Rules(config)
+
+
+def check_input(config: Config, tasks: list[Task], ranks: Ranks, log: Log) -> list[Task]:
+    """What can be known to be wrong before any weights are downloaded or loaded, as InputErrors:
+    the method's arguments, rows, too little disk or memory. Returns the tasks, each of a run in a
+    folder at or below output_dir, without bad rows.
+    """
+    check_method(config)
+    model, processor = load_model(config, torch.device("meta"))
+    tasks = [check_task(config, task, processor, log) for task in tasks]
+    if not config.dry_run:
+        checkpoint.check_room(config.output_dir, model, KEPT * len(tasks), config.force)
+    log.say(estimate_memory(config, model, processor, tasks[0].train, ranks))
+    return tasks
+
+
+def finish_config(config: Config, ranks: Ranks, examples: int) -> None:
+    """The flags that depend on the number of processes or of training examples."""
     if config.prompts_per_step < ranks.world_size:
         raise InputError(
             f"--prompts_per_step {config.prompts_per_step}: "
@@ -131,28 +151,25 @@ def finish_config(config: Config, model, ranks: Ranks, examples: int) -> None:
     config.save_steps = config.save_steps or config.max_steps
     if config.eval_base is None:
         config.eval_base = config.model == "tiny"
-    if config.gradient_checkpointing:
-        checkpoint_activations(model)
 
 
-def estimate_memory(run: Run) -> str:
+def estimate_memory(config: Config, model, processor, examples, ranks: Ranks) -> str:
     """lib/memory.py's estimate for the longest of the first prompts, as a line; InputError if it
     won't fit.
     """
-    config = run.config
-    first = [run.task.train[i] for i in range(min(8, len(run.task.train)))]
-    prompts = [encode_prompt(run.processor, e, max_pixels=config.max_pixels) for e in first]
+    first = [examples[i] for i in range(min(8, len(examples)))]
+    prompts = [encode_prompt(processor, e, max_pixels=config.max_pixels) for e in first]
     names = ("num_generations", "max_completion_length", "micro_batch_prompts")
     flags = {name: getattr(config, name) for name in (*names, "gradient_checkpointing", "beta")}
     shape = shape_of(
-        run.model,
+        model,
         max(prompts, key=lambda prompt: prompt.input_ids.shape[1]),
-        prompts_per_step=-(-config.prompts_per_step // run.ranks.world_size),
+        prompts_per_step=-(-config.prompts_per_step // ranks.world_size),
         head_chunk_tokens=HEAD_CHUNK,
         **flags,
     )
-    there = machine_memory(run.ranks.device)
-    return report_memory(memory_estimate(run.model, shape), there, config.force)
+    there = machine_memory(ranks.device)
+    return report_memory(memory_estimate(model, shape), there, config.force)
 
 
 def preview(run: Run) -> str:

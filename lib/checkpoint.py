@@ -82,6 +82,21 @@ def write_files(folder: Path, model, processor, optimizer, state: dict) -> None:
     flush(folder)
 
 
+def check_room(output_dir: str | Path, model, count: int, force: bool = False) -> None:
+    """InputError, unless forced, where the disk has no room for so many checkpoints of a model,
+    which may be without weights. Those that are there count as room: they give way to new ones.
+    """
+    copies = {True: 3, False: 1}  # a trained weight has AdamW's two states beside it
+    sizes = [p.numel() * p.element_size() * copies[p.requires_grad] for p in model.parameters()]
+    held = sum(file.stat().st_size for file in Path(output_dir).glob("**/checkpoints/*/*"))
+    free, needed = shutil.disk_usage(output_dir).free + held, count * sum(sizes)
+    if free < needed and not force:
+        told = (
+            f"{needed / 2**30:.2f} GiB are needed for {count} checkpoints, {free / 2**30:.2f} free"
+        )
+        raise InputError(f"--output_dir {output_dir}: {told}; free some, or try it with --force")
+
+
 def name_best(output_dir: str | Path, step: int) -> None:
     """Lets `best.json` name a step's checkpoint, if there is one: the best by validation."""
     folder = Path(output_dir) / "checkpoints" / f"step-{step:06d}"

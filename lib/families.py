@@ -72,7 +72,7 @@ def load_vlm(
     """A model and its processor from a hub name or a folder; a text-only model's is its tokenizer.
 
     freeze_vision: the vision tower gets no gradient (as published); the projector always trains.
-    InputError for a name that can't be had, a family that isn't supported, no chat template.
+    device: "meta" is without weights, and so without their download. InputError for a name that can't be had, a family that isn't supported, no chat template.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path, **NO_CODE)
@@ -81,7 +81,11 @@ def load_vlm(
         family = FAMILIES.get(config.model_type)
         auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
         processor = load_processor(name_or_path, family)
-        model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
+        if bare := torch.device(device).type == "meta":
+            with torch.device("meta"):
+                model = auto_class.from_config(config, dtype=dtype, **NO_CODE)
+        else:
+            model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
     except Exception as error:  # OSError, ValueError, ImportError, hub errors: "can't read it"
         wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
         reason = error if isinstance(error, InputError) else f"{one_line(error)}; {wanted}"
@@ -95,7 +99,7 @@ def load_vlm(
     pad = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
     model = prepare(model.to(device), freeze_vision, tokenizer)
-    if head_differs(model):
+    if not bare and head_differs(model):
         reason = "its head scales or caps the logits; a plain linear head alone is supported"
         raise InputError(f"--model {name_or_path}: {reason}")
     model.generation_config.eos_token_id = model.end_ids

@@ -105,12 +105,17 @@ class Log:
         """Make the folder and keep it until this process ends: InputError where another one
         does.
         """
-        if not self.active or fcntl is None:
+        if not self.active:
             return
-        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
-        self.held = open(Path(self.output_dir) / ".lock", "w")
         try:
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+            self.held = open(Path(self.output_dir) / ".lock", "w")
+        except OSError as error:
+            told = f"can't be written to ({error.strerror}); give another"
+            raise InputError(f"--output_dir {self.output_dir}: {told}") from None
+        try:
+            if fcntl:
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             told = "another process is at work in it; wait for its end or give another --output_dir"
             raise InputError(f"{self.output_dir}: {told}") from None

@@ -1,5 +1,6 @@
 """What is said of the flags, and what a person sees while a run goes on."""
 
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 
 from config import parse
 from curr_reft import read_flags
+from curr_reft import run as curr_reft_main
 from data.example import InputError
 from dyme import rows_loss
 from lib.log import Log, open_tracker, progress, token_pushes, told_response
@@ -89,6 +91,36 @@ def test_a_dry_run_shows_prompt_target_and_rewards_and_keeps_nothing(tmp_path, m
     assert "<image> x 36Think step by step" in said and "Answer: black" in said
     assert "'format': 1.0, 'accuracy': 1.0, 'thinking': 1.0" in said
     assert "the first step took" in said and "nothing was kept" in said
+
+
+def no_weights(*_, **__):
+    raise AssertionError("weights were loaded")
+
+
+@pytest.mark.parametrize("program", [train_main, curr_reft_main])
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--dataset none.jsonl --model tiny", "none.jsonl: "),
+        ("--final_splits other", "charts: no split .other"),
+        ("--reward none.py", "--reward"),
+        ("--judge_url http://127.0.0.1:9/v1 --judge_model m", "doesn't answer the first question"),
+        ("--max_completion_length 9999999", "GiB of memory"),
+        ("--output_dir full", "--output_dir full: .* GiB are needed for"),
+        ("--output_dir /proc/none", "--output_dir /proc/none: can't be written to"),
+    ],
+)
+def test_what_is_wrong_is_found_before_any_weights_are_loaded(
+    program, flags, told, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("load.load_vlm", no_weights)
+    monkeypatch.setattr("lib.chat.time.sleep", lambda seconds: None)
+    if "full" in flags:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(InputError, match=told) as error:
+        program(flags.split())
+    assert "\n" not in str(error.value)
 
 
 def test_a_tokens_push_is_minus_the_gradient_at_its_logit():
