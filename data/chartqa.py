@@ -11,9 +11,9 @@ import itertools
 import zipfile
 from pathlib import Path
 
-from data.example import SPLITS, Example, InputError, NoSplit
+from data.example import SPLITS, Example, InputError, NoSplit, say
 from data.images import read_image
-from data.reading import BROKEN, MAX_LINE, hub_file, leaves_folder, parse_file, say, text
+from data.reading import BROKEN, MAX_LINE, hub_file, leaves_folder, parse_file, text
 
 ZIP = "ChartQA Dataset.zip"
 WAY_OUT = "give --data_dir the ChartQA zip or folder, or take --dataset charts"

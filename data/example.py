@@ -3,7 +3,9 @@
 Besides it what everything here needs: where a response's answer is, and the error of bad input.
 """
 
+import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -96,3 +98,9 @@ def shorten(text: str) -> str:
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     kept = MAX_MESSAGE // 2 - 5
     return text if len(text) <= MAX_MESSAGE else f"{text[:kept]} ... {text[-kept:]}"
+
+
+def say(message: str):
+    """Prints a line, once whatever the number of processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(shorten(message), file=sys.stderr)

@@ -16,9 +16,9 @@ import huggingface_hub
 
 from data.boxes import FORM, read_box
 from data.example import MARKER, OPTION_LETTERS, TASK_KINDS
-from data.example import Example, InputError, NoSplit, split_marked
+from data.example import Example, InputError, NoSplit, say, split_marked
 from data.images import read_image
-from data.reading import as_text, decode, filled, leaves_folder, parse_file, pick, say, text, texts
+from data.reading import as_text, decode, filled, leaves_folder, parse_file, pick, text, texts
 from data.reading import write_whole
 
 

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import socket
-import sys
 import urllib.parse
 import urllib.request
 import zipfile
@@ -20,18 +19,12 @@ from pathlib import Path
 
 import huggingface_hub
 
-from data.example import InputError, shorten
+from data.example import InputError, say
 
 MAX_LINE = 10 * 2**20  # bytes of one .jsonl line, one table
 MAX_FILE = 2**29  # bytes of a .json list: it is read whole
 MAX_LISTED = 20  # bad rows printed; all are counted
 BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # files, zip members
-
-
-def say(message: str):
-    """Prints a line, once whatever the number of processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(shorten(message), file=sys.stderr)
 
 
 def leaves_folder(name: str) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from data.example import InputError
-from data.reading import say, write_whole
+from data.example import InputError, say
+from data.reading import write_whole
 from lib.families import NO_CODE, one_line, save_model
 
 

@@ -1,28 +1,26 @@
 """What a text states about a picture: the claimed pairs (name, value) of DyME's visual facts.
 
-Takes the names and values of each clause (mentions.py) and finds out which value is claimed for
-which name. With facts Latvia 3.0, Portugal 8.9, Romania 13.0, for example:
+Takes the names and values of each clause and finds out which value is claimed for which name. With
+facts Latvia 3.0, Portugal 8.9, Romania 13.0, for example:
 
     "Latvia and Romania are at 3.0 and 13.0; their sum is 16.0. Portugal has 7."
     clause 1: names Latvia, Romania, values 3.0, 13.0: as many, so they go in order
     clause 2: nothing, 16.0 being a result;   clause 3: (Portugal, 7), which is no fact
 
-tests/test_claims.jsonl, read by hand, measures precision and recall. Left out: "the former"; a name
-in one sentence and its value in the next, except under a heading or the head of a table.
+Numbers that state nothing are left out: results of arithmetic, counts, years, what is asked or
+denied. Rules, no model: each looks at a bounded stretch of text, so that the time is linear in the
+text's length. tests/test_claims.jsonl, read by hand, measures precision and recall. Left out: "the
+former"; a name in one sentence and its value in the next, except under a heading or the head of a
+table.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby, product
 
-from lib.mentions import Clause, Mention, Reader
-from lib.names import UNKNOWN, name_words, words
+from lib import english
+from lib.names import PADDING, UNKNOWN, YEAR, find_name, name_words, read_chart, tokenize
 from lib.numbers import read_value
-
-# "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3".
-TYING = words("""of in for among from at with said say says saying who were are was is by belongs
-    belonging which that ( voted""")
-PARTING = words("and but while whereas versus vs than compared ; | then")
-GUESSING = words(", / ( or to maybe perhaps possibly probably even")  # between guesses at one value
-SHARING = words("both each all same tied equal equally")
 
 
 def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
@@ -32,38 +30,172 @@ def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
     for it: as the fact writes it where both are equal (3.0 = 3, 1,200 = 1200, 12 % = 12), so that
     `claim in facts` says whether it is right, else as the text has it. A value of a name that the
     picture hasn't is a claim too, a wrong one: (name, value) or (name, "", value). It is found in
-    the form of a fact (mentions.unknown_name), and wherever a colour is said of embedded charts.
+    the form of a fact (Reader.unknown_name), and wherever a colour is said of embedded charts.
     """
     return list(dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts)))
 
 
 def locate_claims(thinking: str, facts) -> list[tuple]:
     """Each claim of a text with where its value is: [(claim, first character, end)]."""
-    reader = ClaimReader(thinking, facts)
+    reader = Reader(thinking, facts)
     tokens, found = reader.tokens, []
-    for clause in reader.clauses():
-        found += reader.state(clause)
+    for mentions, silent in reader.clauses():
+        found += reader.state(mentions, silent)
     return [(claim, tokens[start].start, tokens[end - 1].end) for claim, start, end in found]
 
 
-class ClaimReader(Reader):
+@dataclass
+class Mention:
+    """A name or a value, where it is in a text."""
+
+    kind: int | None  # 0 row (or the whole name), 1 column, None value
+    part: object  # the words of the name; the value's number, or its words
+    start: int  # in tokens
+    end: int  # exclusive
+
+
+class Reader:
     """Reads the claims of one clause after the other; of their names it keeps the last ones."""
 
     def __init__(self, text: str, facts):
-        super().__init__(text, facts)
+        self.tokens = tokenize(text)
+        self.texts = [token.text for token in self.tokens]
+        self.chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
+        self.mentions = []  # of the clause, in its order
+        self.named = set()  # the tokens that belong to names
         self.kinds = range(len(next(iter(self.chart.table), ())))  # row, and column in a table
         self.last = [[] for _ in self.kinds]  # the last name, a list of one
         self.heads = [[] for _ in self.kinds]  # the last list of several names
 
-    def state(self, clause: Clause) -> list[tuple]:
+    def clauses(self) -> Iterator[tuple[list[Mention], bool]]:
+        """Yields of each clause what it mentions, its names and the values that are read off and
+        neither computed nor denied, and whether it is a question or says that something is false.
+        """
+        i, computed, silent = 0, False, False
+        while i < len(self.tokens) - len(PADDING):
+            token, text, end = self.tokens[i], self.texts[i], i + 1
+            name = ()
+            if token.word in self.chart.spellings:
+                stop, name = find_name(self.tokens, i, self.chart.spellings)
+            if name:
+                self.mentions += [Mention(kind, part, i, stop) for kind, part in name]
+                self.named.update(range(i, stop))
+                end = stop
+            elif self.is_break(i):
+                yield self.mentions, silent or text == "?"
+                self.mentions, computed, silent = [], False, False
+            elif text in english.RESULTS or self.is_operator(i):
+                computed = True
+            elif text in english.TRENDS and len(self.mentions) != 1:
+                computed = True
+            elif token.value is not None:
+                if computed and self.texts[i - 1] in english.COPULAS:
+                    computed = False
+                elif not self.is_denied(i):
+                    self.add_value(Mention(None, token.value, i, end))
+            elif text in english.ASKING and not self.mentions and (i == 0 or self.is_break(i - 1)):
+                silent = True
+            silent = silent or text in english.FALSE
+            i = end
+        yield self.mentions, silent
+
+    def add_value(self, value: Mention) -> None:
+        """Adds a value that is stated, with the name that it brings along."""
+        i = value.start
+        adjacent = i - 1 in self.named or i - 2 in self.named and not self.tokens[i - 1].word
+        if not self.is_stated(value, adjacent):
+            return
+        start, end = (i, i) if adjacent else self.unknown_name(value)
+        if start < end:
+            text = " ".join(token.raw for token in self.tokens[start:end])
+            self.mentions.append(Mention(0, (UNKNOWN, text), start, end))
+            self.named.update(range(start, end))
+        self.mentions.append(value)
+
+    def is_break(self, i: int) -> bool:
+        """Whether a clause ends at token i: not at the stop of "U.S." or of "Vinyl?" = 4."""
+        text, before = self.texts[i], self.texts[i - 1]
+        if text not in english.BREAKS or text in ".?!" and self.texts[i + 1] in english.NAME_ENDS:
+            return False
+        return text != "." or not (len(before) == 1 and before.isalpha())
+
+    def is_operator(self, i: int) -> bool:
+        """Whether token i computes: a word does, a mark between operands ("A - 5" has a dash)."""
+        token, before, behind = self.tokens[i], self.tokens[i - 1], self.tokens[i + 1]
+        if token.text not in english.OPERATORS or token.word:
+            return token.text in english.OPERATORS
+        left = before.value is not None or before.word and behind.value is None
+        right = behind.value is not None or behind.word in self.chart.spellings
+        return bool(right and (left or token.text not in "-–*/"))
+
+    def is_denied(self, i: int) -> bool:
+        """Whether a "not" before the number at token i denies it."""
+        for k in range(i - 1, max(-1, i - 10), -1):
+            text = self.texts[k]
+            if k not in self.named and (text in english.DENYING or text.endswith(("n't", "n’t"))):
+                return True
+            if text in english.STANDING or self.tokens[k].value is not None:
+                return False
+        return False
+
+    def is_stated(self, value: Mention, adjacent: bool) -> bool:
+        """Whether a number can be a name's value; `adjacent`: it is right behind one."""
+        i = value.start
+        before = [text for text in self.texts[max(0, i - 8) : i] if text not in english.ADVERBS]
+        nearest = before[-1] if before else ""
+        percent = self.texts[value.end] == "%"
+        j = value.end + percent
+        behind = self.texts[j]
+        if behind in english.DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
+            return False
+        if nearest in english.NOT_BEFORE or "between" in before:
+            return adjacent
+        if nearest == "by" and not english.CHANGED.isdisjoint(before):
+            return False
+        return adjacent or percent or not YEAR.fullmatch(self.texts[i])
+
+    # ---- names that the picture hasn't ----------------------------------------------------------
+
+    def unknown_name(self, value: Mention) -> tuple[int, int]:
+        """[start, end) of the name that a value has and the picture hasn't, or an empty range.
+
+        "Estonia is 5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
+        """
+        i, nothing = value.start, (value.start, value.start)
+        j = value.end + (self.texts[value.end] == "%")
+        if not self.chart.open or self.texts[j] not in english.FOLLOWING:
+            return nothing
+        linked = self.texts[i - 1] in english.LINKS
+        end = i - linked
+        while end > 0 and self.texts[end - 1] in english.WRITTEN:
+            end -= 1
+        start = end
+        while start > max(0, end - 4) and start - 1 not in self.named:
+            token = self.tokens[start - 1]
+            if not token.word or token.value is not None or token.text in english.NAMELESS:
+                break
+            start -= 1
+        if linked and all(token.raw[0].isupper() for token in self.tokens[start:end]):
+            return start, end
+        k = start - 1
+        if self.texts[k] not in english.PARTED | english.WRITTEN:
+            return nothing
+        while k > 0 and self.texts[k] in english.PARTED | {"%"}:
+            k -= 1
+        follows = k - 1 - (self.texts[k - 1] in english.LINKS) in self.named
+        return (start, end) if follows and self.tokens[k].value is not None else nothing
+
+    # ---- which value belongs to which name ------------------------------------------------------
+
+    def state(self, mentions: list[Mention], silent: bool) -> list[tuple]:
         """The claims of a clause: [(claim, first token, end)]."""
-        values = [mention for mention in clause.mentions if mention.kind is None]
-        owners = [self.pair(clause.mentions, kind) for kind in self.kinds]
+        values = [mention for mention in mentions if mention.kind is None]
+        owners = [self.pair(mentions, kind) for kind in self.kinds]
         for kind in self.kinds:
-            names = [mention for mention in clause.mentions if mention.kind == kind]
+            names = [mention for mention in mentions if mention.kind == kind]
             self.last[kind] = names[-1:] or self.last[kind]
             self.heads[kind] = names if len(names) > 1 else self.heads[kind]
-        if clause.asked or clause.denied:
+        if silent:
             return []
         claims, taken = [], {}  # taken: of the names in the text, the number of their claim
         for v, (value, *owned) in enumerate(zip(values, *owners)):
@@ -106,7 +238,9 @@ class ClaimReader(Reader):
 
     def is_guess(self, values: list[Mention], v: int) -> bool:
         """Whether value v is another guess at the value before it: "6 or 7", "6 7", "6 to 7"."""
-        return v > 0 and GUESSING.issuperset(self.texts[values[v - 1].end : values[v].start][:9])
+        return v > 0 and english.GUESSING.issuperset(
+            self.texts[values[v - 1].end : values[v].start][:9]
+        )
 
     def pair(self, clause: list[Mention], kind: int) -> list[list[Mention]]:
         """The names of `kind` that each value of a clause belongs to: a list of lists.
@@ -129,7 +263,7 @@ class ClaimReader(Reader):
             near = self.texts[max(0, before[0].start - 2) : run[0].start] if before else []
             if lists and lists[0][-1].start not in used:
                 matched = [[name] for name in lists[0]]
-            elif len(before) > 1 and len(run) == 1 and not SHARING.isdisjoint(near):
+            elif len(before) > 1 and len(run) == 1 and not english.SHARING.isdisjoint(near):
                 matched = [before]
             else:
                 matched = []
@@ -151,10 +285,12 @@ class ClaimReader(Reader):
         free = previous is not None and previous.start not in used
         if following is not None:
             gap = [text for text in self.texts[value.end : following.start] if text != "%"]
-            tied = not free and ("," not in gap or not TYING.isdisjoint(gap))
+            tied = not free and ("," not in gap or not english.TYING.isdisjoint(gap))
             # "A and B differ: 70 for A"
-            tied = tied or self.texts[value.start - 1] == ":" and gap and TYING.issuperset(gap)
-            if tied and PARTING.isdisjoint(gap):
+            tied = (
+                tied or self.texts[value.start - 1] == ":" and gap and english.TYING.issuperset(gap)
+            )
+            if tied and english.PARTING.isdisjoint(gap):
                 return following
         several = len(self.kinds) > 1 or isinstance(value.part, tuple)
         return previous if free or several else None

@@ -1,8 +1,7 @@
 """Words, numbers and names: the tokens of a text, and which of a picture's names begins at one.
 
-The first of three steps in reading what a text states about a picture: names.py, mentions.py,
-claims.py. Left out: paraphrased names, decimal commas, numbers in words, scales: "3.0 million" is 3.0,
-since a chart's table mostly leaves its unit out.
+Left out: paraphrased names, decimal commas, numbers in words, and scales: "3.0 million" is 3.0,
+since a chart's table mostly leaves its unit out. Which value is stated for which name: claims.py.
 """
 
 import re
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from data.charts import COLOURS
 from data.example import fact_name
+from lib.english import ARTICLES, ENDING, SKIPPED_IN_NAMES, WEAK_NAMES, words
 from lib.numbers import read_value
 
 # Nothing that can fail follows a repetition: no backtracking, whatever the text.
@@ -25,28 +25,6 @@ EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no pictur
 YEAR = re.compile(r"(?:18|19|20)\d\d")
 # "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
 SHORTENING = re.compile("[,(/;]")
-
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text, to be looked up."""
-    return frozenset(text.split())
-
-
-# what says nothing of a picture
-STOP = words("""a about after all also am an and any are as at be because been before being both but
-    by can could did do does each first for from had has have he her here his how i if in into is it
-    its just let lets me more most my need next no not now of on one only or other our out over
-    question s see she should so some step such than that the their them then there these they
-    this those thus to up us very was we were what when where which while who why will with would
-    you your""")
-ARTICLES = words("the a an its their his her our")
-SKIPPED_IN_NAMES = words(", / - – — ' \" “ ” ‘ ’ ( ) * & . < > + ` : % $ ? !")
-# These are names only before a value, a mark or a word of ENDING.
-WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
-ENDING = words("and or but is are was were has had at in for while by with")
-COPULAS = words("""= ≈ ~ : is are was were equals equal gives makes be about approximately roughly
-    of to""")
-
 NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
 
 UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)

@@ -13,8 +13,7 @@ import math
 import operator
 import re
 
-from data.example import WRAPPING
-from data.reading import say
+from data.example import WRAPPING, say
 
 # Numbers as people write them: full-width forms, other minus signs, "US$5", "5 €", "1 234".
 PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, "−–‒﹣"), "-")

@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfi
 
 from data.charts import TASKS, base_batch, load_charts, vocabulary
 from data.forms import answer_pool, mix_forms
-from data.reading import say, write_whole
+from data.example import say
+from data.reading import write_whole
 from lib.answers import grade
 from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_model
 from lib.log import progress
