@@ -225,7 +225,7 @@ def draw_records(records: list[dict]) -> "dict[str, Figure]":
     if len({record["trace_noise"] for record in records}) > 1:
         return {"noise": plot_noise(records)}
     figures = {}
-    if all(record["val"] and not record.get("stages") for record in records):
+    if all(len(record["val"]) > 1 and not record.get("stages") for record in records):
         figures["val"] = plot_val(records)
     if all("other" in first_split(record) for record in records):
         figures["looks"] = plot_looks(records)
@@ -265,18 +265,24 @@ def plot_val(records: list[dict]) -> "Figure":
 
 def plot_looks(records: list[dict]) -> "Figure":
     """Does it look? Accuracy at temperature 1 with the question's own image, another question's and
-    a blank one: a bar per row, with the standard deviation over its runs.
+    a blank one: a bar per row, the best first, with the standard deviation over its runs.
     """
+
+    def found(runs, reading="sampled"):
+        return [first_split(run)[reading]["accuracy"] for run in runs]
+
     rows = {row: runs for (row, _), runs in by_row(records).items()}
+    rows = dict(sorted(rows.items(), key=lambda item: -mean(found(item[1]))))
     figure = Figure(figsize=(7, 0.4 * len(rows) + 1))
     ax = figure.subplots()
     for i, (title, reading) in enumerate(LOOKS.items()):
-        found = [[first_split(run)[reading]["accuracy"] for run in runs] for runs in rows.values()]
+        values = [found(runs, reading) for runs in rows.values()]
         places = [place + 0.27 * (i - 1) for place in range(len(rows))]
-        spread = [stdev(values) if len(values) > 1 else 0 for values in found]
-        ax.barh(places, list(map(mean, found)), 0.25, xerr=spread, label=title, color=SPARE[i])
+        spread = [stdev(own) if len(own) > 1 else 0 for own in values]
+        ax.barh(places, list(map(mean, values)), 0.25, xerr=spread, label=title, color=SPARE[i])
     ax.set(title="Accuracy by the image that is shown", xlabel="temperature 1", xlim=(0, 1))
     ax.set_yticks(range(len(rows)), rows)
+    ax.margins(y=0.02)
     ax.invert_yaxis()
     figure.legend(loc="outside right center", fontsize=8)
     return figure
