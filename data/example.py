@@ -76,6 +76,18 @@ def split_marked(response: str) -> tuple[str, str | None]:
     return thinking, re.split(r"[\r\n]", tail.strip(WRAPPING), maxsplit=1)[0]
 
 
+def choose(answer: str, options: list[str]) -> str:
+    """The option that an answer names, by its text, its letter, or both ("B", "(B)", "B. cab",
+    "option B"); else the answer.
+    """
+    named = {option.casefold(): option for option in options}
+    for letter, option in zip(OPTION_LETTERS, options):
+        pattern = rf"(?:option )?\(?{letter}(?:[).:]*|[).: ]+{re.escape(option)})"
+        if re.fullmatch(pattern, answer, re.IGNORECASE):
+            named.setdefault(answer.casefold(), option)
+    return named.get(answer.casefold(), answer)
+
+
 class InputError(ValueError):
     """Bad input from outside (a file, a flag): what is wrong and what to do, in one line.
 

@@ -16,7 +16,7 @@ import huggingface_hub
 
 from data.boxes import FORM, read_box
 from data.example import MARKER, OPTION_LETTERS, TASK_KINDS
-from data.example import Example, InputError, NoSplit, say, split_marked
+from data.example import Example, InputError, NoSplit, choose, say, split_marked
 from data.images import read_image
 from data.reading import as_text, decode, filled, leaves_folder, parse_file, pick, text, texts
 from data.reading import write_whole
@@ -113,17 +113,6 @@ def read_options(row: dict) -> list[str]:
     return bare if all(a != b for a, b in zip(bare, options)) else options
 
 
-def choose(answer: str, options: list[str]) -> str:
-    """The option that an answer names, by its text, its letter, or both ("B", "(B)", "B. cab");
-    else the answer.
-    """
-    named = {option.casefold(): option for option in options}
-    for letter, option in zip(OPTION_LETTERS, options):
-        if re.fullmatch(rf"\(?{letter}[).:]*(\s+{re.escape(option)})?", answer, re.IGNORECASE):
-            named.setdefault(answer.casefold(), option)
-    return named.get(answer.casefold(), answer)
-
-
 def find_image(row: dict, folder, moved: dict) -> str | None:
     """The path of a row's image; a gone absolute one is looked for in the folder by the longest end
     of its path that is there, and noted in `moved`. InputError for a URL, a relative path that
@@ -181,9 +170,8 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     trace = text(row, *NAMES["trace"], *worked, required=False) or thinking
     machine = text(row, "human_or_machine", required=False)
     task = text(row, "task", required=False) or {"0": "human", "1": "augmented"}.get(machine, "")
-    kind = TASK_KINDS.get(task.split("-")[0], "text")
-    if kind == "text" and not options and MATHEMATICS.search(answers[0]):
-        kind = "math"
+    plain = "math" if MATHEMATICS.search(answers[0]) else "text"
+    kind = "text" if options else TASK_KINDS.get(task.split("-")[0], plain)
     if kind == "box" and not all(map(read_box, answers)):
         raise InputError(f"{answers[0]!r} is not one box: left, top, right, bottom")
     image = find_image(row, folder, moved)

@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.example import OPTION_LETTERS, Example, InputError
-from data.own import choose, find_image, keep_image
+from data.example import OPTION_LETTERS, Example, InputError, choose
+from data.own import find_image, keep_image
 from data.reading import parse_file, text, write_whole
 
 SHORT = 64  # characters: a longer image is one, a shorter one names a row

@@ -9,11 +9,10 @@ import re
 from collections.abc import Sequence
 
 from data.boxes import iou, read_box
-from data.example import OPTION_LETTERS, Example, split_marked
+from data.example import Example, choose, split_marked
 from lib.numbers import PLAIN, clean_answer, close, math_reader, same_math, to_number, unwrap
 
-# "B", "(b)", "B. cat", "option B"; and all such letters of a text
-OPTION = re.compile(r"(?:option )?\(?([A-Za-z])(?:[).:]|$)\s*(.*)", re.IGNORECASE)
+# "(A) cat, C: dog"
 LETTERED = re.compile(r"(?:(?<=^)|(?<=[\s,;(]))\(?([A-Z])[).:]")
 # nothing, or what Python reads as a number without end: "inf", "1e999"
 NO_ANSWER = re.compile(r"|[-+]?(?:nan|inf|infinity|[\d.]+e\+?\d+)%?", re.IGNORECASE)
@@ -124,17 +123,6 @@ def reader(examples: Sequence[Example]) -> str | None:
     return math_reader() if any(example.kind == "math" for example in examples) else None
 
 
-def option_text(answer: str, options: list[str]) -> str:
-    """The text of the option that a cleaned answer names: "B", "(b)", "B. cat"; else the answer."""
-    texts = dict(zip(OPTION_LETTERS, map(clean_answer, options)))
-    named = OPTION.fullmatch(answer)
-    letter, rest = (named[1].upper(), named[2]) if named else ("", "")
-    alone = answer.casefold() not in (text.casefold() for text in texts.values())
-    if alone and letter in texts and rest.casefold() in ("", texts[letter].casefold()):
-        return texts[letter]
-    return answer
-
-
 def grade(
     example: Example, text: str | None, tolerance: float = 0.0, scale: tuple = (1, 1)
 ) -> float:
@@ -153,10 +141,8 @@ def grade(
     if example.kind == "math":
         return float(any(same_math(right, given, tolerance) for right in example.answers))
     if example.kind == "text":
-        given, *right = (
-            option_text(clean_answer(answer), example.options or [])
-            for answer in (given, *example.answers)
-        )
+        options = list(map(clean_answer, example.options or []))
+        given, *right = (choose(clean_answer(a), options) for a in (given, *example.answers))
         same = (relaxed_accuracy(target=t, prediction=given, tolerance=tolerance) for t in right)
         return float(any(same))
     if (right := read(example, example.answer)) is None:

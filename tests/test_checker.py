@@ -109,8 +109,7 @@ def test_tolerance_zero_is_equality_up_to_rounding(target, given):
         ("decision", "yes", {"Yes.": 1, "no": 0, "yes or no": 0, "": 0}),
         ("letters", "B", {"b": 1, "B, B": 1, "A, B": 0, "Bad": 0}),
         ("letters", "A, C", {"C and A": 1, "AC": 1, "A A": 0.2, "A, B": 0, "A, C, E": 0, ",": 0}),
-        ("box", "10,10,20,20", {"[11, 10, 21, 20]": 1, "10,10,20,15": 0, "20,20,10,10": 0}),
-        ("box", "10,10,20,20", {"10,10,1e9,1e9": 0, "0,0," + "9" * 400 + ",20": 0, "10,10,20": 0}),
+        ("box", "10,10,20,20", {"[11, 10, 21, 20]": 1, "10,10,20,15": 0}),
         ("labels", "red, blue", {"Blue; RED": 1, "red, red": 0.5, "red, green": 1 / 3, ",,": 0}),
         ("text", "12", {"12.0": 1, "12.1": 0, "": 0, "twelve or 13": 0}),
     ],
@@ -135,9 +134,6 @@ def test_a_number_without_end_is_no_value():
     assert [read_value(text) for text in ("9" * 350, "1e999", "1,200")] == [None, None, 1200.0]
 
 
-OPTION = {"cat": 1, "B": 1, "(b)": 1, "B. cat": 1, "option B": 1, "A": 0, "B. dog": 0, "C": 0}
-
-
 @pytest.mark.parametrize(
     "known, answers",
     [
@@ -145,8 +141,7 @@ OPTION = {"cat": 1, "B": 1, "(b)": 1, "B. cat": 1, "option B": 1, "A": 0, "B. do
             dict(answer="x", answers=["x", "tennis racket"]),
             {"Tennis racket.": 1, "x": 1, "ball": 0},
         ),
-        (dict(answer="cat", options=["dog", "cat"]), OPTION),
-        (dict(answer="B", options=["dog", "cat"]), OPTION),
+        (dict(answer="B", options=["dog", "cat"]), {"cat": 1, "B. cat": 1, "B. dog": 0, "C": 0}),
         (dict(answer="A", options=["B", "A"]), {"B": 0}),
     ],
 )
@@ -160,12 +155,6 @@ def test_labels_that_no_response_can_match_are_found():
     examples = [Example(answer=answer) for answer in bad + good]
     assert [example.answer for example in unmatchable(examples)] == bad
     assert unmatchable([Example(answer="1,2", kind="box"), Example(answer="yes", kind="decision")])
-
-
-def test_the_format_asks_for_an_answer_of_the_kind():
-    box = Example(answer="10,10,20,20", kind="box")
-    scored = score([f"So it is.\nAnswer: {text}" for text in ("10,10,20,20", "1,1,2,2", "B")], box)
-    assert scored["format"].tolist() == [1, 1, 0] and scored["correct"].tolist() == [1, 0, 0]
 
 
 # ---- claims -------------------------------------------------------------------------------------
