@@ -87,18 +87,11 @@ def close(wanted: float, given: float, tolerance: float) -> bool:
 # ---- mathematics: a value is (number, unit) or, of several, (kind, values) ----------------------
 
 MOST = 200  # characters that are read
-SPELT = {
-    r"\infty": "∞",
-    "^\\circ": "°",
-    "^{\\circ}": "°",
-    r"\degree": "°",
-    r"\pm": "±",
-    r"\pi": "π",
-}
-SPELT |= {r"\cup": "∪", r"\cdot": "*", r"\times": "*", "×": "*", "·": "*", r"\div": "/", "÷": "/"}
-SPELT |= {r"\in ": "=", "∈": "=", r"\{": "⦃", r"\}": "⦄", "{,}": ",", "²": "^2", "³": "^3"}
-SPELT |= {r"\%": "%", r"\$": "", r"\left": "", r"\right": "", r"\!": "", "√": r"\sqrt"}
-SPELT |= dict.fromkeys([r"\,", r"\;", r"\:", "\\ ", "~", r"\quad"], " ")
+SPELT = {r"\infty": "∞", r"^\circ": "°", r"^{\circ}": "°", r"\degree": "°", r"\pm": "±"}
+SPELT |= {r"\pi": "π", r"\cup": "∪", r"\cdot": "*", r"\times": "*", "×": "*", "·": "*"}
+SPELT |= {r"\div": "/", "÷": "/", r"\in ": "=", "∈": "=", r"\{": "⦃", r"\}": "⦄"}
+SPELT |= {"{,}": ",", "²": "^2", "³": "^3", r"\%": "%", r"\$": "", r"\left": "", r"\right": ""}
+SPELT |= {"√": r"\sqrt", r"\!": "", **dict.fromkeys([r"\,", r"\;", r"\:", r"\ ", "~"], " ")}
 OPEN, CLOSE = "([{⦃", ")]}⦄"
 SEVERAL = re.compile(r"\s*[,;]\s*(?:(?:and|or)\s)?\s*|\s+(?:and|or)\s+|\s*∪\s*")
 RATIO = re.compile(r"\s*:\s*|\s+to\s+")
@@ -119,8 +112,8 @@ RULES = (
     (r"(\d)\s*x\s*10\b", r"\1*10"),
     (r"(\d)[eE]([+-]?\d+)\b", r"\1*10**(\2)"),
     (r"(?<![\d.])0+(?=\d)", ""),
-    (r"([\dπ)])\s*([(π])", r"\1*\2"),
-    (r"([π)])\s*(\d)", r"\1*\2"),
+    (r"([\d.π∞)])\s*([(π∞])", r"\1*\2"),
+    (r"([π∞)])\s*(\d)", r"\1*\2"),
 )
 NUMBER = re.compile(r"([\d.()+*/π∞ -]*[\d.)π∞])\s*(.*)")
 WORD = r"[a-zµ°%Ω]+(?:\^-?\d)?"
@@ -173,9 +166,10 @@ def read_math(text: str) -> tuple | None:
         names = {named and named[1] for named in map(NAME.match, found)}
         return several("set", found) if len(names) == 1 else None
     if len(found := parts(text, RATIO)) > 1:
-        ratio = several(":", found)
-        last = ratio and ratio[1][-1][0]
-        return (":", [(number / last, unit) for number, unit in ratio[1]]) if last else None
+        numbers = [read_number(text) for text in found]
+        if None in numbers or not (last := numbers[-1][0]):
+            return None
+        return ":", [(number / last, unit) for number, unit in numbers]
     return read_number(text)
 
 
