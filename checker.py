@@ -232,7 +232,7 @@ class Rules:
         if self.own_reward is not None:
             try:
                 accuracy = [float(self.own_reward(text, example))]
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 told = f"failed on {example.id}: {type(error).__name__}: {error}"
                 raise InputError(f"--reward: {told}") from error
         return score(
@@ -287,7 +287,7 @@ def load_reward(path: str | None):
         return None
     try:
         own_reward = runpy.run_path(path).get("reward")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--reward {path}: {type(error).__name__}: {error}") from error
     if not callable(own_reward):
         raise InputError(f"--reward {path}: has no function `reward(response, example) -> float`")

@@ -18,6 +18,8 @@ METHODS += ("dyme_reward", "dyme_grounded", "dyme_keep", "dyme_always", "dyme_bu
 METHODS += ("hpt", "chord_mu", "chord_phi", "luffy", "relift")
 SFT_UPDATES = ("sft", "two_stage", "dyme_buffer", "relift")  # have updates without samples
 
+MOST = 1e9  # no number of a run is greater
+
 # when a flag has an effect: in words, and as a test of the others
 CHARTS = ("with --dataset charts", lambda c: c.dataset == "charts")
 FILES = ("with data from files, not with the charts", lambda c: c.dataset != "charts")
@@ -59,44 +61,24 @@ def knob(default, text: str, *when: tuple, group=None, choices=None, **limits: f
 
 @dataclass
 class Config:
-    dataset: str = knob(
-        "charts", "charts, chartqa, gsm8k, aokvqa, a .jsonl, .json or .tsv", group="data"
-    )
+    dataset: str = knob("charts", "charts, chartqa, gsm8k, aokvqa, or a file", group="data")
     data_dir: str | None = knob(None, "its folder or zip; default: download", FILES)
     train_size: int | None = knob(None, "use the first so many training examples", low=1)
     eval_size: int | None = knob(None, "and so many of each evaluated split", low=1)
-    final_splits: list[str] | None = knob(
-        None, "splits to evaluate at the end; default: test, and charts' ood"
-    )
+    final_splits: list[str] | None = knob(None, "what the end evaluates: test, on charts ood too")
     trace_noise: float = knob(
-        0.5,
-        "share of wrong facts in the charts' training traces",
-        CHARTS,
-        MEMORIZES,
-        UNREFINED,
-        low=0,
-        high=1,
+        0.5, "share of wrong facts in training traces", CHARTS, MEMORIZES, UNREFINED, low=0, high=1
     )
     traces: str | None = knob(None, "jsonl of reference traces, see judge.py refine", TRACED)
     facts: str | None = knob(None, "jsonl of visual facts, see judge.py facts", FILES)
-    recipe: str | None = knob(
-        None, "set what the authors' scripts set, see RECIPES", choices=("published",)
-    )
-    skip_bad_rows: bool = knob(
-        False, "leave out, and count, what can't be read, asked or answered", FILES
-    )
-    max_pixels: int | None = knob(
-        None,
-        "an image with more is scaled down first; Idefics3, SmolVLM and InternVL scale it up again",
-        IMAGES,
-        low=1,
-    )
+    recipe: str | None = knob(None, "what the authors' scripts set", choices=("published",))
+    skip_bad_rows: bool = knob(False, "leave out what can't be read, asked or answered", FILES)
+    # Idefics3, SmolVLM and InternVL scale it up again
+    max_pixels: int | None = knob(None, "an image with more is scaled down", IMAGES, low=1)
 
     model: str | None = knob(None, "hub name, folder, or 'tiny'", group="model")
     freeze_vision: bool = knob(True, "no gradient for the vision tower", IMAGES)
-    base_steps: int | None = knob(
-        None, "train the tiny model's base anew; default: the one in assets/", TINY, low=1
-    )
+    base_steps: int | None = knob(None, "train the tiny model's base anew, so long", TINY, low=1)
     base_format_rate: float = knob(0.0, "how often that shows the format", TINY, low=0, high=1)
     base_seed: int = knob(0, "seed of its weights and base stage; not 0: anew", TINY, low=0)
     dtype: str | None = knob(
@@ -104,66 +86,43 @@ class Config:
     )
     gradient_checkpointing: bool = knob(False, "recompute activations: slower, smaller")
 
-    method: str = knob(
-        "dyme", "what decides between memorizing and exploring", choices=METHODS, group="method"
-    )
-    method_args: list[str] | None = knob(
-        None, "its arguments, name=number ...: see dyme.py, variants.py", RULED
-    )
-    thinking: str = knob(
-        "on", "off: ask for the bare answer, and learn that alone", choices=("on", "off")
-    )
-    num_generations: int = knob(
-        8, "G: responses to a prompt; a group compares with itself", SAMPLES, low=2
-    )
+    method: str = knob("dyme", "when to memorize and to explore", choices=METHODS, group="method")
+    method_args: list[str] | None = knob(None, "name=number ...: see dyme.py, variants.py", RULED)
+    thinking: str = knob("on", "off: ask for, and learn, the bare answer", choices=("on", "off"))
+    num_generations: int = knob(8, "G: responses to a prompt", SAMPLES, low=2)
     max_completion_length: int | None = knob(None, "most tokens of a response", low=1)
     temperature: float = knob(1.0, "of sampling", above=0)
     num_iterations: int = knob(1, "updates per batch of rollouts", low=1)
     loss_type: str = knob(
-        "grpo",
-        "what a token weighs; dr_grpo also leaves advantages unscaled",
-        choices=("grpo", "bnpo", "dapo", "dr_grpo"),
+        "grpo", "dr_grpo: advantages unscaled, too", choices=("grpo", "bnpo", "dapo", "dr_grpo")
     )
-    epsilon_low: float = knob(
-        0.2,
-        "clipping of the ratio from below, at num_iterations > 1",
-        SAMPLES,
-        REPEATS,
-        low=0,
-        high=1,
-    )
+    epsilon_low: float = knob(0.2, "clips the ratio from below", SAMPLES, REPEATS, low=0, high=1)
     epsilon_high: float = knob(0.2, "and from above", SAMPLES, REPEATS, low=0)
-    beta: float = knob(
-        0.0, "KL to the starting model, which is then kept in memory", SAMPLES, low=0
-    )
+    beta: float = knob(0.0, "KL to the starting model, kept in memory", SAMPLES, low=0)
     ref_model: str | None = None  # what the KL compares with; None: the starting model
 
     reward_weights: list[float] | None = knob(
         None, "of format, accuracy, thinking", SAMPLES, low=0, group="rewards"
     )
     tolerance: float | None = knob(
-        None,
-        "relative error of a right number; default: 0, and 0.05 where ChartQA is evaluated",
-        low=0,
+        None, "relative error of a right number; default: 0, evaluating ChartQA 0.05", low=0
     )
     reward: str | None = knob(
-        None,
-        "a .py file with your `def reward(response, example) -> float`, in accuracy's place",
-        SAMPLES,
+        None, "a .py file with `def reward(response, example)`, in accuracy's place", SAMPLES
     )
     refiner: str | None = knob(
         None,
-        "rewrite the memorized trace from the facts (local), or keep the data's (off)",
+        "memorize a trace made of the facts, or the data's",
         MEMORIZES,
         choices=("local", "off"),
     )
     judge_url: str | None = knob(
-        None, "LLM behind checker and refiner, http://host:port/v1; its key in DYME_JUDGE_KEY", ASKS
+        None, "LLM behind both, http://host:port/v1; its key in DYME_JUDGE_KEY", ASKS
     )
     judge_model: str | None = knob(None, "its model name", JUDGED)
 
     max_steps: int | None = knob(
-        None, "batches of rollouts; default: num_train_epochs' worth", low=1, group="optimization"
+        None, "batches of rollouts; default: the epochs'", low=1, group="optimization"
     )
     num_train_epochs: float | None = knob(None, "passes over the training data", EPOCHS, above=0)
     prompts_per_step: int | None = knob(None, "P, over all processes", low=1)
@@ -177,29 +136,15 @@ class Config:
     seed: int = knob(0, "of sampling and of the order of examples", low=0)
 
     output_dir: str | None = knob(None, "default: out/<dataset>-<method>", group="output")
-    save_steps: int | None = knob(
-        None, "a checkpoint every so many, besides those of every 15 minutes and the end's", low=1
-    )
-    eval_steps: int | None = knob(
-        None, "evaluate on the split val every so many; default: ten times a run", low=1
-    )
-    eval_base: bool | None = knob(
-        None, "evaluate the starting model on final_splits too; default: tiny only"
-    )
-    log_groups_every: int = knob(
-        25, "log a few groups for the report every so many steps; 0: never", low=0
-    )
+    save_steps: int | None = knob(None, "a checkpoint every so many, and 15 minutes", low=1)
+    eval_steps: int | None = knob(None, "read val every so many; default: ten times a run", low=1)
+    eval_base: bool | None = knob(None, "evaluate the starting model too; default: tiny's")
+    log_groups_every: int = knob(25, "show some groups every so many steps; 0: never", low=0)
     report_to: str = knob(
-        "none",
-        "where the metrics go besides metrics.jsonl",
-        choices=("tensorboard", "wandb", "trackio", "none"),
+        "none", "metrics go there too", choices=("tensorboard", "wandb", "trackio", "none")
     )
-    resume: str | None = knob(
-        None, "go on from the last complete checkpoint of output_dir, or from the given one"
-    )
-    dry_run: bool = knob(
-        False, "show one prompt, its target and that one's rewards, take one step, and stop"
-    )
+    resume: str | None = knob(None, "go on from output_dir's last checkpoint, or the one given")
+    dry_run: bool = knob(False, "show a prompt, its target, what it earns; one step, and stop")
     force: bool = knob(False, "go on with too little memory or disk, or a judge that is silent")
     overwrite: bool = knob(False, "start over where output_dir holds a run")
 
@@ -252,6 +197,20 @@ RECIPES = {
         ),
     }
 }
+
+
+def natural(text: str) -> int:
+    """An integer of at least 1: an argparse type of the other programs."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """A finite number of at least 0, likewise."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 0")
+    return float(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -316,16 +275,12 @@ def knobs(kind) -> list[Field]:
 
 def default_text(flag: Field, own: dict) -> str:
     """What --help says of a default: the flag's, or where it is None the data sets'."""
-    default = flag.default_factory() if flag.default is MISSING else flag.default
-    if default is not None:
-        return f" (default: {default})"
+    if flag.default is not None:
+        return f" (default: {flag.default_factory() if flag.default is MISSING else flag.default})"
     tables = {data: {**DEFAULTS.get(data, {}), **own.get(data, {})} for data in {**DEFAULTS, **own}}
-    said = [
-        f"{'others' if data == '*' else data}: {table[flag.name]}"
-        for data, table in tables.items()
-        if flag.name in table
-    ]
-    return f" ({'; '.join(said)})" if said else ""
+    said = {data: table[flag.name] for data, table in tables.items() if flag.name in table}
+    told = "; ".join(f"{data}: {value}" for data, value in said.items()).replace("*", "others")
+    return f" ({told})" if said else ""
 
 
 def resolve(config, own: dict) -> None:
@@ -368,14 +323,12 @@ def eval_settings(config) -> dict:
 
 
 def check_range(flag: Field, value) -> None:
-    """InputError for a number that isn't finite or isn't within its knob's limits."""
-    limits = flag.metadata["limits"]
-    low, high = limits.get("low", -math.inf), limits.get("high", math.inf)
+    """InputError for a number that isn't within its knob's limits, and for any above MOST."""
+    limits = {"high": MOST, **flag.metadata["limits"]}
+    low, above = limits.get("low", -MOST), limits.get("above", -math.inf)
     for number in value if isinstance(value, list) else [value]:
-        if type(number) not in (int, float):
-            continue
-        within = low <= number <= high and number > limits.get("above", -math.inf)
-        if not (math.isfinite(number) and within):
+        known = type(number) in (int, float)
+        if known and not (low <= number <= limits["high"] and number > above):
             told = {"low": "at least", "high": "at most", "above": "above"}
-            wanted = " and ".join(f"{told[name]} {limit}" for name, limit in limits.items())
-            raise InputError(f"--{flag.name} {number}: must be {wanted or 'finite'}")
+            wanted = " and ".join(f"{told[name]} {limit:g}" for name, limit in limits.items())
+            raise InputError(f"--{flag.name} {number}: must be {wanted}")

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from checker import score
-from config import Parser, tolerances
+from config import Parser, amount, natural, tolerances
 from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
@@ -236,18 +236,13 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
     add("--dataset", help="as for train.py (default: as trained, else chartqa)")
     add("--data_dir", help="its folder or zip (default: as trained)")
     add("--split", default="test", help="of the data set (default: test)")
-    add("--max_completion_length", type=int, help="most tokens of a response (default: as trained)")
-    add("--max_pixels", type=int, help="a larger image is scaled down (default: as trained)")
-    add("--tolerance", type=float, help="relative error of a right number (default: as train.py's)")
-    add("--temperature", type=float, default=0.0, help="of sampling (default: 0, greedy)")
+    add("--max_completion_length", type=natural, help="of a response, tokens (default: as trained)")
+    add("--max_pixels", type=natural, help="a larger image is scaled down (default: as trained)")
+    add("--tolerance", type=amount, help="relative error of a right number (default: train.py's)")
+    add("--temperature", type=amount, default=0.0, help="of sampling (default: 0, greedy)")
     for name, options in flags.items():
         add(f"--{name}", **options)
     args = parser.parse_args(argv)
-    least = {"temperature": 0, "batch_size": 1, "pass_at_k": 1, "num_generations": 1}
-    for name in least:
-        value = getattr(args, name, None)
-        if value is not None and value < least[name]:
-            raise InputError(f"--{name} {value}: must be at least {least[name]}")
     args.model, trained = find_model(args.ckpt)
     args.dataset = getattr(args, "data", None) or args.dataset
     if args.dataset not in (None, trained.get("dataset")):
@@ -265,11 +260,11 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
 FLAGS = {
     "data": {"help": "a benchmark's TSV, VLMEvalKit's, in place of a data set"},
     "instruction": {"help": "with --data: a file with the prompt of a model of others"},
-    "size": {"type": int, "help": "the first so many questions (default: all)"},
-    "pass_at_k": {"metavar": "N", "type": int, "help": "pass@k, of N samples per question"},
+    "size": {"type": natural, "help": "the first so many questions (default: all)"},
+    "pass_at_k": {"metavar": "N", "type": natural, "help": "pass@k, of N samples per question"},
     "out": {"help": "where responses go (default: predictions.jsonl in --ckpt)"},
     "seed": {"type": int, "default": 0, "help": "of sampling (default: 0)"},
-    "batch_size": {"type": int, "default": 64, "help": "responses at a time (default: 64)"},
+    "batch_size": {"type": natural, "default": 64, "help": "responses at a time (default: 64)"},
 }
 
 

@@ -11,6 +11,7 @@ import argparse
 import random
 import sys
 
+from config import natural
 from data import load_data, open_image
 from data.example import Example, InputError
 from evaluate import marks, parse
@@ -24,7 +25,7 @@ from rollout import Group, make_groups, rollout
 FLAGS = {
     "image": {"help": "a picture"},
     "question": {"help": "what to ask (default: a random question of the data set)"},
-    "num_generations": {"type": int, "default": 1, "help": "responses to it (default: 1)"},
+    "num_generations": {"type": natural, "default": 1, "help": "responses to it (default: 1)"},
     "seed": {"type": int, "help": "of the question and of sampling (default: a random one)"},
 }
 

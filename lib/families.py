@@ -93,7 +93,9 @@ def load_vlm(
     tokenizer = getattr(processor, "tokenizer", processor)
     try:
         ends = GenerationConfig.from_pretrained(name_or_path).eos_token_id
-    except OSError:  # no such file, and a config class's own default is no end token
+    except OSError as error:  # no such file, and a config class's own default is no end token
+        if "JSON" in str(error):
+            raise InputError(f"--model {name_or_path}: {one_line(error)}") from None
         ends = None
     # nothing else of it: the published sampling defaults belong to the model as it was
     pad = tokenizer.pad_token_id

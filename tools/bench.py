@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback
 
 import dyme
-from config import Config, Parser
+from config import Config, Parser, natural
 from data.example import THINK, Example, InputError
 from grpo import grpo_loss
 from lib.log import run_program
@@ -352,10 +352,10 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="tools.bench", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
-    add("--prompts", type=int, help="prompts to a step; default: the size's")
-    add("--num_generations", type=int, default=8, help="G (%(default)s)")
-    add("--num_iterations", type=int, default=1, help="updates per batch of rollouts (%(default)s)")
-    add("--repeats", type=int, default=5, help="runs of each side, the least counts (%(default)s)")
+    add("--prompts", type=natural, help="prompts to a step; default: the size's")
+    add("--num_generations", type=natural, default=8, help="G (%(default)s)")
+    add("--num_iterations", type=natural, default=1, help="updates per rollouts (%(default)s)")
+    add("--repeats", type=natural, default=5, help="runs; a side's least counts (%(default)s)")
     add("--train_vision", action="store_true", help="the vision tower isn't frozen, on any side")
     add("--sides", nargs="*", choices=SIDES, help="what to measure; default: all")
     add("--json", metavar="FILE", help="keep all figures in this file")

@@ -24,7 +24,7 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from config import METHODS, Config, Parser
+from config import METHODS, Config, Parser, natural
 from data.example import InputError
 from lib.checkpoint import read_json
 from lib.log import run_program
@@ -203,7 +203,7 @@ def read_records(paths: list[str]) -> list[dict]:
         try:
             records = json.loads(path.read_text())["records"]
             table(records)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{path}: is not a result of --out") from None
         for record in records:
             names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
@@ -227,7 +227,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--base_seeds", nargs="+", type=int, default=[0], help="of the base model (%(default)s)")
     add("--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)")
     add("--output_dir", default="out/compare", help="where the runs go (%(default)s)")
-    add("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    add("--jobs", type=natural, default=os.cpu_count(), help="runs at a time, one thread each")
     add("--out", metavar="FOLDER", help="keep each run's result in it, a file each")
     add("--table", nargs="+", metavar="PATH", help="print the table of such folders, or of files")
     add("--brief", action="store_true", help="a table with fewer columns")
@@ -238,8 +238,6 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv[:end])
     args.flags = argv[end + 1 :]
     args.rows = list(dict.fromkeys(args.rows))
-    if args.jobs < 1:
-        parser.error(f"--jobs {args.jobs}: must be at least 1")
     if bool(args.rows) == bool(args.table):
         parser.error("give rows to run, or --table")
     return args
