@@ -6,7 +6,7 @@ import pytest
 
 from data import InputError
 from tools import compare
-from tools.tables import LOOKS, PRICE, accuracy, paired, readings_table, table
+from tools.tables import LOOKS, PRICE, accuracy, paired, readings_table, student, table
 
 
 def record(row, seed, test, **changed):
@@ -39,8 +39,12 @@ def test_looks_and_price_are_tables_of_the_first_splits_readings():
 def test_paired_differences_compare_equal_seeds_alone():
     records = [record("a", 0, 0.9), record("b", 0, 0.8), record("a", 1, 0.6), record("b", 1, 0.7)]
     records += [record("a", 2, 0.0), record("b", 2, 1.0, base_seed=1)]  # no pair
-    first = paired(records, "a", "b").splitlines()[2]
-    assert "| test | +0.0 [-127.1, +127.1] | 2 | 1 |" in first  # 12.71 * stdev(10, -10) / sqrt 2
+    first = paired(records, "a", "b", "c").splitlines()[2]
+    assert "| b | test | +0.0 | [-127.1, +127.1] | [-254.5, +254.5] | 1 of 2 |" in first
+
+
+def test_students_t_is_the_books():
+    assert [round(student(0.95, n), 2) for n in (1, 2, 8)] == [12.71, 4.30, 2.31]
 
 
 def test_a_table_has_means_and_spreads_of_runs_of_equal_noise_base_and_length():

@@ -1,7 +1,7 @@
 """Comparing methods: the same base, the same prompts, the same traces, several seeds; one table.
 
     python -m tools.compare sft grpo two_stage dyme --seeds 0 1 2 --out results/mine
-    python -m tools.compare --table results/mine [--brief] [--paired dyme two_stage]
+    python -m tools.compare --table results/mine [--brief] [--paired dyme two_stage sft]
 
 Each run is `train.py` in a process of its own, so that what is compared is what a user runs. A run
 that is finished is not run again, as long as its flags and the code are the same. --out keeps each
@@ -233,7 +233,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--brief", action="store_true", help="a table with fewer columns")
     add("--looks", action="store_true", help="and whose image the answers are about")
     add("--price", action="store_true", help="and what thinking costs")
-    add("--paired", nargs=2, metavar=("A", "B"), help="paired differences of two rows besides")
+    add("--paired", nargs="+", metavar="ROW", help="and the first one's differences from others")
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
     args.flags = argv[end + 1 :]

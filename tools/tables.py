@@ -9,8 +9,6 @@ import math
 from statistics import mean, stdev
 
 TASKS = ("math", "detection", "classification")
-# Student's t, two-sided 95 %, with 1, 2, 3 .. degrees of freedom; beyond them the last one's
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
 
 
 def cell(values: list, digits: int = 1, scale: float = 100) -> str:
@@ -114,30 +112,46 @@ def label(record: dict, records: list[dict]) -> str:
     return told
 
 
-def paired(records: list[dict], a: str, b: str) -> str:
-    """a - b on the same base, noise and seed: mean difference in points with Student's 95 %
-    interval, per noise and split.
+def paired(records: list[dict], a: str, *others: str) -> str:
+    """a minus each of the others on the same base, noise and seed: mean difference in points with
+    Student's 95 % interval, and the same by Bonferroni's correction for so many comparisons.
     """
-    pairs, differences = {}, {}
+    runs, differences = {}, {}
     for r in records:
         about = (r["trace_noise"], r["base_seed"], r["seed"], r["base_format_rate"])
-        pairs.setdefault(about, {})[r["row"]] = r["final"]
-    for (noise, *_), found in sorted(pairs.items()):
+        runs.setdefault(about, {})[r["row"]] = r["final"]
+    for b, ((noise, *_), found) in itertools.product(others, sorted(runs.items())):
         if a in found and b in found:
             for split, reading in itertools.product(found[a], ("greedy", "sampled")):
                 ours, theirs = (found[row][split][reading]["accuracy"] for row in (a, b))
                 name = split if reading == "greedy" else f"{split}, T = 1"
-                differences.setdefault((noise, name), []).append(100 * (ours - theirs))
+                differences.setdefault((noise, b, name), []).append(100 * (ours - theirs))
     lines = []
-    for (noise, name), found in differences.items():
+    for (noise, b, name), found in differences.items():
         if len(found) > 1:
-            student = STUDENT[min(len(found) - 1, len(STUDENT)) - 1]
-            centre, half = mean(found), student * stdev(found) / math.sqrt(len(found))
-            told = f"{centre:+.1f} [{centre - half:+.1f}, {centre + half:+.1f}]"
-            wins = sum(difference > 0 for difference in found)
-            lines.append([f"{noise:g}", name, told, str(len(found)), str(wins)])
-    heads = ["noise", "split", f"{a} - {b}, points [95 %]", "pairs", f"{a} better in"]
+            centre, error = mean(found), stdev(found) / math.sqrt(len(found))
+            spans = []
+            for miss in (0.05, 0.05 / len(others)):
+                half = student(1 - miss, len(found) - 1) * error
+                spans.append(f"[{centre - half:+.1f}, {centre + half:+.1f}]")
+            better = f"{sum(difference > 0 for difference in found)} of {len(found)}"
+            lines.append([f"{noise:g}", b, name, f"{centre:+.1f}", *spans, better])
+    heads = ["noise", f"{a} minus", "split", "points", "95 %", "corrected", f"{a} better in"]
     return markdown(heads, lines)
+
+
+def student(confidence: float, freedom: int) -> float:
+    """Student's t with so many degrees of freedom that two-sided has this confidence: bisection
+    over its density, integrated with t = sqrt(freedom) tan(angle).
+    """
+    scale = math.gamma((freedom + 1) / 2) / math.sqrt(math.pi) / math.gamma(freedom / 2)
+    low, high = 0.0, math.pi / 2
+    for _ in range(40):
+        angle = (low + high) / 2
+        middles = [angle * (i + 0.5) / 1000 for i in range(1000)]
+        inside = 2 * scale * angle * mean(math.cos(middle) ** (freedom - 1) for middle in middles)
+        low, high = (angle, high) if inside < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(angle)
 
 
 def forms_table(records: list[dict]) -> str:
