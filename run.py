@@ -275,8 +275,11 @@ def summary(title: str, readings: dict[str, dict]) -> str:
     low, high = interval(greedy["accuracy"], greedy["count"])
     true = sampled["fact_precision"]  # None where nothing is stated
     stated = "no facts stated" if true is None else f"stated facts true {true:.3f}"
+    tasks = [name for name in greedy if name.startswith("accuracy/")]
+    each = [f"{name.removeprefix('accuracy/')} {greedy[name]:.3f}" for name in tasks]
+    apart = f" ({', '.join(each)})" if len(each) == 2 else ""  # ChartQA's human and augmented
     return (
-        f"{title}: accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy, "
+        f"{title}: accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy{apart}, "
         f"{sampled['accuracy']:.3f} at temperature 1, {direct['accuracy']:.3f} answering directly; "
         f"format {greedy['format']:.3f}, {stated}, "
         f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)"

@@ -153,11 +153,9 @@ def keep_image(raw: bytes) -> str:
 def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     """An Example, its id `name`, from the fields of NAMES; question and answer must be there.
 
-    Several right answers are a list. One that is written as "thinking \n Answer: x" is taken
-    apart, an option's letter becomes its text. The task "detection" asks for one box,
-    left,top,right,bottom in pixels, "classification" for labels between commas. An <image> at the
-    head of a question, as Curr-ReFT's data has it, is the image's place. folder, moved: see
-    find_image.
+    An answer that is written as "thinking \n Answer: x" is taken apart, an option's letter becomes
+    its text. An <image> at the head of a question, as Curr-ReFT's data has it, is the image's
+    place. folder, moved: see find_image.
     """
     check_fields(row)
     question = text(row, "question_wo_prompt", required=False) or text(row, "question", "problem")

@@ -8,7 +8,6 @@ evaluation (MMBench's: a question is right only if it is in every order of its o
 
 import ast
 import base64
-import binascii
 import csv
 import io
 import re
@@ -51,16 +50,19 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         seen.add(index)
         image = one_of(image, "image")
         if len(image) > SHORT:
-            held[index], image = keep_image(from_base64(image)), index
+            try:
+                content = base64.b64decode("".join(image.split()), validate=True)
+            except ValueError as error:
+                raise InputError(f"image: not base64 ({error})") from error
+            held[index], image = keep_image(content), index
         return {**row, "image": image}
 
     def parse(row, number):
         named, path = row.pop("image"), text(row, "image_path", required=False)
         if named and named not in held:
             raise InputError(f"image {named!r}: is neither base64 nor the index of a row with one")
-        image = held.get(named) or find_image(
-            {"image": path and one_of(path, "image_path")}, folder, {}
-        )
+        path = path and one_of(path, "image_path")
+        image = held.get(named) or find_image({"image": path}, folder, {})
         return tsv_row(row, image, f"{file.stem}/{row['index']}")
 
     rows = parse_file(file, unpack, skip_bad_rows, table_rows(file))
@@ -87,14 +89,6 @@ def literal_list(value: str | None) -> list[str]:
     return list(map(str, items)) if isinstance(items, list) else []
 
 
-def from_base64(image: str) -> bytes:
-    """The bytes of an image in base64, InputError if it isn't any."""
-    try:
-        return base64.b64decode("".join(image.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"image: not base64 ({error})") from error
-
-
 def tsv_row(row: dict, image: str | None, name: str) -> Example:
     """An Example of a row: its options are the columns A, B ..; where the question holds the
     choices its answer is a letter; "yes" or "no" is a decision.
@@ -106,25 +100,24 @@ def tsv_row(row: dict, image: str | None, name: str) -> Example:
     if options and not all(list(cells.values())[: len(options)]):
         raise InputError("an option is empty and a later one isn't")
     types = [row.get("question_type"), row.get("answer_type")]
-    choices, kind, answers = literal_list(row.get("choices")), "text", [answer]
+    choices, kind = literal_list(row.get("choices")), "text"
     if options:
-        answers = [choose(answer, options)]
-        if answer and answers[0] not in options:
+        answer = choose(answer, options)
+        if answer and answer not in options:
             raise InputError(f"the answer {answer!r} is none of the options")
-    elif answer and (choices or any(kind in CHOICES for kind in types)):
-        kind, letter = "letters", text(row, "answer_option", required=False) or answer
-        letter = dict(zip(choices, OPTION_LETTERS)).get(letter, letter).strip("() .")
-        if not re.fullmatch("[A-Z]", letter):
-            raise InputError(f"the answer {letter!r} is no letter, and none of the choices")
-        answers = [letter]
+    elif answer and (choices or any(name in CHOICES for name in types)):
+        kind, answer = "letters", text(row, "answer_option", required=False) or answer
+        answer = dict(zip(choices, OPTION_LETTERS)).get(answer, answer).strip("() .")
+        if not re.fullmatch("[A-Z]", answer):
+            raise InputError(f"the answer {answer!r} is no letter, and none of the choices")
     elif answer.lower() in ("yes", "no"):
-        kind, answers = "decision", [answer.lower()]
+        kind, answer = "decision", answer.lower()
     elif re.search(r"\d|\\[a-z]", answer) and not PROSE.search(answer):
         kind = "math"
     return Example(
         image,
         f"{hint}\n{question}".strip() if hint else question.strip(),
-        answers[0],
+        answer,
         task=next((row[name] for name in CATEGORIES if row.get(name)), ""),
         kind=kind,
         id=name,

@@ -13,7 +13,7 @@ from data.example import Example, choose, split_marked
 from lib.numbers import PLAIN, clean_answer, close, math_reader, same_math, to_number, unwrap
 
 # "(A) cat, C: dog"
-LETTERED = re.compile(r"(?:(?<=^)|(?<=[\s,;(]))\(?([A-Z])[).:]")
+LETTERED = re.compile(r"(?:^|(?<=[\s,;(]))\(?([A-Z])[).:]")
 # nothing, or what Python reads as a number without end: "inf", "1e999"
 NO_ANSWER = re.compile(r"|[-+]?(?:nan|inf|infinity|[\d.]+e\+?\d+)%?", re.IGNORECASE)
 PARTIAL = 0.2  # for some of the right letters (paper; the published code has no such credit)

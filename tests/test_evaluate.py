@@ -15,6 +15,7 @@ from evaluate import marks, pass_at_ks, predict
 from lib.readings import interval, pass_at_k, readings
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
+from run import summary
 
 
 @pytest.fixture
@@ -82,6 +83,9 @@ def test_accuracy_is_shown_by_human_and_augmented_beside_the_average(capsys):
     told = [line.split(" [")[0] for line in capsys.readouterr().out.splitlines()]
     shares = {"all": 0.5, "augmented": 1, "human": 0}
     assert told == [f"{name}: accuracy {share:.3f}" for name, share in shares.items()]
+    found = readings([{**marks(said(CHART, "so\nAnswer: 5")), **row} for row in rows])
+    line = summary("dyme", dict.fromkeys(("greedy", "sampled", "direct"), found))
+    assert "accuracy 0.500 [0.095, 0.905] greedy (augmented 1.000, human 0.000)," in line
 
 
 @pytest.mark.parametrize(
