@@ -107,7 +107,6 @@ def test_tolerance_zero_is_equality_up_to_rounding(target, given):
     "kind, target, answers",
     [
         ("decision", "yes", {"Yes.": 1, "no": 0, "yes or no": 0, "": 0}),
-        ("letters", "B", {"b": 1, "B, B": 1, "A, B": 0, "Bad": 0}),
         ("letters", "A, C", {"C and A": 1, "AC": 1, "A A": 0.2, "A, B": 0, "A, C, E": 0, ",": 0}),
         ("box", "10,10,20,20", {"[11, 10, 21, 20]": 1, "10,10,20,15": 0}),
         ("labels", "red, blue", {"Blue; RED": 1, "red, red": 0.5, "red, green": 1 / 3, ",,": 0}),
@@ -134,19 +133,10 @@ def test_a_number_without_end_is_no_value():
     assert [read_value(text) for text in ("9" * 350, "1e999", "1,200")] == [None, None, 1200.0]
 
 
-@pytest.mark.parametrize(
-    "known, answers",
-    [
-        (
-            dict(answer="x", answers=["x", "tennis racket"]),
-            {"Tennis racket.": 1, "x": 1, "ball": 0},
-        ),
-        (dict(answer="B", options=["dog", "cat"]), {"cat": 1, "B. cat": 1, "B. dog": 0, "C": 0}),
-        (dict(answer="A", options=["B", "A"]), {"B": 0}),
-    ],
-)
-def test_any_of_several_answers_an_options_letter_or_its_text_is_right(known, answers):
-    assert {answer: grade(Example(**known), answer) for answer in answers} == answers
+def test_any_of_several_answers_is_right():
+    example = Example(answer="x", answers=["x", "tennis racket"])
+    assert [grade(example, text) for text in ("Tennis racket.", "x", "ball")] == [1, 1, 0]
+    assert not grade(Example(answer="A", options=["B", "A"]), "B")  # an option's text, no letter
 
 
 def test_labels_that_no_response_can_match_are_found():
@@ -174,7 +164,7 @@ def test_the_project_pages_two_traces_score_0_and_1():
     assert visual_checker(grounded, COUNTRIES) == 1.0
 
 
-SENTENCES = {
+STATED = {  # of BARS
     "black 6 ; orange 4 ;": ["black 6", "orange 4"],
     "6 black 4 orange 3 red": ["black 6", "orange 4", "red 3"],
     "black 6 plus red 3 is 9 .": ["black 6", "red 3"],
@@ -186,48 +176,45 @@ SENTENCES = {
     "Black: 6\n- **orange**: 4%\n| red | 3 |": ["black 6", "orange 4", "red 3"],
     "Reasoning: min is 4 so orange. At last a green 9": ["green 9"],
 }
-DENIED = {
+ELSE = {  # of COUNTRIES: denied, guessed, of names that they haven't
     "Is Latvia 3.0? No.": [],
     "It is false that Latvia is 3.0": [],
     "Latvia never has 3.0, nor does it reach 13.0": [],
     "Latvia isn't 3.0, Portugal is not at 8.9. Nobody says that Latvia is 3.0": [],
     "Latvia is 3.0, not 4.0, and not the highest": ["Latvia 3.0"],
     "Latvia is not 3.0 but 4.0": ["Latvia 4.0"],
-    "Latvia is twice 3.0": [],
-}
-GUESSED = {
+    "Latvia is twice 3.0, below 99": [],
     "Latvia is 3.0 or 9": ["Latvia 3.0 or 9"],  # one wrong claim
     "Latvia 3.0 9 8 7 6": ["Latvia 3.0 9 8 7 6"],
     "Latvia is 3.0, 9 or 8": ["Latvia 3.0 , 9 or 8"],
-    "Latvia is below 99, Portugal has more than 5": [],
-    "Latvia is 3.0 to 9, Portugal is 8.9m": ["Latvia 3.0 to 9", "Portugal 8.9"],
-}
-NUMBERS = {
     "Latvia is -3.0 and Portugal is one of three": ["Latvia -3.0"],
-    "Latvia 3.0 million, Portugal 8.9": ["Latvia 3.0", "Portugal 8.9"],  # the unit
-}
-INVENTED = {
-    "Estonia is 5.0": ["Estonia 5.0"],
+    "Latvia 3.0 million, Portugal 8.9m": ["Latvia 3.0", "Portugal 8.9"],  # the unit
     "Latvia 3.0, estonia 5, Romania 13.0": ["Latvia 3.0", "estonia 5", "Romania 13.0"],
     "- **Estonia**: 5\n- Latvia: 3.0": ["Estonia 5", "Latvia 3.0"],
     "| Latvia | 3.0 |\n| Estonia | 5 |": ["Latvia 3.0", "Estonia 5"],
     "The median is 8.9. Max is 13.0. Step 2: Sum = 11.9": [],
     "Latvia's share is 3.0, the average is 8. Answer A is 5 more than B": ["Latvia 3.0"],
 }
-TABLES = {"sentences": SENTENCES, "denied": DENIED, "guessed": GUESSED, "numbers": NUMBERS}
 
 
 @pytest.mark.parametrize(
-    "kind, thinking, claims",
-    [
-        (kind, *item)
-        for kind, table in {**TABLES, "invented": INVENTED}.items()
-        for item in table.items()
-    ],
+    "facts, thinking, claims",
+    [(BARS, *item) for item in STATED.items()] + [(COUNTRIES, *item) for item in ELSE.items()],
 )
-def test_what_is_claimed(kind, thinking, claims):
-    found = claimed_facts(thinking, BARS if kind == "sentences" else COUNTRIES)
-    assert [" ".join(claim) for claim in found] == claims
+def test_what_is_claimed(facts, thinking, claims):
+    assert [" ".join(claim) for claim in claimed_facts(thinking, facts)] == claims
+
+
+WEAK = [("A", "1"), ("I", "2"), ("May", "3")]
+TABLES = ["In 2015, 68% wanted to limit its role and 23% to play a role; 62% and 29% in 2016."]
+TABLES += [
+    "| | Limit its role | Play a role |\n|---|---|---|\n| 2015 | 68 | 23 |\n| 2016 | 62 | 29 |"
+]
+TABLES += [
+    "| | 2015 | 2016 |\n|---|---|---|\n| Limit its role | 68 | 62 |\n| Play a role | 23 | 29 |"
+]
+LISTED = "**{}**\n- Limit its role: {}\n- Play a role: {}\n"
+TABLES += [LISTED.format(2015, 68, 23) + LISTED.format(2016, 62, 29)]
 
 
 @pytest.mark.parametrize(
@@ -235,32 +222,15 @@ def test_what_is_claimed(kind, thinking, claims):
     [
         ("P is -4, Q is 1,250", [("P", "-4"), ("Q", "1250")]),
         ("S has 25, T 1,200.0, U 12 %", [("S", "25"), ("T", "1200"), ("U", "12%")]),
-        ("A is 1, I is 2 and May is 3", [("A", "1"), ("I", "2"), ("May", "3")]),
-        ("A, I and May: 1, 2, 3", [("A", "1"), ("I", "2"), ("May", "3")]),
+        ("A is 1, I is 2 and May is 3. I see a bar of 5 and a gap of 2, it may be 4", WEAK),
+        ("A, I and May: 1, 2, 3", WEAK),
         ("The bag is red and on the left. A black umbrella.", BAGS),
+        *((table, SURVEY) for table in TABLES),
     ],
 )
 def test_every_fact_is_claimed_however_it_is_written(text, facts):
-    assert claimed_facts(text, facts) == facts
-
-
-def test_a_word_that_may_be_a_name_is_none_in_plain_text():
-    facts = [("A", "1"), ("I", "2"), ("May", "3")]
-    assert claimed_facts("I see a bar of 5 and a gap of 2, it may be 4", facts) == []
-
-
-@pytest.mark.parametrize(
-    "thinking",
-    [
-        "In 2015, 68% wanted to limit its role and 23% to play a role; 62% and 29% in 2016.",
-        "| | Limit its role | Play a role |\n|---|---|---|\n| 2015 | 68 | 23 |\n| 2016 | 62 | 29 |",
-        "| | 2015 | 2016 |\n|---|---|---|\n| Limit its role | 68 | 62 |\n| Play a role | 23 | 29 |",
-        "**2015**\n- Limit its role: 68\n- Play a role: 23\n**2016**\n- Limit its role: 62",
-    ],
-)
-def test_a_table_is_claimed_by_row_and_column(thinking):
-    found = claimed_facts(thinking, SURVEY)
-    assert set(found) <= set(SURVEY) and len(found) >= 3
+    known = SURVEY if len(facts[0]) == 3 else facts
+    assert sorted(claimed_facts(text, known)) == sorted(facts)
 
 
 def test_claims_agree_with_the_texts_read_by_hand():
@@ -472,11 +442,7 @@ def test_a_column_is_meant_where_it_alone_gives_the_answer():
     assert "9 - 1 = 8" in refined(question, "8", bars)
     assert "Reasoning" not in refined(question, "2", bars)  # x or q?
     assert "Reasoning" not in refined("Is the largest green bar more than 5?", "Yes", bars)
-
-
-def test_of_equal_values_none_is_singled_out():
-    bars = [("p", "3"), ("q", "3")]
-    assert "Reasoning" not in refined("Which is the highest?", "p", bars)
+    assert "Reasoning" not in refined("Which is the highest?", "p", [("p", "3"), ("q", "3")])
 
 
 def test_nothing_is_concluded_from_cells_that_are_not_shown():
@@ -485,11 +451,7 @@ def test_nothing_is_concluded_from_cells_that_are_not_shown():
     assert text.endswith("Observation: a row with a long name 98 = 98.")
     assert refined("Which has the lowest?", "none", facts, trace="as it came") == "as it came"
     assert refined("Which has the lowest?", "none", facts) is None
-
-
-def test_without_facts_the_datas_own_trace_is_memorized_or_none():
-    assert refined("How many?", "2", [], trace="One and one.") == "One and one."
-    assert refined("How many?", "2", []) is None
+    assert refined("?", "2", [], trace="One and one.") == "One and one."  # without facts
 
 
 def test_refined_text_is_grounded_and_has_no_answer_of_its_own():

@@ -51,3 +51,10 @@ def test_no_import_of_the_project_hides_in_a_function():
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.name != "__getattr__" or node not in tree.body, name
                 assert not {*imports(node)} & {*MODULES}, f"{name}.{node.name}"
+
+
+def test_train_is_at_most_ten_floors_up():
+    floors = {}
+    for name in TopologicalSorter(GRAPH).static_order():
+        floors[name] = 1 + max((floors[other] for other in GRAPH[name]), default=0)
+    assert floors["train"] <= 10
