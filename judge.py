@@ -26,7 +26,7 @@ from queue import PriorityQueue
 
 import dyme
 from checker import Rules, total_reward
-from config import Parser, natural
+from config import Parser
 from data import load_data
 from data.example import Example, InputError
 from data.reading import read_lines, write_whole
@@ -34,8 +34,8 @@ from lib.answers import split_response
 from lib.chat import Chat, ChatError, close_chat, first_question, open_chat, try_again
 from lib.log import progress, run_program
 from lib.ranks import Ranks, broadcast_object
-from prompts import TEMPLATE, is_structured, judge_thinking, propose_template
-from prompts import read_off, trace_row, written_trace
+from prompts import TEMPLATE, is_structured, judge_thinking, propose_template, read_off
+from prompts import trace_row, written_trace
 from rollout import EXPLORE, MEMORIZE, Group
 
 TRACE = None  # key of a call, where a thinking is the key of its score
@@ -49,18 +49,15 @@ COUNTS += ("refiner_calls", "refiner_fallbacks", "judge_wait_s")
 
 
 class Judge(Rules):
-    """Rules that ask a language model besides: its calls run in threads, their answers come late.
-
-    Of the calls that wait, those of the first groups go first: without an order no group would be
-    complete before the very end, and no update would run beside the rest of the calls. The cache
-    and template_history.jsonl are in config.output_dir.
+    """Rules that ask a language model besides, in threads. Calls of the first groups go first: else
+    none would be complete before the very end, and no update would run beside the others' calls.
     """
 
     def __init__(self, config):
         super().__init__(config)
         self.chat = open_chat(config, Path(config.output_dir, "judge_cache.sqlite"))
         first_question(self.chat, config.force)
-        self.step = 0  # the one under way: resume and end_step say so
+        self.step = 0  # the one under way
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
         self.templates = Path(config.output_dir, "template_history.jsonl")
@@ -89,9 +86,7 @@ class Judge(Rules):
             self.ask(group.place, TRACE, written_trace, example, self.template)
 
     def ask(self, place: float, key: str | None, function, *args) -> Future:
-        """Have function(chat, *args) called in a thread, once for a place and key; its result is
-        None where there is no reply.
-        """
+        """Call function(chat, *args) in a thread, once for a place and key; None: no reply."""
         if key not in self.calls[place]:
             future = self.calls[place][key] = Future()
             self.queue.put((place, next(self.order), future, function, args))
@@ -145,7 +140,7 @@ class Judge(Rules):
     def trace(self, group: Group) -> str | None:
         """The thinking that is memorized: the judge's, else what the rules say."""
         call = self.calls[group.place].get(TRACE)
-        return call and call.result() or super().trace(group)
+        return (call and call.result()) or super().trace(group)
 
     def end_step(self, step: int, groups: list[Group], ranks: Ranks) -> dict[str, float]:
         """COUNTS of this process. Collective: the first process's template goes to all."""
@@ -161,14 +156,13 @@ class Judge(Rules):
         return counts
 
     def learn_template(self, step: int, groups: list[Group]) -> None:
-        """One proposal at a time, from a response that was judged high and has a structure; taken
-        over at a later step if the judge preferred it.
+        """One proposal at a time, from a structured response judged high; taken over at a later
+        step if the judge preferred it.
         """
         if self.proposal is None:
             for group in groups:
                 for thinking, call in self.calls[group.place].items():
-                    good = thinking is not TRACE and call.result() == 1.0
-                    if self.proposal is None and good and is_structured(thinking):
+                    if self.proposal is None and call.result() == 1.0 and is_structured(thinking):
                         about = (thinking, group.example, self.template)
                         self.proposal = self.ask(math.inf, None, propose_template, *about)
         elif self.proposal.done():
@@ -187,13 +181,13 @@ class Judge(Rules):
 
     def summary(self) -> str | None:
         """For the run's last lines: how often the rules answered in the judge's place."""
-        if not self.totals["judge_failures"] + self.totals["refiner_fallbacks"]:
+        total = self.totals
+        if not total["judge_failures"] + total["refiner_fallbacks"]:
             return None
-        ratings = "{judge_failures} of {judge_ratings} ratings".format(**self.totals)
-        traces = "{refiner_fallbacks} of {refiner_calls} traces".format(**self.totals)
-        error = self.chat.last_error or "none"
         return (
-            f"the rules stood in for the judge in {ratings} and {traces}; its last error: {error}"
+            f"the rules stood in for the judge in {total['judge_failures']} of "
+            f"{total['judge_ratings']} ratings and {total['refiner_fallbacks']} of "
+            f"{total['refiner_calls']} traces; its last error: {self.chat.last_error or 'none'}"
         )
 
     def close(self) -> None:
@@ -213,21 +207,21 @@ def scored_thinking(group: Group, g: int) -> str | None:
 def write_ahead(
     chat: Chat, groups: list[list[Example]], path: Path, write: Callable, unit: str
 ) -> None:
-    """Append what a jsonl file lacks: each example's id, question and answer with the rest of its
-    row, which is write(chat, example) of the first in its group; None leaves the group out.
+    """Append what a jsonl file lacks: each example's id, question and answer, and the rest of its
+    row, which is write(chat, the first of its group); None leaves the group out.
 
-    Says how many rows have which "source", and what it cost per `unit`. What fails is counted, and
-    left to the same command; InputError after MAX_FAILED in a row, or where nothing is written.
+    Says the rows by "source", and what a `unit` cost. What fails is left to the same command;
+    InputError after MAX_FAILED in a row, or where nothing is written.
     """
     done = {row["id"] for row in read_lines(path)}
 
-    def work(group: list[Example]) -> tuple[str, dict | None]:
+    def work(group: list[Example]) -> tuple[str, dict | str | None]:
         if done.issuperset(example.id for example in group):
             return "old", None
         try:
             made = write(chat, group[0])
         except (ChatError, InputError) as error:
-            return "failed", {"why": f"{group[0].id}: {error}"}
+            return "failed", f"{group[0].id}: {error}"
         return (made["source"], made) if made else ("left out", None)
 
     chat.counts.clear()
@@ -238,7 +232,7 @@ def write_ahead(
             counts[source] += len(group)
             asked += made is not None
             if source == "failed":
-                in_a_row, why = in_a_row + 1, made["why"]
+                in_a_row, why = in_a_row + 1, made
                 if in_a_row == MAX_FAILED:
                     break
             elif made:
@@ -247,12 +241,13 @@ def write_ahead(
                     row = {"id": e.id, "question": e.question, "answer": e.answer, **made}
                     file.write(json.dumps(row) + "\n" if e.id not in done else "")
                 file.flush()
-    known, seconds = chat.counts["judge_cache_hits"], time.perf_counter() - start
+    known = chat.counts["judge_cache_hits"]
+    rate = (asked - known) / (time.perf_counter() - start)
     print(
         f"{path}: {', '.join(f'{number} {source}' for source, number in counts.items())}; "
         f"{chat.counts['judge_calls']} calls, {known} replies from the cache, "
         f"{chat.counts['tokens_in']:,} tokens in, {chat.counts['tokens_out']:,} out, "
-        f"{(asked - known) / seconds:.2f} {unit}s per second"
+        f"{rate:.2f} {unit}s per second"
     )
     if in_a_row == MAX_FAILED or counts.keys() <= {"failed", "left out"}:
         why = why or "not one example has the image, the text or the facts that this takes"
@@ -267,23 +262,23 @@ def main(argv: list[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     facts = commands.add_parser("facts", help="write visual facts, for --facts", allow_abbrev=False)
     traces = commands.add_parser("refine", help="write traces, for --traces", allow_abbrev=False)
-    for add in (facts.add_argument, traces.add_argument):
-        add("--dataset", required=True, help="as for train.py")
-        add("--data_dir", help="its folder or zip")
-        add("--size", type=natural, help="the first so many examples")
-        add("--skip_bad_rows", action="store_true", help="leave out, and count, what can't be read")
-        add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
-        add("--judge_url", required=True, help="http://host:8000/v1")
-        add("--judge_model", required=True, help="its model name")
     facts.add_argument("--from", dest="unit", default="image", choices=["image", "text"])
     facts.set_defaults(facts=None)
     traces.add_argument("--facts", help="jsonl of visual facts, see judge.py facts")
     traces.set_defaults(unit="question")
+    for add in (facts.add_argument, traces.add_argument):
+        add("--dataset", required=True, help="as for train.py")
+        add("--data_dir", help="its folder or zip")
+        add("--size", type=int, help="the first so many examples")
+        add("--skip_bad_rows", action="store_true", help="leave out, and count, what can't be read")
+        add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
+        add("--judge_url", required=True, help="http://host:8000/v1")
+        add("--judge_model", required=True, help="its model name")
     args = parser.parse_args(argv)
     names = ("data_dir", "size", "skip_bad_rows", "facts")
-    examples = load_data(args.dataset, "train", **{name: getattr(args, name) for name in names})
+    read = {name: getattr(args, name) for name in names}
     groups = defaultdict(list)  # a call for each
-    for example in examples:
+    for example in load_data(args.dataset, "train", **read):
         groups[str(example.image) if args.unit == "image" else example.id].append(example)
     chat = open_chat(args, f"{args.out}.cache")
     chat.timeout = 300.0  # a table takes longer to write than a rating

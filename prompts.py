@@ -2,7 +2,7 @@
 
 As the checker it rates how far thinking is grounded in the facts; as the refiner it writes the
 thinking that is memorized, after a template that it learns (DyME, arXiv 2506.23061, section 3.3);
-a vision-language model writes the facts themselves down. Who asks, and when: judge.py, reject.py.
+a vision-language model writes the facts down. Who asks, and when: judge.py, reject.py.
 """
 
 import re
@@ -63,14 +63,13 @@ HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
 
 
 def fill(prompt: str, example: Example, **parts: str) -> str:
-    """A prompt about an example. No mark inside a response can end the block that it is in, nor
-    its turn ("</thinking>", "<|im_end|>"): each "<" becomes a letter that looks like it.
+    """A prompt about an example. Each "<" of a part becomes a letter that looks like it: no mark in
+    a response ("</thinking>", "<|im_end|>") can end its block or the turn.
     """
-    facts = "\n".join(f"- {fact_name(fact)}: {fact_value(fact)}" for fact in example.facts)
     parts = {name: text.replace("<", "\u2039") for name, text in parts.items()}
-    about = {"question": example.question, "answer": example.answer}
-    prompt = prompt.replace("{case}", CASE)
-    return prompt.format(facts=facts or "(none known)", **about, **parts)
+    facts = "\n".join(f"- {fact_name(fact)}: {fact_value(fact)}" for fact in example.facts)
+    parts.update(question=example.question, answer=example.answer, facts=facts or "(none known)")
+    return prompt.replace("{case}", CASE).format(**parts)
 
 
 def judge_thinking(chat: Chat, thinking: str, example: Example) -> float | None:
@@ -79,27 +78,23 @@ def judge_thinking(chat: Chat, thinking: str, example: Example) -> float | None:
 
 
 def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
-    """The judge's own trace, or None if it is cut off, gives another answer or is not grounded.
-
-    Not one of its claims may be wrong: what is memorized is believed. It must fit into a target of
-    the right format and have nothing like a special token. Without facts nothing is asked. Raises
-    ChatError.
+    """The judge's own trace, or None if it is cut off, gives another answer, claims what is no fact
+    (what is memorized is believed), is hardly grounded, or doesn't fit into a target. Without
+    facts nothing is asked. Raises ChatError.
     """
     if not example.facts:
         return None
-    prompt = fill(REFINE, example, template=template)
-    reply, finished = ask(chat, prompt)
+    reply, finished = ask(chat, fill(REFINE, example, template=template))
     lines = [(line, split_marked(line)[1]) for line in reply.splitlines()]
     trace = "\n".join(line for line, answer in lines if answer is None).strip()
-    facts = [tuple(fact) for fact in example.facts]
-    about = (facts, example.needed, example.question, example.trace or "")
+    about = (example.facts, example.needed, example.question, example.trace)
     good = (
         finished
         and all(answer is None or matches(example, answer) for _, answer in lines)
         and format_reward(f"{trace}\nAnswer: {example.answer}")
         and not TOKEN.search(trace)
         and not contradicts(trace, example)
-        and set(claimed_facts(trace, facts)) <= set(facts)
+        and set(claimed_facts(trace, example.facts)) <= set(example.facts)
         and visual_checker(trace, *about) >= MIN_GROUNDING
     )
     return trace if good else None
@@ -142,13 +137,10 @@ def is_structured(text: str) -> bool:
 
 
 def propose_template(chat: Chat, thinking: str, example: Example, best: str) -> str | None:
-    """The generic template of a good response if the judge prefers it to `best`, else None.
-
-    Templates are learned from the policy's own responses (DyME, section 3.3). A proposal that keeps
-    a name or value of this chart, has no structure or is cut off isn't compared. Raises ChatError.
+    """The template of one of the policy's own responses (DyME, section 3.3) if it is generic, with
+    no name or value of this image, and the judge prefers it to `best`; else None. Raises ChatError.
     """
-    prompt = fill(GENERALISE, example, thinking=thinking)
-    proposal, finished = ask(chat, prompt)
+    proposal, finished = ask(chat, fill(GENERALISE, example, thinking=thinking))
     specific = any(mentions(proposal, word) for fact in example.facts for word in fact)
     generic = not specific and split_marked(proposal)[1] is None and is_structured(proposal)
     if not finished or not generic:
@@ -183,9 +175,9 @@ SEE_PIXELS = 2**20  # an image with more is scaled down before it is sent
 def read_off(chat: Chat, example: Example, source: str = "image") -> dict | None:
     """The visual facts I_c of an example, {"facts": [(row, column, value) ..], "source"}.
 
-    source: "image", or "text", the caption, else the reference trace; None without it. A reply
-    that doesn't hold what it should is asked for once more, with what is wrong. Raises ChatError
-    where it doesn't either; InputError for a broken image.
+    source: "image", or "text", the caption, else the reference trace; None without it. A reply that
+    can't be used is asked for once more, with what is wrong. Raises ChatError where that can't be
+    either; InputError for a broken image.
     """
     if source == "text":
         words = example.caption or example.trace
@@ -213,9 +205,8 @@ def read_off(chat: Chat, example: Example, source: str = "image") -> dict | None
 
 
 def parse_facts(reply: str) -> list[tuple]:
-    """The facts of a reply with one JSON value, whatever is around it, as `data.own.read_facts`
-    has them: (row, column, value), or (row, value) where all have one column, as in ChartQA's
-    tables; (object, attribute), (object, position). InputError says what is wrong.
+    """The facts of the JSON in a reply: (row, column, value), or (row, value) where all have one
+    column, as in ChartQA's tables; (object, attribute), (object, position). InputError without.
     """
     found = re.search(r"[\[{].*[\]}]", reply, re.DOTALL)
     value = decode(found.group().encode()) if found else None

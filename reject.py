@@ -58,7 +58,7 @@ def local_points(text: str, example: Example, rewards: dict[str, float]) -> dict
     a share of all.
     """
     thinking, answer = split_response(text)
-    about = (example.facts, example.needed, example.question, example.trace or "")
+    about = (example.facts, example.needed, example.question, example.trace)
     grounded = visual_checker(thinking, *about) if example.facts else 1.0
     follows = answer is not None and sums_hold(thinking)
     follows = follows and not contradicts(thinking, replace(example, answer=answer))

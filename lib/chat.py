@@ -2,10 +2,8 @@
 
 A client of the OpenAI-compatible /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, a
 public API) on the standard library: bounded retries, a cache on disk, a thread pool. A server that
-fails too often in a row is left alone for the rest of a step; each later step tries one call.
-
-The key comes from DYME_JUDGE_KEY, is sent to no redirect's target and is shown in no message. Left
-out: streaming, tools.
+fails too often in a row is left alone for the rest of a step; each later step tries one call. The
+key comes from DYME_JUDGE_KEY and is shown in no message. Left out: streaming, tools, redirects.
 """
 
 import hashlib
@@ -18,7 +16,6 @@ import sqlite3
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 import warnings
 from collections import Counter
@@ -30,18 +27,27 @@ from tqdm import tqdm
 
 from data.example import InputError, shorten
 
-FIRST = "Reply with one word: yes."
 PARALLEL = 8  # requests at a time
-LONGEST = 200  # characters of a server's own words in a message
 MAX_WAIT = 30.0  # seconds between two attempts, whatever Retry-After says
-REPLIES = "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT, finished INTEGER)"
+
+
+class AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Every status is an answer: nothing is raised, and a redirect's target isn't sent the key."""
+
+    def http_response(self, request, response):
+        return response
+
+    https_response = http_response
+
+
+OPENER = urllib.request.build_opener(AnyStatus)
 
 
 class ChatError(Exception):
     """A call without a reply: why, in one line; whether to try again; Retry-After in seconds."""
 
     def __init__(self, reason: str, retry: bool = True, wait: float | None = None):
-        super().__init__(shorten(reason)[:LONGEST])
+        super().__init__(shorten(reason))
         self.retry, self.wait = retry, wait
 
 
@@ -64,10 +70,10 @@ class Chat:
     counts: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def dead(self) -> bool:
-        """True after max_failures calls in a row without a reply, until there is one again."""
-        return self.failed_in_a_row >= self.max_failures
+    def count(self, **numbers: int) -> None:
+        """Add to the counts, from any thread."""
+        with self.lock:
+            self.counts.update(numbers)
 
 
 def open_chat(flags, cache: str | Path = ":memory:") -> Chat:
@@ -89,8 +95,8 @@ def open_chat(flags, cache: str | Path = ":memory:") -> Chat:
     try:
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(cache, timeout=60, check_same_thread=False)
-        with db:
-            db.execute(REPLIES)
+        columns = "key TEXT PRIMARY KEY, text TEXT, finished INTEGER"
+        db.execute(f"CREATE TABLE IF NOT EXISTS replies ({columns})")
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{cache}: not usable as a cache ({error}); move it away") from None
     pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="chat")
@@ -109,7 +115,7 @@ def first_question(chat: Chat, force: bool = False) -> None:
     warning, and the server is dead.
     """
     try:
-        ask(chat, FIRST, fresh=True)
+        ask(chat, "Reply with one word: yes.", fresh=True)
     except ChatError as error:
         failed = f"--judge_url {chat.url}: doesn't answer the first question: {error}"
         if not force:
@@ -122,11 +128,9 @@ def first_question(chat: Chat, force: bool = False) -> None:
 def ask(
     chat: Chat, prompt: str | list[dict], fresh: bool = False, max_tokens: int = 300
 ) -> tuple[str, bool]:
-    """(text, finished) of the reply to a prompt, or to the messages of a chat; finished is False
-    where max_tokens cut it off.
-
-    From the cache where the same model was asked the same before, unless `fresh`. Counts
-    judge_cache_hits, and judge_calls, the attempts that went out. Raises ChatError without a reply.
+    """(text, finished) of the reply to a prompt or a chat's messages; cut off by max_tokens it is
+    not finished. From the cache where the same model was asked the same before, unless `fresh`.
+    Raises ChatError without a reply.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     body = {"model": chat.model, "messages": messages, "temperature": 0.0, "max_tokens": max_tokens}
@@ -134,24 +138,11 @@ def ask(
     key = hashlib.sha256(body).hexdigest()
     found = query_cache(chat, "SELECT text, finished FROM replies WHERE key = ?", key)
     if found and not fresh:
-        with chat.lock:
-            chat.counts["judge_cache_hits"] += 1
+        chat.count(judge_cache_hits=1)
         return found[0], bool(found[1])
     text, finished = ask_server(chat, body)
     query_cache(chat, "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", key, text, finished)
     return text, finished
-
-
-def ask_word(chat: Chat, prompt: str, words: list[str]) -> str | None:
-    """The one of `words` that the reply has as a whole word in any case; None if none or several.
-
-    Raises ChatError.
-    """
-    reply, _ = ask(chat, prompt)
-    # "highly" and "high-level" are not "high"
-    found = re.findall(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", reply, re.IGNORECASE)
-    found = {word.lower() for word in found}
-    return found.pop() if len(found) == 1 else None
 
 
 def query_cache(chat: Chat, sql: str, *values):
@@ -161,40 +152,42 @@ def query_cache(chat: Chat, sql: str, *values):
             return chat.cache.execute(sql, values).fetchone()
     except sqlite3.Error as error:
         warnings.warn(f"the judge's cache fails, going on without it: {error}")  # said once
-        return None
 
 
-# ---- retries, and a server that is dead ---------------------------------------------------------
+def ask_word(chat: Chat, prompt: str, words: list[str]) -> str | None:
+    """The one of `words` that the reply has as a whole word; None if none or several. Raises
+    ChatError.
+    """
+    reply, _ = ask(chat, prompt)
+    # "highly" and "high-level" are not "high"
+    found = re.findall(rf"(?<![\w-])(?:{'|'.join(words)})(?![\w-])", reply.lower())
+    return found[0] if len(set(found)) == 1 else None
 
 
 def ask_server(chat: Chat, body: bytes) -> tuple[str, bool]:
     """`post` with retries. Raises ChatError, at once where the server is dead."""
     with chat.lock:
-        if chat.dead and not chat.may_try:
+        if chat.failed_in_a_row >= chat.max_failures and not chat.may_try:
             raise ChatError(f"{chat.url} is dead: {chat.last_error}")
         chat.may_try = False
     for attempt in itertools.count():
         try:
             reply = post(chat, body)
-            note(chat)
+            chat.failed_in_a_row = 0
             return reply
         except ChatError as error:
-            if not error.retry or attempt >= chat.max_retries or chat.dead:
-                note(chat, error)
-                raise
-            wait = chat.backoff * 2**attempt if error.wait is None else error.wait
-            time.sleep(min(wait, MAX_WAIT))
-
-
-def note(chat: Chat, error: ChatError | None = None) -> None:
-    """Counts failures in a row; says when the server dies, and when it answers again."""
-    with chat.lock:
-        was_dead = chat.dead
-        chat.last_error = str(error) if error else chat.last_error
-        chat.failed_in_a_row = chat.failed_in_a_row + 1 if error else 0
-        if chat.dead != was_dead:
-            said = f"fails, one call per step tries it again; {error}" if error else "answers again"
-            tqdm.write(f"judge: {chat.url} {said}", file=sys.stderr)
+            dead = chat.failed_in_a_row >= chat.max_failures
+            if error.retry and attempt < chat.max_retries and not dead:
+                wait = chat.backoff * 2**attempt if error.wait is None else error.wait
+                time.sleep(min(wait, MAX_WAIT))
+                continue
+            with chat.lock:
+                chat.last_error = str(error)
+                chat.failed_in_a_row += 1
+                if chat.failed_in_a_row == chat.max_failures:
+                    told = "fails, one call per step tries it again"
+                    tqdm.write(f"judge: {chat.url} {told}; {error}", file=sys.stderr)
+            raise
 
 
 def try_again(chat: Chat) -> None:
@@ -202,24 +195,16 @@ def try_again(chat: Chat) -> None:
     chat.may_try = True
 
 
-# ---- one attempt --------------------------------------------------------------------------------
-
-
 def post(chat: Chat, body: bytes) -> tuple[str, bool]:
     """One attempt: POST `body` -> (text, finished). Raises ChatError for whatever goes wrong."""
     # urllib's own User-Agent is turned away by some public APIs
     headers = {"Content-Type": "application/json", "User-Agent": "dyme"}
-    request = urllib.request.Request(f"{chat.url}/chat/completions", body, headers)
     if chat.key:
-        request.add_unredirected_header("Authorization", f"Bearer {chat.key}")
-    with chat.lock:
-        chat.counts["judge_calls"] += 1
+        headers["Authorization"] = f"Bearer {chat.key}"
+    request = urllib.request.Request(f"{chat.url}/chat/completions", body, headers)
+    chat.count(judge_calls=1)
     try:
-        try:
-            answer = urllib.request.urlopen(request, timeout=chat.timeout)
-        except urllib.error.HTTPError as error:
-            answer = error  # a status other than 2xx, with its own headers and body
-        with answer:
+        with OPENER.open(request, timeout=chat.timeout) as answer:
             raw = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise ChatError(f"{type(error).__name__}: {error}") from None
@@ -238,9 +223,8 @@ def post(chat: Chat, body: bytes) -> tuple[str, bool]:
         # a reasoning model's own thoughts name every level; lone surrogates can't be stored
         text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
         usage = reply.get("usage") or {}  # some servers don't say
-        with chat.lock:
-            chat.counts["tokens_in"] += usage.get("prompt_tokens") or 0
-            chat.counts["tokens_out"] += usage.get("completion_tokens") or 0
+        tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        chat.count(tokens_in=tokens_in or 0, tokens_out=tokens_out or 0)
         return text.encode(errors="replace").decode().strip(), finished
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ChatError("the reply is no chat completion with a text") from None

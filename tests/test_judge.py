@@ -84,17 +84,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
+        self.server.requests.append(self)
         self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.prompt = self.body["messages"][0]["content"]
         if isinstance(self.prompt, list):  # a text and an image
             self.prompt, self.image = self.prompt[0]["text"], self.prompt[1]["image_url"]["url"]
-        self.send(self.server.script.popleft() if self.server.script else self.server.default)
-
-    def do_GET(self):
-        self.send((404, ""))
-
-    def send(self, reply):
-        self.server.requests.append(self)
+        reply = self.server.script.popleft() if self.server.script else self.server.default
         reply = reply(self) if callable(reply) else reply
         status, text, *headers = reply if isinstance(reply, tuple) else (200, completion(reply))
         self.send_response(status)
@@ -102,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(text.encode())
+
+    do_GET = do_POST  # of a redirect that is followed
 
 
 def completion(content, reason="stop"):
@@ -181,8 +178,8 @@ def test_the_key_reaches_the_server_alone_and_a_message_is_short_and_printable(
     cut = 401, "\x1b[31m" + "x" * 120 + "secret-key-1" + "x" * 9000
     server.script.extend(["low", elsewhere, (401, "secret-key-1"), cut])
     assert [rate(chat, text) for text in "abc"] == [0.0, None, None]
-    keys = [sent.headers["Authorization"] for sent in server.requests]
-    assert keys == ["Bearer secret-key-1"] * 2 + [None] + ["Bearer secret-key-1"]
+    sent = [(sent.path, sent.headers["Authorization"]) for sent in server.requests]
+    assert sent == [("/v1/chat/completions", "Bearer secret-key-1")] * 3
     with pytest.raises(InputError, match="HTTP 401") as stop:
         c.try_again(chat)
         c.first_question(chat)
