@@ -36,14 +36,12 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
             opened = Image.open(file, formats=FORMATS)
             size = f"{opened.width} x {opened.height} pixels"
             if math.prod(opened.size) > MAX_PIXELS:
-                raise Image.DecompressionBombError(size)
+                raise InputError(f"image too large, {size}, of at most {MAX_PIXELS}")
             if max(opened.size) > MAX_ASPECT * min(opened.size):
                 raise InputError(f"{size}: a side is over {MAX_ASPECT} times the other; crop it")
             return opened if header_only else show(opened)
     except InputError as error:
         reason = error
-    except Image.DecompressionBombError as error:
-        reason = f"image too large, limit {MAX_PIXELS} pixels: {error}"
     except Image.UnidentifiedImageError:
         reason = f"not an image ({', '.join(FORMATS)})"
     except Exception as error:  # a broken file: the decoders raise a dozen types

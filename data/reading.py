@@ -106,18 +106,16 @@ def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
     """
     if not path.exists():
         return []
+    rows, told = [], "was not written here; remove the file, or give another"
     *lines, torn = path.read_bytes().split(b"\n")
     if torn and not torn.startswith(b"{"):
-        raise InputError(f"{path}: was not written here; remove the file, or give another")
-    rows = []
+        raise InputError(f"{path}: {told}")
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-            whole = set(names) <= rows[-1].keys()
-        except (ValueError, AttributeError, RecursionError):
-            whole = False
-        if not whole:
-            told = "was not written here; remove the file, or give another"
+            rows.append(dict(decode(line)))
+        except (InputError, TypeError, ValueError):
+            rows.append({})
+        if not set(names) <= rows[-1].keys():
             raise InputError(f"{path}, line {number}: {told}")
     os.truncate(path, sum(len(line) + 1 for line in lines))
     return rows

@@ -16,13 +16,11 @@ from data.example import DIRECT, THINK, InputError
 
 def read_bars(image):
     """{colour: box} from the pixels alone, left to right."""
-    pixels = np.asarray(image)
     boxes = {}
     for name, rgb in COLOURS.items():
-        rows, columns = np.nonzero((pixels == rgb).all(-1))
-        if len(rows):
-            box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-            boxes[name] = tuple(map(int, box))
+        y, x = np.nonzero((np.asarray(image) == rgb).all(-1))
+        if len(y):
+            boxes[name] = (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
     return dict(sorted(boxes.items(), key=lambda item: item[1]))
 
 
@@ -55,17 +53,14 @@ def test_answers_follow_from_the_needed_facts_and_kinds_take_turns():
     for example in examples:
         values = {name: int(value) for name, value in example.needed}
         asked = [values.get(name) for name in names_in(example.question)]
-        right = {
-            "value": lambda: str(asked[0]),
-            "max": lambda: max(values, key=values.get),
-            "min": lambda: min(values, key=values.get),
-            "difference": lambda: str(asked[0] - asked[1]),
-            "sum": lambda: str(asked[0] + asked[1]),
-            "comparison": lambda: "yes" if asked[0] > asked[1] else "no",
-            "detection": lambda: example.answer,  # read from the pixels above
-            "classification": lambda: ", ".join(values),
-        }
-        assert example.answer == right[example.task]()
+        right = {"max": max(values, key=values.get), "min": min(values, key=values.get)}
+        right |= {"classification": ", ".join(values), "value": str(asked[0]) if asked else ""}
+        if len(asked) == 2:
+            a, b = asked
+            right |= {"difference": str(a - b), "sum": str(a + b)}
+            right["comparison"] = "yes" if a > b else "no"
+        if example.task != "detection":  # which the pixels above show
+            assert example.answer == right[example.task]
         assert set(example.needed) <= set(example.facts)
         assert stated_facts(example.trace) == example.needed
         assert example.trace.endswith(f" {example.answer}.")

@@ -63,7 +63,7 @@ def test_every_bad_line_is_reported_at_once_with_its_number(tmp_path):
         (dict(good, image="../text.png"), "leaves the folder"),
         (dict(good, facts="x"), "facts must be"),
         (dict(good, image="text.png"), "text.png: not an image"),
-        (dict(good, image="bomb.png"), "too large"),
+        (dict(good, image="bomb.png"), "exceeds limit"),
         (dict(good, facts=[["a"]]), "list of [name, value]"),
         (dict(good, options="x"), "options must be"),
         (dict(good, image=["a.png", "b.png"]), "one image per question"),
