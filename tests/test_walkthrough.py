@@ -9,7 +9,7 @@ EFFECTS = """
 assert last(hacked, "correct") > last(hacked, "accuracy") + 0.2
 assert last(hacked, "accuracy") < last(right, "accuracy") - 0.1
 assert last(ungated, "format") < 0.2 and practice[19]["format"] > 0.7
-assert last(endless, "truncated") > last(ending, "truncated") + 0.3
+assert last(endless, "truncated") > last(ending, "truncated") + 0.1
 """
 
 
