@@ -333,7 +333,7 @@ def table(results: list[dict]) -> str:
                 cells += [against, f"{seconds[theirs]:.2f}", f"{memory[theirs]:,.0f}"]
                 cells.append(f"{seconds[theirs] / seconds[ours]:.2f}x")
                 cells.append(f"{memory[theirs] / memory[ours]:.2f}x")
-                lines.append(f"| {' | '.join(cells).replace('nan', '-')} |")
+                lines.append(f"| {' | '.join(cells).replace('nanx', '-').replace('nan', '-')} |")
     return "\n".join(lines)
 
 
