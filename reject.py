@@ -13,6 +13,7 @@ responses with each other; further rounds on the improved model.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -52,10 +53,9 @@ line "Answer: x"), fluency. Reply with the four numbers alone, in this order."""
 def local_points(text: str, example: Example, rewards: dict[str, float]) -> dict[str, float]:
     """The parts of a response's score by the rules, together at most 100.
 
-    accuracy, format: its rewards. consistency: how far the thinking states the facts (the visual
-    checker; full marks where no facts are known), and whether it follows: its sums are right and
-    it doesn't end in another answer than it marks. fluency: different sequences of three words as
-    a share of all.
+    accuracy, format: its rewards. consistency: how far the thinking states the facts (full marks
+    where none are known), and whether it follows: its sums are right and it doesn't end in another
+    answer than it marks. fluency: different sequences of three words as a share of all.
     """
     thinking, answer = split_response(text)
     about = (example.facts, example.needed, example.question, example.trace)
@@ -76,9 +76,7 @@ def sums_hold(thinking: str) -> bool:
     """Whether every "a + b = c" (- * /) of a text is true, to the digits of c."""
     for a, sign, b, c, digits in OPERATION.findall(thinking):
         a, b = float(a), float(b)
-        if sign == "/" and b == 0:
-            return False
-        result = {"+": a + b, "-": a - b, "*": a * b, "/": a / (b or 1)}[sign]
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else math.inf}[sign]
         rounding = 0.5 * 10.0 ** -len(digits) if digits else 0.0
         if abs(result - float(c)) > rounding + 1e-9:
             return False
