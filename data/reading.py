@@ -99,8 +99,9 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) ->
     return parsed
 
 
-def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
-    """The objects of a jsonl file that a program goes on writing; a torn last line is cut off.
+def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> list[dict]:
+    """The objects of a jsonl file that a program goes on writing; a torn last line is cut off, or
+    without `cut` left to who is writing it.
 
     InputError, with its number, for any other line that isn't an object with these names.
     """
@@ -117,7 +118,8 @@ def read_lines(path: Path, names: Sequence[str] = ("id",)) -> list[dict]:
             rows.append({})
         if not set(names) <= rows[-1].keys():
             raise InputError(f"{path}, line {number}: {told}")
-    os.truncate(path, sum(len(line) + 1 for line in lines))
+    if cut:
+        os.truncate(path, sum(len(line) + 1 for line in lines))
     return rows
 
 

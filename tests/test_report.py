@@ -140,10 +140,12 @@ def test_a_moving_mean_has_no_shift_and_readings_are_not_smoothed(tmp_path):
 def test_a_run_that_is_still_writing_can_be_read(tmp_path):
     folder = tmp_path / "run"
     write_run(folder)
-    (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text()[:-20])
+    torn = (folder / "metrics.jsonl").read_text()[:-20]
+    (folder / "metrics.jsonl").write_text(torn)
     (folder / "checkpoints" / "step-000032").mkdir(parents=True)
     (folder / "result.json").rename(folder / "checkpoints" / "step-000032" / "state.json")
     run = read_run(folder)
+    assert (folder / "metrics.jsonl").read_text() == torn
     assert len(run.steps) == 39 and run.state["config"]["method"] == "dyme" and run.state["val"]
 
 
@@ -154,7 +156,7 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
         ("{run} --png assets", {}, "--png"),
         ("no", {}, "no/metrics.jsonl"),
         ("{run} --out /no/where", {}, "/no/where"),
-        ("{run}", {"metrics.jsonl": '{"step": 0}\n[1]\n'}, "metrics.jsonl: a line"),
+        ("{run}", {"metrics.jsonl": '{"step": 0}\n[1]\n'}, "metrics.jsonl, line 2"),
         ("{run}", {"groups.jsonl": '{"step": 3, "mode": "<b>"}\n'}, "groups.jsonl"),
         ("{run}", {"result.json": "[]"}, "result.json"),
     ],

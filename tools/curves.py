@@ -8,7 +8,6 @@ matplotlib is optional. Left out: time as the horizontal axis.
 """
 
 import itertools
-import json
 import re
 import sys
 import textwrap
@@ -21,6 +20,7 @@ import numpy as np
 
 from config import Parser
 from data.example import InputError
+from data.reading import read_lines
 from lib.checkpoint import read_json
 from lib.log import run_program, visible
 from tools.compare import read_records
@@ -90,22 +90,11 @@ class Variant:
     runs: list[Run]
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The objects of a jsonl file, none without the file; a last line without its end is still
-    being written, and left out. InputError for anything else.
-    """
-    text = path.read_text("utf-8", "replace") if path.is_file() else ""
-    try:
-        return [dict(json.loads(line)) for line in text.split("\n")[:-1]]
-    except (ValueError, TypeError, RecursionError):
-        raise InputError(f"{path}: a line is no JSON object, as train.py writes it") from None
-
-
 def read_run(folder: str | Path) -> Run:
     """What a run has written so far: its state from result.json, or while there is none from its
     last checkpoint. InputError, one line, for a folder that isn't a run's.
     """
-    run = Run(Path(folder), read_lines(Path(folder) / "metrics.jsonl"))
+    run = Run(Path(folder), read_lines(Path(folder) / "metrics.jsonl", ("step",), cut=False))
     if not run.steps:
         raise InputError(f"{folder}/metrics.jsonl: no step is logged; give folders of train.py")
     paths = sorted(run.folder.glob("checkpoints/step-*[0-9]/state.json"))

@@ -16,10 +16,11 @@ from string import Template
 
 from config import Parser
 from data.example import InputError
+from data.reading import read_lines
 from lib.log import run_program
 from lib.readings import interval
 from tools import curves
-from tools.curves import Variant, group_seeds, read_lines, read_run
+from tools.curves import Variant, group_seeds, read_run
 from tools.gallery import esc, gallery
 
 COLUMNS = {  # heading: reading, metric; page.html says what they are
@@ -86,7 +87,7 @@ def rollouts(variant: Variant) -> str:
     """The gallery of a variant's first run."""
     path = variant.runs[0].folder / "groups.jsonl"
     try:
-        return f"<h3>{esc(variant.label)}</h3>{gallery(read_lines(path))}"
+        return f"<h3>{esc(variant.label)}</h3>{gallery(read_lines(path, ('step',), cut=False))}"
     except (LookupError, TypeError, ValueError, AttributeError):
         raise InputError(f"{path}: not the groups that this version of train.py logs") from None
 
