@@ -27,7 +27,7 @@ from lib.memory import FLAGS, machine_memory, memory_estimate, report_memory, sh
 from lib.optim import allocate_states, build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object
 from load import Task, check_task, first_load, load_model, load_task
-from model import encode_prompt, get_tokenizer
+from model import Prompt, encode_prompts, get_tokenizer
 from run import KEPT, Run, step_examples
 from sft import target_text
 
@@ -158,7 +158,10 @@ def estimate_memory(config: Config, model, processor, examples, ranks: Ranks) ->
     won't fit.
     """
     first = [examples[i] for i in range(min(8, len(examples)))]
-    prompts = [encode_prompt(processor, e, max_pixels=config.max_pixels) for e in first]
+    prompts = encode_prompts(processor, first, config.max_pixels)
+    prompts = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    if not prompts:  # a step says why, or leaves them out
+        return "memory of a step: not estimated, none of the first prompts can be made"
     names = ("num_generations", "max_completion_length", "micro_batch_prompts")
     flags = {name: getattr(config, name) for name in (*names, "gradient_checkpointing", "beta")}
     shape = shape_of(

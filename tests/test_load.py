@@ -11,6 +11,7 @@ from lib.log import Log
 from lib.ranks import Ranks
 from load import Task, check_task
 from run import Run
+from start import estimate_memory
 
 
 def rows(*changes):
@@ -79,6 +80,7 @@ def test_a_row_found_bad_late_leaves_its_slot_empty(tmp_path, vlm, capsys):
         run = Run(config, Ranks(), Log(str(tmp_path), True), *vlm, *[None] * 4, state={})
         if skips:
             assert run.encode([(0, bad)]) == [] and "left out: " in capsys.readouterr().out
+            assert "not estimated" in estimate_memory(config, *vlm, [bad], Ranks())
         else:
             with pytest.raises(InputError, match="cut.png"):
                 run.encode([(0, bad)])
