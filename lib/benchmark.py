@@ -49,7 +49,7 @@ def has_metric(example: Example) -> bool:
 def score_benchmark(
     source: Path, out: Path, examples: Sequence[Example], responses: list[str], tolerance: float
 ) -> list[dict]:
-    """Write the file `out` for VLMEvalKit; {"task", "accuracy"} of what can be scored without it."""
+    """Write the file `out` for VLMEvalKit; {"task", "accuracy"} of each that can be scored here."""
     pairs = list(zip(examples, responses))
     indices = [example.id.removeprefix(f"{source.stem}/") for example in examples]
     write_predictions(source, out, dict(zip(indices, responses)))

@@ -72,7 +72,8 @@ def load_vlm(
     """A model and its processor from a hub name or a folder; a text-only model's is its tokenizer.
 
     freeze_vision: the vision tower gets no gradient (as published); the projector always trains.
-    device: "meta" is without weights, and so without their download. InputError for a name that can't be had, a family that isn't supported, no chat template.
+    device: "meta" is without weights, and so without their download. InputError for a name that
+    can't be had, a family that isn't supported, no chat template.
     """
     try:
         config = AutoConfig.from_pretrained(name_or_path, **NO_CODE)

@@ -270,9 +270,9 @@ def agree(wanted: tuple, given: tuple, tolerance: float) -> bool:
 # ---- what our rules can't read ------------------------------------------------------------------
 
 # what is prose, or arithmetic without letters, which our rules would have read; and what could
-# take for ever: towers of powers, factorials of large numbers
+# take for ever: towers of powers, factorials of large numbers, sums and integrals
 PROSE = re.compile(r"(?<![\\A-Za-z{])(?!(?:sin|cos|tan|log|ln|exp|max|min)\b)[A-Za-z]{3,}")
-TOWER = re.compile(r"\^\{?[^{}^]{1,9}\}?\^|\^\{[^}]*\^|\^\{?\d{4}|\d{3}!|!!")
+TOWER = re.compile(r"\^\{?[^{}^]{1,9}\}?\^|\^\{[^}]*\^|\^\{?\d{4}|\d{3}!|!!|\\(?:sum|prod|o?int)\b")
 
 
 def verified(target: str, given: str) -> bool:
