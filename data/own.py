@@ -57,7 +57,8 @@ def object_facts(value) -> list[tuple]:
 
 # ---- a row --------------------------------------------------------------------------------------
 
-MATHEMATICS = re.compile(r"\\[a-z]|\^|^\$.*\$$|^-?\d+ ?/ ?\d+$")  # the value is meant, not the text
+# what its value is meant by and not its text: a number, a fraction, LaTeX
+MATHEMATICS = re.compile(r"\\[a-z]|\^|^\$.*\$$|^[-−]?[\d.,]*\d(?: ?%| ?/ ?\d+)?$")
 
 # The names a field goes by, in DyME's published lists too. Two in one row must agree, but
 # question_wo_prompt comes before question, answer and answers are all right, and a solution beside
@@ -168,7 +169,8 @@ def own_row(row: dict, name: str, folder, moved: dict) -> Example:
     trace = text(row, *NAMES["trace"], *worked, required=False) or thinking
     machine = text(row, "human_or_machine", required=False)
     task = text(row, "task", required=False) or {"0": "human", "1": "augmented"}.get(machine, "")
-    plain = "math" if MATHEMATICS.search(answers[0]) else "text"
+    chartqa = task in ("human", "augmented")  # which has a metric of its own
+    plain = "math" if MATHEMATICS.search(answers[0]) and not chartqa else "text"
     kind = "text" if options else TASK_KINDS.get(task.split("-")[0], plain)
     if kind == "box" and not all(map(read_box, answers)):
         raise InputError(f"{answers[0]!r} is not one box: left, top, right, bottom")

@@ -11,7 +11,6 @@ from pathlib import Path
 from data.example import Example, InputError, split_marked
 from data.tsv import read_tsv, write_predictions
 from lib.answers import matches
-from lib.numbers import clean_answer, to_number
 
 
 def read_benchmark(source: Path, folder: Path, instruction: str | None) -> list[Example]:
@@ -42,8 +41,7 @@ def final_answer(response: str) -> str:
 
 def has_metric(example: Example) -> bool:
     """Whether letters, numbers, yes and no are enough to score it: a free answer needs a judge."""
-    plain = example.kind != "text" or example.options
-    return bool(example.answer and (plain or to_number(clean_answer(example.answer)) is not None))
+    return bool(example.answer and (example.kind != "text" or example.options))
 
 
 def score_benchmark(

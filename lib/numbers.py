@@ -8,6 +8,7 @@ commas, numbers in words, conversion of units.
 import ast
 import functools
 import importlib.metadata
+import importlib.util
 import logging
 import math
 import operator
@@ -307,5 +308,6 @@ def library():
 
 def math_reader() -> str:
     """What reads mathematics here."""
-    version = library() and importlib.metadata.version("math-verify")
-    return f"own rules, math-verify {version}" if version else "own rules"
+    if importlib.util.find_spec("math_verify") is None:
+        return "own rules"
+    return f"own rules, math-verify {importlib.metadata.version('math-verify')}"

@@ -197,7 +197,7 @@ def test_given_questions_of_a_stage_are_asked_as_they_are(tmp_path):
     flags = ["--dataset", f"{tmp_path}/open.jsonl", "--stage_data", *files]
     tasks = [curr_reft.stage_task(read_flags(flags), form) for form in FORMS]
     asked = [(task.train[0].kind, task.train[0].answer, len(task.val)) for task in tasks]
-    assert asked == [("decision", "Yes", 2), ("letters", "A, C", 2), ("text", "3", 2)]
+    assert asked == [("decision", "Yes", 2), ("letters", "A, C", 2), ("math", "3", 2)]
     with pytest.raises(InputError, match="open.jsonl/1: '3' is no answer of stage judge"):
         curr_reft.stage_task(read_flags([*flags[:3], f"judge={tmp_path}/open.jsonl"]), "judge")
     with pytest.raises(InputError, match="--stage_data x.jsonl: write it as judge=FILE.jsonl"):

@@ -289,6 +289,13 @@ def test_curr_refts_published_rows_are_read_and_ask_for_their_kind_of_answer(tmp
     assert load_rows(tmp_path, read)[0].kind == "box"
 
 
+def test_a_number_is_meant_by_its_value_but_for_chartqas_own_questions(tmp_path):
+    answers = ["7", "−1,200.5", "12 %", "1/2", r"\frac{1}{2}", "x^2", "Tuesday 7", "3-4", "n.a."]
+    rows = [{"question": "q", "answer": answer} for answer in answers]
+    rows.append({"question": "q", "answer": "7", "task": "human"})
+    assert [e.kind for e in load_rows(tmp_path, *rows)] == ["math"] * 6 + ["text"] * 4
+
+
 def test_a_path_that_is_gone_is_never_looked_for_outside_the_folder(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "data").mkdir()
