@@ -19,12 +19,13 @@ from tqdm import tqdm
 import variants
 from checker import Rules
 from config import Config, eval_settings
-from data import Example, InputError
+from data.example import Example, InputError
 from dyme import memorizes
 from evaluate import evaluate, evaluate_all, looks
 from lib import checkpoint
 from lib.families import save_model
-from lib.log import Log, group_line, group_sums, means, progress, told_response
+from lib.groups import group_line, told_response
+from lib.log import Log, group_sums, means, progress
 from lib.ranks import Interrupt, Ranks, gather_lists, reduce_sums, shard
 from lib.readings import interval
 from load import Task

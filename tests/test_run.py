@@ -12,7 +12,8 @@ from curr_reft import read_flags
 from curr_reft import run as curr_reft_main
 from data.example import InputError
 from dyme import rows_loss
-from lib.log import Log, open_tracker, progress, token_pushes, told_response
+from lib.groups import token_pushes, told_response
+from lib.log import Log, open_tracker, progress
 from model import pad_rows
 from rollout import Group, Response, Row
 from run import step_examples
