@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -232,6 +231,7 @@ def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, capfd):
         return [rate(chat, f"{name} {i}") for i in range(9)]
 
     assert step("dead") == [None, None, 1.0] + [None] * 6 and len(server.requests) == 6
+    chat.max_retries = 3  # a dead server's one call is not repeated
     assert step("still dead") == [None] * 9 and len(server.requests) == 7
     server.default = "high"
     assert step("alive") == [1.0] * 9
@@ -261,7 +261,7 @@ FINE = [GOOD + end for end in ("", "\nAnswer: 8.3", "\n**Answer:** 8.3\n", "\nFi
     ],
 )
 def test_a_grounded_trace_is_used_without_its_answer_line_and_no_other(server, monkeypatch, reply):
-    monkeypatch.setattr(p, "MIN_GROUNDING", 0.9)
+    monkeypatch.setattr(p, "MIN_GROUNDING", 0.85)
     server.default = reply
     found = p.written_trace(server.chat(), example(), "a template")
     assert found == (GOOD if reply in FINE else None)
@@ -392,17 +392,16 @@ def test_what_is_not_refined_is_not_asked_for(server, flags, fields):
 
 
 def test_groups_come_in_the_order_their_calls_end(server):
-    answer, judge = threading.Event(), server.judge()
-    server.default = lambda sent: "low" if "fast" in sent.prompt or answer.wait(20) else ""
-    groups = [heard(judge, n, RIGHT, WRONG, question=q) for n, q in enumerate(["slow?", "fast?"])]
+    gates, judge = {word: threading.Event() for word in ("slow?", "fast?")}, server.judge()
+    server.default = lambda sent: [gates[w].wait(20) for w in gates if w in sent.prompt] and "low"
+    groups = [heard(judge, n, RIGHT, WRONG, question=word) for n, word in enumerate(gates)]
     groups.append(heard(judge, 2, RIGHT, RIGHT))
-    while not all(call.done() for call in judge.calls[1].values()):
-        time.sleep(0.01)
     order = judge.ready(groups)
-    assert next(order) == groups[1:]
-    threading.Timer(0.05, answer.set).start()
-    assert list(order) == [groups[:1]] and groups[0].rewards["thinking"].tolist() == [0.0, 0.0]
-    assert judge.end_step(0, groups, Ranks())["judge_wait_s"] > 0
+    assert next(order) == groups[2:]
+    for word, group in (("fast?", groups[1]), ("slow?", groups[0])):
+        threading.Timer(0.05, gates[word].set).start()
+        assert next(order) == [group] and group.rewards["thinking"].tolist() == [0.0, 0.0]
+    assert not list(order) and judge.end_step(0, groups, Ranks())["judge_wait_s"] > 0
 
 
 def test_calls_of_the_first_groups_go_first_and_a_fault_of_the_code_is_no_silence(server):
@@ -466,8 +465,9 @@ def test_facts_are_read_whatever_is_around_their_json(reply, facts):
 
 @pytest.mark.parametrize(
     "reply",
-    ["I see a chart.", '{"facts": []}', "[]", '[["a", null]]', '[["a", 1, 2, 3]]', p.SEE]
-    + ['{"objects": ["bag"]}', TABLE[:-9], (200, completion(TABLE[:-9], "length"))],
+    ["I see a chart.", '{"facts": []}', "[]", '[["a", null]]', '[["a", 1, 2, 3]]']
+    + ['{"facts": [["<row>", "<column>", "<value>"]]}', '{"objects": ["bag"]}']
+    + [TABLE[:-9], (200, completion(TABLE[:-9], "length"))],
 )
 def test_a_reply_without_facts_is_asked_for_again_with_what_is_wrong(server, reply):
     server.script.extend([reply, reply])
