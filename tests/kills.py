@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     count = ends = 0
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        run(folder, "base", faults=(lively,))  # and the base stage
+        run(folder, "first", faults=(lively,))  # waits for the imports
         began = time.perf_counter()
         code, said = run(folder, "whole", faults=(lively,))
         took = time.perf_counter() - began
