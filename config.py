@@ -7,6 +7,7 @@ one.
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 
@@ -199,18 +200,16 @@ RECIPES = {
 }
 
 
-def natural(text: str) -> int:
-    """An integer of at least 1: an argparse type of the other programs."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return int(text)
+def least(low: float, kind: type = int) -> Callable:
+    """An argparse type of the other programs: a number from `low` to MOST."""
 
+    def read(text: str) -> float:
+        if not low <= kind(text) <= MOST:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {low}, at most {MOST:g}")
+        return kind(text)
 
-def amount(text: str) -> float:
-    """A finite number of at least 0, likewise."""
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 0")
-    return float(text)
+    read.__name__ = kind.__name__  # for argparse's own message
+    return read
 
 
 class Parser(argparse.ArgumentParser):
@@ -299,6 +298,10 @@ def resolve(config, own: dict) -> None:
         raise InputError(
             "--reward_weights: three numbers, for format, accuracy, thinking; not all 0"
         )
+    if config.resume and config.dry_run:
+        raise InputError("--dry_run: takes the first step of a new run; leave --resume out")
+    if config.resume and config.overwrite:
+        raise InputError("--resume and --overwrite: give one of the two")
     if config.loss_type in ("bnpo", "dapo") and config.method in SFT_UPDATES:
         raise InputError(
             f"--loss_type {config.loss_type}: divides by sampled tokens, and --method "

@@ -38,7 +38,7 @@ from config import EPOCHS, FILES, SAMPLES, TINY, Config, eval_settings, knob, pa
 from data.charts import TASKS
 from data.example import Example, InputError
 from data.forms import FORMS, given_questions, stage_questions
-from data.reading import read_lines, write_whole
+from data.reading import read_lines, write_whole, written_here
 from evaluate import evaluate, evaluate_all
 from lib.answers import grade
 from lib.checkpoint import read_json, step_folders
@@ -49,7 +49,7 @@ from lib.tiny import BASE_TASKS
 from load import Task, first_load, load_finals, load_model, load_split
 from reject import account, keep_best, mix_examples, sample_rows
 from run import summary
-from start import check_input, open_scorer
+from start import check_input, open_scorer, refuse_another
 from train import launch, train
 
 STAGES = (*FORMS, "reject")
@@ -117,6 +117,8 @@ def read_flags(argv: list[str]) -> Curriculum:
     config = parse(argv, Curriculum, DEFAULTS, **about)
     if config.resume not in (None, "last"):
         raise InputError("--resume: give no folder, the stage to go on with is found")
+    if config.dry_run and config.stages == ["reject"]:
+        raise InputError("--dry_run: shows a step of the first stage of RL; name one in --stages")
     for given in config.stage_data or []:
         if not re.fullmatch(rf"({'|'.join(FORMS)})=.+\.(jsonl|json)", given):
             raise InputError(f"--stage_data {given}: write it as {FORMS[0]}=FILE.jsonl")
@@ -134,8 +136,10 @@ def read_flags(argv: list[str]) -> Curriculum:
 def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     log, folder = Log(config.output_dir, ranks.rank == 0), Path(config.output_dir)
-    log.lock()
     stages = [stage for stage in STAGES if stage in config.stages]
+    if config.dry_run:
+        return run_stage(config, stages[0], config.model, stage_task(config, stages[0]), ranks, log)
+    log.lock()
     held = broadcast_object([stage for stage in stages if (folder / stage).exists()], ranks)
     if held and not (config.resume or config.overwrite):
         raise InputError(f"{folder / held[0]}: holds a run; --resume it or --overwrite it")
@@ -167,8 +171,11 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     if config.eval_base or config.eval_base is None and model == "tiny":
         base = once(folder / "base.json", read_model, model, finals, forms)
     for stage, task in tasks.items():
-        result = once(folder / stage / "finished.json", run_stage, stage, model, task)
+        path = folder / stage / "finished.json"
+        result = once(path, run_stage, stage, model, task)
         if result:
+            with written_here(path):
+                refuse_another(path, result["config"], asdict(stage_config(config, stage, model)))
             results[stage], model = result, str(folder / stage)
     if not results:
         raise InputError(f"{folder}/reject: nothing kept; lower --reject_threshold")

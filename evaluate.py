@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from checker import score
-from config import Parser, amount, natural, tolerances
+from config import Parser, least, tolerances
 from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
@@ -236,10 +236,10 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
     add("--dataset", help="as for train.py (default: as trained, else chartqa)")
     add("--data_dir", help="its folder or zip (default: as trained)")
     add("--split", default="test", help="of the data set (default: test)")
-    add("--max_completion_length", type=natural, help="of a response, tokens (default: as trained)")
-    add("--max_pixels", type=natural, help="a larger image is scaled down (default: as trained)")
-    add("--tolerance", type=amount, help="relative error of a right number (default: train.py's)")
-    add("--temperature", type=amount, default=0.0, help="of sampling (default: 0, greedy)")
+    add("--max_completion_length", type=least(1), help="tokens to a response (default: as trained)")
+    add("--max_pixels", type=least(1), help="a larger image is scaled down (default: as trained)")
+    add("--tolerance", type=least(0, float), help="of a right number (default: train.py's)")
+    add("--temperature", type=least(0, float), default=0.0, help="of sampling (default: 0, greedy)")
     for name, options in flags.items():
         add(f"--{name}", **options)
     args = parser.parse_args(argv)
@@ -260,11 +260,11 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
 FLAGS = {
     "data": {"help": "a benchmark's TSV, VLMEvalKit's, in place of a data set"},
     "instruction": {"help": "with --data: a file with the prompt of a model of others"},
-    "size": {"type": natural, "help": "the first so many questions (default: all)"},
-    "pass_at_k": {"metavar": "N", "type": natural, "help": "pass@k, of N samples per question"},
+    "size": {"type": least(1), "help": "the first so many questions (default: all)"},
+    "pass_at_k": {"metavar": "N", "type": least(1), "help": "pass@k, of N samples per question"},
     "out": {"help": "where responses go (default: predictions.jsonl in --ckpt)"},
-    "seed": {"type": int, "default": 0, "help": "of sampling (default: 0)"},
-    "batch_size": {"type": natural, "default": 64, "help": "responses at a time (default: 64)"},
+    "seed": {"type": least(0), "default": 0, "help": "of sampling (default: 0)"},
+    "batch_size": {"type": least(1), "default": 64, "help": "responses at a time (default: 64)"},
 }
 
 

@@ -11,7 +11,7 @@ import argparse
 import random
 import sys
 
-from config import natural
+from config import least
 from data import load_data, open_image
 from data.example import Example, InputError
 from evaluate import marks, parse
@@ -25,8 +25,8 @@ from rollout import Group, make_groups, rollout
 FLAGS = {
     "image": {"help": "a picture"},
     "question": {"help": "what to ask (default: a random question of the data set)"},
-    "num_generations": {"type": natural, "default": 1, "help": "responses to it (default: 1)"},
-    "seed": {"type": int, "help": "of the question and of sampling (default: a random one)"},
+    "num_generations": {"type": least(1), "default": 1, "help": "responses to it (default: 1)"},
+    "seed": {"type": least(0), "help": "of the question and of sampling (default: a random one)"},
 }
 
 
@@ -35,8 +35,8 @@ def pick(args: argparse.Namespace) -> Example:
     if args.image is None and args.question is None:
         examples = load_data(args.dataset, args.split, args.data_dir)
         return examples[random.Random(args.seed).randrange(len(examples))]
-    if args.question is None:
-        raise InputError("--image: needs a --question")
+    if not args.question:
+        raise InputError("--question: is missing or empty; an image alone asks nothing")
     example = Example(args.image, args.question)
     try:
         open_image(example)

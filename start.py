@@ -17,6 +17,7 @@ from checker import Rules
 from config import Config
 from data import InputError
 from data.fingerprint import changes, fingerprint
+from data.reading import written_here
 from dyme import HEAD_CHUNK, check_method
 from judge import Judge
 from lib import checkpoint
@@ -97,13 +98,13 @@ def prepare(config: Config, ranks: Ranks, task: Task | None) -> Run:
         f"{config.prompts_per_step} prompts"
     )
     log.open(fresh=found is None)
-    state = dict.fromkeys(("step", "seconds", "updates", "bad_steps"), 0)
+    state = {"step": 0, "seconds": 0.0, "updates": 0, "bad_steps": 0}
     state |= {"val": [], "base": {}, "data": {}, "buffer": []}
     if config.dataset != "charts":
         state["data"] = {**fingerprint(task.train), "reader": reader(task.train)}
     run = Run(config, ranks, log, model, processor, task, scorer, optimizer, ref_model, state)
     if found:
-        state.update(resume(config, found, model, optimizer, state["data"], log))
+        state.update(resume(config, found, model, optimizer, state, log))
     allocate_states(optimizer)  # memory runs out before the first update, not inside it
     run.weights_step = state["step"]
     scorer.resume(state["step"])
@@ -207,10 +208,6 @@ def find_run(config: Config) -> Path | None:
     """
     folder = Path(config.output_dir)
     holds_run = (folder / "metrics.jsonl").exists()
-    if config.resume and config.dry_run:
-        raise InputError("--dry_run: takes the first step of a new run; leave --resume out")
-    if config.resume and config.overwrite:
-        raise InputError("--resume and --overwrite: give one of the two")
     if not config.resume:
         if holds_run and not config.overwrite:
             raise InputError(
@@ -228,25 +225,35 @@ def find_run(config: Config) -> Path | None:
     return found
 
 
-def resume(config: Config, found: Path, model, optimizer, data: dict, log: Log) -> dict:
+def refuse_another(found: Path, saved: dict, asked: dict) -> None:
+    """InputError where the flags say that what was found is of another run than the one asked for."""
+    if fixed := checkpoint.changed_flags(saved, asked, ignore=asked.keys() - FIXED):
+        raise InputError(f"--resume: {found} is of another run: {'; '.join(fixed)}")
+
+
+def resume(config: Config, found: Path, model, optimizer, fresh: dict, log: Log) -> dict:
     """Put a checkpoint into model, optimizer and logs; returns the loop's state. Says which flags
-    and which of the data, a fingerprint, have changed; InputError for another run.
+    and which of the data, by its fingerprint in the fresh state, have changed; InputError for
+    another run.
     """
-    state = checkpoint.load_checkpoint(found, model, optimizer)
-    if data and state["data"] and (changed := changes(state["data"], data)):
+    saved = checkpoint.load_checkpoint(found, model, optimizer)
+    with written_here(found / "state.json"):
+        state = {name: type(value)(saved[name]) for name, value in fresh.items()}
+        positions, flags = dict(saved["positions"]), (dict(saved["config"]), asdict(config))
+    was, now = state["data"], fresh["data"]
+    if was and now and (changed := changes(was, now)):
         log.say(f"warning: the data has changed since: {changed}")
-    flags = (state.pop("config"), asdict(config))
-    if fixed := checkpoint.changed_flags(*flags, ignore=asdict(config).keys() - FIXED):
-        raise InputError(f"--resume: another run's checkpoint, {found}: {'; '.join(fixed)}")
+    refuse_another(found, *flags)
     for change in checkpoint.changed_flags(*flags, FREE_TO_CHANGE):
         log.say(f"warning: resumed with another {change}")
-    if (was := state["data"].get("reader")) != (now := data.get("reader")):
-        told = f"mathematics was read by {was}, here it is by {now}"
+    if was.get("reader") != now.get("reader"):
+        told = f"mathematics was read by {was.get('reader')}, here it is by {now.get('reader')}"
         raise InputError(f"--resume: {told}; install or remove math-verify")
-    log.cut(state["positions"])
+    if state["step"] > config.max_steps:
+        raise InputError(f"--max_steps {config.max_steps}: {found} is further")
+    log.cut(positions)
     log.say(f"resumed from {found} at step {state['step']}")
     best = max(state["val"], key=lambda reading: reading["accuracy"], default={"step": None})
     if log.active and best["step"] == state["step"]:  # a kill can fall between checkpoint and name
         checkpoint.name_best(config.output_dir, state["step"])
-    told = ("step", "seconds", "updates", "bad_steps", "val", "base", "data", "buffer")
-    return {name: state[name] for name in told}
+    return state

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import socket
 import urllib.parse
@@ -15,6 +16,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -24,6 +26,8 @@ from data.example import InputError, say
 MAX_LINE = 10 * 2**20  # bytes of one .jsonl line, one table
 MAX_FILE = 2**29  # bytes of a .json list: it is read whole
 MAX_LISTED = 20  # bad rows printed; all are counted
+FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError)
+FOREIGN += (EOFError, pickle.UnpicklingError)  # what reading a file as what it isn't raises
 BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # files, zip members
 
 
@@ -42,6 +46,18 @@ def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
             file.flush()
             os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextmanager
+def written_here(path: str | Path) -> Iterator[None]:
+    """Around what reads a file of this project's own: where it fails, InputError: it isn't one."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FOREIGN:
+        told = "was not written here; remove the file, or give another"
+        raise InputError(f"{path}: {told}") from None
 
 
 # ---- rows of a file -----------------------------------------------------------------------------
@@ -107,17 +123,15 @@ def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> 
     """
     if not path.exists():
         return []
-    rows, told = [], "was not written here; remove the file, or give another"
+    rows = []
     *lines, torn = path.read_bytes().split(b"\n")
     if torn and not torn.startswith(b"{"):
-        raise InputError(f"{path}: {told}")
+        lines.append(torn)
     for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(dict(decode(line)))
-        except (InputError, TypeError, ValueError):
-            rows.append({})
-        if not set(names) <= rows[-1].keys():
-            raise InputError(f"{path}, line {number}: {told}")
+        with written_here(f"{path}, line {number}"):
+            rows.append(json.loads(line))
+            for name in names:
+                rows[-1][name]
     if cut:
         os.truncate(path, sum(len(line) + 1 for line in lines))
     return rows

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from data.example import InputError, say
-from data.reading import write_whole
+from data.reading import write_whole, written_here
 from lib.families import NO_CODE, one_line, save_model
 
 
@@ -180,8 +180,11 @@ def damage(folder: Path) -> str | None:
 def best_checkpoint(output_dir: str | Path) -> Path | None:
     """The checkpoint that `best.json` names, if it is there."""
     pointer = Path(output_dir) / "checkpoints" / "best.json"
-    folder = pointer.with_name(read_json(pointer)["folder"]) if pointer.exists() else None
-    return folder if folder and folder.is_dir() else None
+    if not pointer.exists():
+        return None
+    with written_here(pointer):
+        folder = pointer.with_name(read_json(pointer)["folder"])
+    return folder if folder.is_dir() else None
 
 
 def step_folders(root: Path) -> list[Path]:
@@ -233,10 +236,8 @@ def read_state(folder: Path) -> dict:
 
 def read_json(path: Path):
     """What a JSON file of this project's holds. InputError where it can't be one."""
-    try:
+    with written_here(path):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: was not written here; remove the file") from None
 
 
 def changed_flags(old: dict, new: dict, ignore=()) -> list[str]:

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfi
 from data.charts import TASKS, base_batch, load_charts, vocabulary
 from data.forms import answer_pool, mix_forms
 from data.example import say
-from data.reading import write_whole
+from data.reading import write_whole, written_here
 from lib.answers import grade
 from lib.families import FAMILIES, load_vlm, prepare, processor_classes, save_model
 from lib.log import progress
@@ -142,10 +142,11 @@ def train_base(
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, **knobs)
     start, losses, total = 0, [], 0.0
     if state.exists():
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start, losses = saved["step"], saved["losses"]
+        with written_here(state):
+            saved = torch.load(state, weights_only=True)
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            start, losses = saved["step"], saved["losses"]
     bar = progress(range(start, steps), "base stage", total=steps, initial=start, unit="step")
     for step in bar:
         warmup = min(1.0, (step + 1) / (0.05 * steps))

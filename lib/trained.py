@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from data.example import InputError
+from data.reading import written_here
 from lib.checkpoint import find_checkpoint, read_json
 from lib.families import load_vlm
 
@@ -27,14 +28,13 @@ def find_model(ckpt: str) -> tuple[str, dict]:
     if folder is None:
         raise InputError(f"--ckpt {ckpt}: holds no model and no complete checkpoint")
     paths = [path for path in (folder / "result.json", folder / "state.json") if path.is_file()]
-    try:
-        state = read_json(paths[0]) if paths else {"config": {}}
-        config = dict(state["config"])
+    if not paths:
+        return str(folder), {}
+    with written_here(paths[0]):
+        config = dict(read_json(paths[0])["config"])
         if not all(isinstance(config.get(name), USED[name] | None) for name in USED):
             raise TypeError
-        return str(folder), config
-    except (LookupError, TypeError, ValueError):
-        raise InputError(f"{paths[0]}: not what train.py writes; remove the file") from None
+    return str(folder), config
 
 
 def load(model: str):

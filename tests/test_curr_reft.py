@@ -296,6 +296,8 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
     run(flags, "--resume")
     assert (folder / "sampled.jsonl").read_text() == whole
     assert 0 < len(sampled) < 5
+    with pytest.raises(InputError, match="finished.json is of another run: --seed: was 0, is now"):
+        run(flags, "--resume", "--seed", "1")
     (folder / "finished.json").unlink()
     with pytest.raises(InputError, match="--overwrite"):
         run(flags, "--resume", "--reject_samples", "3")
@@ -342,6 +344,7 @@ def test_a_file_to_mix_in_that_cannot_be_read_ends_it_before_a_model_is_loaded(q
 
 
 BAD = ["--stages", "--resume out/x", "--mix_share 1", "--method dyme", "--recipe published"]
+BAD += ["--dry_run --stages reject"]
 
 
 @pytest.mark.parametrize("flags", [*BAD, "--stage_generations 4 2"])

@@ -245,7 +245,10 @@ def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
     "flags, told",
     [
         ((), "error: whole: holds a run"),
-        (("--resume", "--method", "grpo"), "--method: was 'dyme', is now 'grpo'"),
+        (
+            ("--resume", "--method", "grpo"),
+            "whole/checkpoints/step-000006 is of another run: --method: was 'dyme', is now 'grpo'",
+        ),
         (("--resume", "--seed", "1"), "--seed: was 0, is now 1"),
         (("--resume", "--overwrite"), "--resume and --overwrite: give one"),
         (("--resume", "other/checkpoints/step-000004"), "whole: holds another run than"),

@@ -34,8 +34,9 @@ from tqdm import tqdm
 from transformers import PrinterCallback
 
 import dyme
-from config import Config, Parser, natural
-from data.example import THINK, Example, InputError
+from config import Config, Parser, least
+from data.example import THINK, Example
+from data.reading import written_here
 from grpo import grpo_loss
 from lib.log import run_program
 from lib.optim import build_optimizer
@@ -339,11 +340,9 @@ def table(results: list[dict]) -> str:
 
 def read_result(path: str) -> dict:
     """A kept result; InputError for a file that isn't one."""
-    try:
+    with written_here(path):
         result = json.loads(Path(path).read_text())
         table([result])
-    except (OSError, ValueError, LookupError, TypeError):
-        raise InputError(f"--table {path}: is not a file that --json wrote") from None
     return result
 
 
@@ -352,10 +351,10 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="tools.bench", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--size", choices=SIZES, default="p700", help="of the model and its image (%(default)s)")
-    add("--prompts", type=natural, help="prompts to a step; default: the size's")
-    add("--num_generations", type=natural, default=8, help="G (%(default)s)")
-    add("--num_iterations", type=natural, default=1, help="updates per rollouts (%(default)s)")
-    add("--repeats", type=natural, default=5, help="runs; a side's least counts (%(default)s)")
+    add("--prompts", type=least(1), help="prompts to a step; default: the size's")
+    add("--num_generations", type=least(1), default=8, help="G (%(default)s)")
+    add("--num_iterations", type=least(1), default=1, help="updates per rollouts (%(default)s)")
+    add("--repeats", type=least(1), default=5, help="runs; a side's least counts (%(default)s)")
     add("--train_vision", action="store_true", help="the vision tower isn't frozen, on any side")
     add("--sides", nargs="*", choices=SIDES, help="what to measure; default: all")
     add("--json", metavar="FILE", help="keep all figures in this file")

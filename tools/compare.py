@@ -24,8 +24,9 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from config import METHODS, Config, Parser, natural
+from config import METHODS, Config, Parser, least
 from data.example import InputError
+from data.reading import written_here
 from lib.checkpoint import read_json
 from lib.log import run_program
 from tools.tables import LOOKS, PRICE, forms_table, paired, readings_table, table
@@ -200,11 +201,9 @@ def read_records(paths: list[str]) -> list[dict]:
     if not files:
         raise InputError(f"{paths[0]}: has no results of --out")
     for path in files:
-        try:
+        with written_here(path):
             records = json.loads(path.read_text())["records"]
             table(records)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise InputError(f"{path}: is not a result of --out") from None
         for record in records:
             names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
             about = ", ".join(f"{name} {record.get(name)}" for name in names)
@@ -227,7 +226,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--base_seeds", nargs="+", type=int, default=[0], help="of the base model (%(default)s)")
     add("--noises", nargs="+", type=float, default=[0.5], help="trace noises (%(default)s)")
     add("--output_dir", default="out/compare", help="where the runs go (%(default)s)")
-    add("--jobs", type=natural, default=os.cpu_count(), help="runs at a time, one thread each")
+    add("--jobs", type=least(1), default=os.cpu_count(), help="runs at a time, one thread each")
     add("--out", metavar="FOLDER", help="keep each run's result in it, a file each")
     add("--table", nargs="+", metavar="PATH", help="print the table of such folders, or of files")
     add("--brief", action="store_true", help="a table with fewer columns")

@@ -20,7 +20,7 @@ import numpy as np
 
 from config import Parser
 from data.example import InputError
-from data.reading import read_lines
+from data.reading import read_lines, written_here
 from lib.checkpoint import read_json
 from lib.log import run_program, visible
 from tools.compare import read_records
@@ -99,10 +99,8 @@ def read_run(folder: str | Path) -> Run:
         raise InputError(f"{folder}/metrics.jsonl: no step is logged; give folders of train.py")
     paths = sorted(run.folder.glob("checkpoints/step-*[0-9]/state.json"))
     for path in [*paths, *run.folder.glob("result.json")][-1:]:
-        try:
+        with written_here(path):
             run.state = {**run.state, **read_json(path)}
-        except (ValueError, TypeError):
-            raise InputError(f"{path}: isn't what train.py writes; remove the file") from None
     return run
 
 
