@@ -123,6 +123,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
         find_checkpoint(path.parent)
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"folder": 5}', '{"folder": "../x"}', "[" * 10**5])
+def test_a_file_that_was_not_written_here_is_said_in_one_line(tmp_path, text):
+    save(tmp_path, 1, best=True)
+    (tmp_path / "checkpoints" / "best.json").write_text(text)
+    with pytest.raises(InputError, match="best.json: was not written here"):
+        best_checkpoint(tmp_path)
+
+
 def test_a_checkpoint_of_the_older_layout_is_refused_in_one_line(tmp_path):
     save(tmp_path, 1)
     (find_checkpoint(tmp_path) / "complete.json").write_text("{}")

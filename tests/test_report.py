@@ -157,8 +157,10 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
         ("no", {}, "no/metrics.jsonl"),
         ("{run} --out /no/where", {}, "/no/where"),
         ("{run}", {"metrics.jsonl": '{"step": 0}\n[1]\n'}, "metrics.jsonl, line 2"),
+        ("{run}", {"metrics.jsonl": "{}\n"}, "metrics.jsonl, line 1: was not written"),
         ("{run}", {"groups.jsonl": '{"step": 3, "mode": "<b>"}\n'}, "groups.jsonl"),
         ("{run}", {"result.json": "[]"}, "result.json"),
+        ("{run}", {"result.json": '{"config": 5}'}, "result.json: was not written"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(argv, written, said, tmp_path, refused):

@@ -97,10 +97,15 @@ def read_run(folder: str | Path) -> Run:
     run = Run(Path(folder), read_lines(Path(folder) / "metrics.jsonl", ("step",), cut=False))
     if not run.steps:
         raise InputError(f"{folder}/metrics.jsonl: no step is logged; give folders of train.py")
+    with written_here(run.folder / "metrics.jsonl"):
+        sum(row["step"] for row in run.steps)  # each is a number
     paths = sorted(run.folder.glob("checkpoints/step-*[0-9]/state.json"))
     for path in [*paths, *run.folder.glob("result.json")][-1:]:
         with written_here(path):
-            run.state = {**run.state, **read_json(path)}
+            found = read_json(path)
+            run.state = {name: type(v)(found.get(name, v)) for name, v in run.state.items()}
+            sum(reading["step"] for reading in run.state["val"])  # here too
+            run.state["final"] = {name: dict(v) for name, v in run.state["final"].items()}
     return run
 
 
