@@ -41,8 +41,7 @@ except ImportError:
 NO_PICTURES = "pictures need matplotlib: pip install matplotlib"
 # flags that change what is learned by chance alone, or not at all
 ASIDE = {"seed", "base_seed", "output_dir", "data_dir", "overwrite", "resume", "final_splits"}
-ASIDE |= {"save_steps", "log_groups_every"}
-ASIDE |= {"eval_steps", "eval_size", "eval_base", "report_to"}
+ASIDE |= {"save_steps", "log_groups_every", "eval_steps", "eval_size", "eval_base", "report_to"}
 COLOURS = {  # told apart by the colour-blind too
     "dyme": "#1f5fbf",
     "grpo": "#c4500c",
@@ -64,7 +63,6 @@ CURVES = {  # title: metric, what it is
     "Entropy": ("entropy", "nats per token, in the update"),
     "Seconds per step": ("step_time", "rollout, rewards, update"),
 }
-LOOKS = {"own image": "sampled", "another": "other", "blank": "blank"}  # title: reading
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -113,16 +111,15 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
     """Runs that differ only by seed together, each variant named by its method and what tells it
     from the others.
     """
-    values = {}  # flag: its values
+    values, together = {}, {}  # flag: its values; label: runs
     for run in runs:
-        for name in run.state["config"].keys() - ASIDE:
-            values.setdefault(name, set()).add(str(run.state["config"][name]))
-    together = {}
-    for run in runs:
-        label = str(run.state["config"].get("method", run.folder.name))
         for name, value in run.state["config"].items():
-            if len(values.get(name, ())) > 1 and name != "method":
-                label += f", {name} {value}"
+            values.setdefault(name, set()).add(str(value))
+    tells = {name for name, found in values.items() if len(found) > 1} - ASIDE - {"method"}
+    for run in runs:
+        config = run.state["config"]
+        told = [f"{name} {value}" for name, value in config.items() if name in tells]
+        label = ", ".join([str(config.get("method", run.folder.name)), *told])
         together.setdefault(label, []).append(run)
     variants = []
     for (label, group), colour in zip(together.items(), colours(together)):
@@ -216,11 +213,12 @@ def draw_records(records: list[dict]) -> "dict[str, Figure]":
     """
     if len({record["trace_noise"] for record in records}) > 1:
         return {"noise": plot_noise(records)}
-    figures = {}
+    rows, figures = {row: runs for (row, _), runs in by_row(records).items()}, {}
     if all(len(record["val"]) > 1 and not record.get("stages") for record in records):
-        figures["val"] = plot_val(records)
+        variants = [Variant(row, c, kept_runs(rows[row])) for row, c in zip(rows, colours(rows))]
+        figures["val"] = plot_curve("Accuracy", variants)
     if all("other" in first_split(record) for record in records):
-        figures["looks"] = plot_looks(records)
+        figures["looks"] = plot_looks(rows)
     return figures
 
 
@@ -229,51 +227,35 @@ def first_split(record: dict) -> dict[str, dict]:
     return next(iter(record["final"].values()))
 
 
-def plot_points(ax, points: dict[str, list[tuple[float, float]]]) -> None:
-    """A dot per (x, y), and per label a line through the means of each x."""
-    for (label, own), colour in zip(points.items(), colours(points)):
-        by_x = {}
-        for x, y in sorted(own):
-            by_x.setdefault(x, []).append(y)
-        ax.plot(by_x.keys(), [mean(ys) for ys in by_x.values()], color=colour, label=label)
-        ax.plot(*zip(*own), ".", color=colour, alpha=0.4)
+def kept_runs(records: list[dict]) -> list[Run]:
+    """What a record keeps of a run: the accuracy of val, read at equal distances."""
+    runs = []
+    for record in records:
+        every = record["steps"] // len(record["val"])
+        read = [{"step": every * i, "accuracy": a} for i, a in enumerate(record["val"], start=1)]
+        runs.append(Run(Path(), [], {"val": read}))
+    return runs
 
 
-def plot_val(records: list[dict]) -> "Figure":
-    """The accuracy of validation questions against the step: a line per row, a dot per reading."""
-    points = {}
-    for (row, _), runs in by_row(records).items():
-        for run in runs:
-            every = run["steps"] // len(run["val"])
-            own = [(every * i, value) for i, value in enumerate(run["val"], start=1)]
-            points.setdefault(row, []).extend(own)
-    figure = Figure(figsize=(6.4, 3.6))
-    ax = figure.subplots()
-    plot_points(ax, points)
-    ax.set(title="Validation accuracy", xlabel="step", ylim=(0, 1.02))
-    figure.legend(loc="outside right center", fontsize=8)
-    return figure
-
-
-def plot_looks(records: list[dict]) -> "Figure":
+def plot_looks(rows: dict[str, list[dict]]) -> "Figure":
     """Does it look? Accuracy at temperature 1 with the question's own image, another question's and
     a blank one: a bar per row, the best first, with the standard deviation over its runs.
     """
-
-    def found(runs, reading="sampled"):
-        return [first_split(run)[reading]["accuracy"] for run in runs]
-
-    rows = {row: runs for (row, _), runs in by_row(records).items()}
-    rows = dict(sorted(rows.items(), key=lambda item: -mean(found(item[1]))))
+    bars = {}  # title: row: accuracies
+    for title, reading in (("own image", "sampled"), ("another", "other"), ("blank", "blank")):
+        bars[title] = {
+            row: [first_split(r)[reading]["accuracy"] for r in rows[row]] for row in rows
+        }
+    order = sorted(rows, key=lambda row: -mean(bars["own image"][row]))
     figure = Figure(figsize=(7, 0.4 * len(rows) + 1))
     ax = figure.subplots()
-    for i, (title, reading) in enumerate(LOOKS.items()):
-        values = [found(runs, reading) for runs in rows.values()]
-        places = [place + 0.27 * (i - 1) for place in range(len(rows))]
-        spread = [stdev(own) if len(own) > 1 else 0 for own in values]
-        ax.barh(places, list(map(mean, values)), 0.25, xerr=spread, label=title, color=SPARE[i])
+    for i, (title, found) in enumerate(bars.items()):
+        places = [place + 0.27 * (i - 1) for place in range(len(order))]
+        spread = [stdev(found[row]) if len(found[row]) > 1 else 0 for row in order]
+        means = [mean(found[row]) for row in order]
+        ax.barh(places, means, 0.25, xerr=spread, label=title, color=SPARE[i])
     ax.set(title="Accuracy by the image that is shown", xlabel="temperature 1", xlim=(0, 1))
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_yticks(range(len(order)), order)
     ax.margins(y=0.02)
     ax.invert_yaxis()
     figure.legend(loc="outside right center", fontsize=8)
@@ -282,21 +264,25 @@ def plot_looks(records: list[dict]) -> "Figure":
 
 def plot_noise(records: list[dict]) -> "Figure":
     """Accuracy on the test split and the share of stated facts that are true against the noise of
-    the traces: a line per row, a dot per run.
+    the traces: a dot per run, and per row a line through the means.
     """
     panels = {
         "accuracy, greedy": ("greedy", "accuracy"),
         "accuracy at temperature 1": ("sampled", "accuracy"),
         "stated facts that are true": ("sampled", "fact_precision"),
     }
+    rows = list(dict.fromkeys(record["row"] for record in records))
     figure = Figure(figsize=(9, 3))
     for ax, (title, (reading, metric)) in zip(figure.subplots(1, 3, sharey=True), panels.items()):
-        points = {}
-        for record in records:
-            value = first_split(record)[reading][metric]
-            if value is not None:
-                points.setdefault(record["row"], []).append((record["trace_noise"], value))
-        plot_points(ax, points)
+        for row, colour in zip(rows, colours(rows)):
+            by_noise = {}
+            for record in records:
+                value = first_split(record)[reading][metric]
+                if record["row"] == row and value is not None:
+                    by_noise.setdefault(record["trace_noise"], []).append(value)
+                    ax.plot(record["trace_noise"], value, ".", color=colour, alpha=0.4)
+            means = [mean(by_noise[noise]) for noise in sorted(by_noise)]
+            ax.plot(sorted(by_noise), means, color=colour, label=row)
         ax.set(title=title, xlabel="trace noise", ylim=(0, 1.02))
     figure.axes[0].legend(loc="lower left")
     return figure
