@@ -168,7 +168,8 @@ def draw(variants: list[Variant]) -> "dict[str, Figure]":
 def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
     """A line per variant: the mean over its seeds, which are faint."""
     metric, about = CURVES[title]
-    figure = Figure(figsize=(4.8, 3.1))
+    crowd = len(variants) > 6
+    figure = Figure(figsize=(7, 4) if crowd else (4.8, 3.1))
     ax = figure.subplots()
     for variant in variants:
         if line := line_of(variant, metric):
@@ -180,7 +181,10 @@ def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
         return None
     ax.set(title=title, xlabel="step", ylabel=about)
     ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
-    ax.legend(fontsize=8)
+    if crowd:
+        figure.legend(loc="outside right center", fontsize=8)
+    else:
+        ax.legend(fontsize=8)
     return figure
 
 
