@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -79,9 +80,10 @@ def test_without_the_library_it_is_said_once_what_is_not_read(monkeypatch, capsy
 def test_a_resume_with_another_reader_of_mathematics_is_an_error(monkeypatch):
     now = {**fingerprint([]), "reader": "own rules"}
     then = {"data": {**now, "reader": "own rules, math-verify 0.9.0"}, "config": asdict(Config())}
+    then["positions"] = {}
     monkeypatch.setattr(start.checkpoint, "load_checkpoint", lambda *_: then)
     with pytest.raises(InputError, match="--resume: mathematics was read by own rules, math-ver"):
-        start.resume(Config(), "x", None, None, now, None)
+        start.resume(Config(), Path("x"), None, None, {"data": now}, None)
 
 
 @pytest.mark.parametrize(
