@@ -33,9 +33,8 @@ def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
         rewards = {name: float(values[g]) for name, values in group.rewards.items()}
         pushes = token_pushes(sampled[g], config, tokenizer) if g < len(sampled) else []
         advantage = float(group.advantages[g])
-        responses.append(
-            {"text": response.text, "advantage": advantage, **rewards, "pushes": pushes}
-        )
+        told = {"text": response.text, "advantage": advantage, "pushes": pushes}
+        responses.append({**told, **rewards})
     return {
         "step": step,
         "question": group.example.question,
@@ -44,9 +43,7 @@ def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
         "image": thumbnail(group.example),
         "mode": mode,
         "target": group.target,
-        "target_pushes": [
-            each for row in memorized for each in token_pushes(row, config, tokenizer)
-        ],
+        "target_pushes": sum((token_pushes(row, config, tokenizer) for row in memorized), []),
         "responses": responses,
     }
 

@@ -27,7 +27,7 @@ except ImportError:  # Windows has no such lock
 
 # of a step's responses: summed up, and divided by their number
 PER_RESPONSE = {
-    "reward": "reward",
+    "total": "reward",
     "format": "rewards/format/mean",
     "accuracy": "rewards/accuracy/mean",
     "thinking": "rewards/thinking/mean",
@@ -56,8 +56,7 @@ def group_sums(groups: list, mode_names: tuple[str, ...]) -> dict[str, float]:
         sums["equal"] += float((total == total[0]).all())
         sums["all_wrong"] += float(not correct.any())
         sums["all_right"] += float(correct.all())
-        sums["reward"] += total.sum().item()
-        for name in ("format", "accuracy", "thinking", "correct"):
+        for name in ("total", "format", "accuracy", "thinking", "correct"):
             sums[name] += group.rewards[name].sum().item()
         sums["responses"] += len(group.responses)
         sums["length"] += sum(len(response.token_ids) for response in group.responses)
@@ -100,23 +99,20 @@ class Log:
             tqdm.write(text)
 
     def lock(self) -> None:
-        """Make the folder and keep it until this process ends: InputError where another one
-        does.
-        """
+        """Make the folder and keep it until this process ends: InputError where another one does."""
         if not self.active:
             return
         try:
             Path(self.output_dir).mkdir(parents=True, exist_ok=True)
             self.held = open(Path(self.output_dir) / ".lock", "w")
+            if fcntl:
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = "another process is at work in it; wait for its end or give another --output_dir"
+            raise InputError(f"{self.output_dir}: {told}") from None
         except OSError as error:
             told = f"can't be written to ({error.strerror}); give another"
             raise InputError(f"--output_dir {self.output_dir}: {told}") from None
-        try:
-            if fcntl:
-                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            told = "another process is at work in it; wait for its end or give another --output_dir"
-            raise InputError(f"{self.output_dir}: {told}") from None
 
     def open(self, fresh: bool) -> None:
         """Make the folder; for a fresh run without what an earlier one logged."""
@@ -128,11 +124,8 @@ class Log:
     def append(self, name: str, line: dict) -> None:
         """One JSON line to a file of the run; NaN and infinity, which JSON lacks, as null."""
         if self.active:
-            clean = {
-                key: None if isinstance(v, float) and not math.isfinite(v) else v
-                for key, v in line.items()
-            }
-            text = json.dumps(clean, ensure_ascii=False)
+            unsaid = {k: None for k, v in line.items() if v != v or v in (math.inf, -math.inf)}
+            text = json.dumps({**line, **unsaid}, ensure_ascii=False)
             # of control characters JSON escapes only some: the others would act on a terminal
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
             with open(Path(self.output_dir) / name, "a", encoding="utf-8") as file:
@@ -174,9 +167,8 @@ def open_tracker(name: str, folder: str, config: dict) -> Callable[[int, dict], 
     if name == "none":
         return None
     try:
-        library = importlib.import_module(
-            {"tensorboard": "torch.utils.tensorboard"}.get(name, name)
-        )
+        module = "torch.utils.tensorboard" if name == "tensorboard" else name
+        library = importlib.import_module(module)
     except ImportError:
         raise InputError(f"--report_to {name}: is not installed; pip install {name}") from None
     run = None

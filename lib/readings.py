@@ -60,8 +60,6 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """The unbiased estimate of the chance that at least one of k samples is right, when `correct`
-    of `samples` are (Chen et al. 2021, arXiv 2107.03374, eq. 1). ValueError for k > samples.
+    of `samples` are, k <= samples (Chen et al. 2021, arXiv 2107.03374, eq. 1).
     """
-    if not 1 <= k <= samples:
-        raise ValueError(f"pass_at_k: k = {k} needs at least as many samples, there are {samples}")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
