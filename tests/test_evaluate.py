@@ -9,10 +9,10 @@ import torch
 import evaluate as program
 import sample
 from data.charts import load_charts
-from data.example import DIRECT, Example, InputError
+from data.example import DIRECT, Example
 from data.reading import read_lines
 from evaluate import marks, pass_at_ks, predict
-from lib.readings import interval, pass_at_k, readings
+from lib.readings import pass_at_k, readings
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
 from run import summary
@@ -38,18 +38,15 @@ CHART = Example(
 BARE = replace(CHART, instruction=DIRECT)
 
 
-def test_marks_count_the_answer_and_the_true_facts():
+def test_marks_count_the_answer_and_the_true_facts_and_a_direct_answer_is_the_whole_response():
     row = marks(said(CHART, "red 5, blue 3\nAnswer: 5"))
     assert (row["accuracy"], row["format"], row["stated"], row["true"]) == (1, 1, 2, 1)
     assert marks(said(CHART, "red 5"))["accuracy"] == 0
     assert marks(said(CHART, "red 5\nAnswer: 5", truncated=True))["format"] == 0
     near = said(replace(CHART, answer="100"), "so it is\nAnswer: 104")
     assert marks(near)["accuracy"] == 0 and marks(near, tolerance=0.05)["accuracy"] == 1
-
-
-def test_a_direct_answer_is_the_whole_response():
-    assert marks(said(BARE, "5"))["accuracy"] == 1
-    assert marks(said(BARE, "red 5\nAnswer: 5"))["accuracy"] == 0
+    bare = [marks(said(BARE, text))["accuracy"] for text in ("5", "red 5\nAnswer: 5")]
+    assert bare == [1, 0]
 
 
 def test_a_stated_fact_is_true_of_the_image_shown_of_the_own_one_or_of_neither():
@@ -153,10 +150,6 @@ def test_other_weights_or_another_temperature_are_asked_anew(vlm, tmp_path):
     assert len(read_lines(path)) == 21
 
 
-def test_wilsons_interval():
-    assert interval(0.5, 2) == pytest.approx((0.095, 0.905), abs=1e-3)
-
-
 def test_the_program_asks_a_split_and_says_where_its_answers_are(run, capsys):
     argv = ["--ckpt", str(run), "--size", "3"]
     program.ask_split(argv)
@@ -176,6 +169,7 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(run, capsys):
         (program.ask_split, "--ckpt {run} --split nowhere"),
         (program.ask_split, "--ckpt {run} --temperature -1"),
         (program.ask_split, "--ckpt {run} --out {tmp}/bad.jsonl"),
+        (program.ask_split, "--ckpt {run} --out {tmp}/notes.txt"),
         (program.ask_split, "--ckpt {run} --out /proc/none/x.jsonl"),
         (sample.ask, "--ckpt {run} --num_generations 4"),
         (sample.ask, "--ckpt {run} --image {run}/result.json --question x"),
@@ -183,7 +177,9 @@ def test_the_program_asks_a_split_and_says_where_its_answers_are(run, capsys):
 )
 def test_what_cannot_be_asked_is_one_line_and_code_2(ask, argv, run, tmp_path, refused):
     (tmp_path / "bad.jsonl").write_text("[1]\n")
+    (tmp_path / "notes.txt").write_text("my notes")
     refused(ask, argv.format(tmp=tmp_path, run=run))
+    assert (tmp_path / "notes.txt").read_text() == "my notes"
 
 
 # ---- sample.py ----------------------------------------------------------------------------------
@@ -222,8 +218,9 @@ def test_a_verdict_says_which_stated_facts_are_true():
 
 
 def test_no_escape_code_reaches_the_terminal(capsys):
-    sample.show("\x1b]0;title\x07 fine \u202e Gr\u00fc\u00dfe 1\u00a0000\n")
-    assert capsys.readouterr().out == "\\x1b]0;title\\x07 fine \\u202e Grüße 1\u00a0000\n"
+    sample.show("\x1b]0;title\x07 fine \r\u202e Gr\u00fc\u00dfe\t1\u00a0000\n")
+    told = "\\x1b]0;title\\x07 fine \\r\\u202e Grüße\t1\u00a0000\n"
+    assert capsys.readouterr().out == told
 
 
 def test_a_question_of_the_data_set_is_asked_and_judged(run, capsys):
@@ -231,11 +228,3 @@ def test_a_question_of_the_data_set_is_asked_and_judged(run, capsys):
     sample.ask(argv.split())
     told = capsys.readouterr().out
     assert "(--seed 1 asks it again)" in told and told.count("accuracy") == 2
-
-
-def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("my notes")
-    with pytest.raises(InputError, match="was not written here"):
-        read_lines(path)
-    assert path.read_text() == "my notes"

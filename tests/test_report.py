@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lib.log import visible
 from tools import curves, gallery, report
 from tools.curves import COLOURS, group_seeds, line_of, read_run
 
@@ -27,18 +26,18 @@ def write_run(folder, method="dyme", seed=0, texts=TEXTS, asked={}, **config) ->
     shares = {"share_memorize": 0.5, "share_explore": 0.25, "share_skip": 0.25}
     steps = [{"step": s, **shares, "reward": (seed + 1) * s / 39} for s in range(40)]
     rewards = {"format": 1.0, "accuracy": 0.0, "thinking": 0.5}
-    right, wrong = (
-        [
-            {"text": t, "advantage": a, "correct": a, "total": a, "pushes": [[t, a]], **rewards}
-            for t in texts
-        ]
-        for a in (1.0, 0.0)
-    )
+
+    def respond(text, right):
+        told = dict.fromkeys(("advantage", "correct", "total"), right)
+        return {"text": text, "pushes": [[text, right]], **told, **rewards}
+
+    wrong = [respond(text, 0.0) for text in texts]
     image = "data:image/png;base64,iVBORw0KGgo="
     asked = {"question": "Which?", "answer": "red", "facts": FACTS, "image": image, **asked}
     memorized = {"step": 0, "mode": "memorize", "target": "black 4", "responses": wrong}
     memorized["target_pushes"] = [["black 4", 2.0]]
-    explored = {"step": 25, "mode": "explore", "target": None, "responses": right[:1] + wrong[1:]}
+    explored = {"step": 25, "mode": "explore", "target": None}
+    explored["responses"] = [respond(texts[0], 1.0), *wrong[1:]]
     folder.mkdir(parents=True)
     groups = [{**memorized, **asked}, {**explored, **asked}]
     for name, lines in (("metrics.jsonl", steps), ("groups.jsonl", groups)):
@@ -106,11 +105,6 @@ def test_a_tokens_push_has_colour_and_sign_by_its_size():
     assert '<span class="down" style="--s:1.00">red<small>−4.0</small></span>' in html
     assert '<span class="up" style="--s:0.25">⏎<small>+1.0</small></span><br>' in html
     assert " &lt;b&gt;<small></small>" in html and gallery.pushed([], 4.0) == ""
-
-
-def test_visible_spells_out_what_acts_and_keeps_what_reads():
-    assert visible("a\x1b[31m\r\x00\u202e\ud800") == "a\\x1b[31m\\r\\x00\\u202e\\ud800"
-    assert visible("Grüße\t1\u00a0000 ✓\n→ 图") == "Grüße\t1\u00a0000 ✓\n→ 图"
 
 
 def test_seeds_are_one_variant_with_their_spread_and_a_method_keeps_its_colour(tmp_path):

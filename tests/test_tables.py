@@ -117,13 +117,6 @@ def test_each_base_is_made_by_one_run_before_the_others_start(tmp_path, monkeypa
     assert all(flags[flags.index("--eval_size") + 1] == "9" for flags in runs)
 
 
-def test_results_are_written_only_where_asked(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "compare", lambda args: [record("sft", 0, 0.5)])
-    monkeypatch.chdir(tmp_path)
-    compare.main(["sft"])
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_finished_run_is_kept_as_a_file_with_its_command_and_commit(tmp_path):
     finish(tmp_path / "run")
     (tmp_path / "run" / "asked.json").write_text('["train.py", "seed 0", "code one"]')
