@@ -104,9 +104,7 @@ def evaluate(
     belongs: Sequence[Example | None] | None = None,
     **asked,
 ) -> dict[str, float]:
-    """`readings` of one response to each example; asked: how, see respond. belongs: for each, see
-    marks.
-    """
+    """`readings` of one response to each example. asked: see respond; belongs: for each, see marks."""
     groups = respond(model, processor, examples, **asked)
     groups = progress(groups, "evaluate", total=len(examples), unit="question", leave=False)
     belongs = belongs or [None] * len(examples)
@@ -175,8 +173,8 @@ def pass_at_ks(
     right = []
     for group in progress(groups, "pass@k", total=len(examples), unit="question"):
         texts = [response.text for response in group.responses]
-        scored = score(texts, group.example, tolerance=tolerance)
-        right.append(int((scored["accuracy"] > 0.5).sum()))
+        correct = score(texts, group.example, tolerance=tolerance)["accuracy"] > 0.5
+        right.append(int(correct.sum()))
     ks = [2**i for i in range(samples.bit_length())]
     found = {f"pass@{k}": mean([pass_at_k(samples, count, k) for count in right]) for k in ks}
     return {**found, "right": right}
@@ -272,9 +270,8 @@ def out_path(args: argparse.Namespace) -> Path:
     """Where what comes out goes: args.out, else a file in the run's folder, or below out/."""
     folder = Path(args.ckpt)
     folder = folder if folder.is_dir() else Path("out", args.ckpt.replace("/", "--"))
-    name = "predictions.jsonl"
-    if args.data:
-        name = f"{folder.resolve().name}_{Path(args.data).stem}.tsv"
+    benchmark = f"{folder.resolve().name}_{Path(args.data or '').stem}.tsv"
+    name = benchmark if args.data else "predictions.jsonl"
     path = Path(args.out or folder / name)
     if args.data and (path.suffix != ".tsv" or path.resolve() == Path(args.data).resolve()):
         raise InputError(f"--out {path}: a benchmark's predictions are another .tsv")

@@ -90,10 +90,9 @@ def group_card(line: dict, opened: bool) -> str:
     # the same text has the same rewards: shown once, counted
     counts = Counter(response["text"] for response in responses)
     kinds = {response["text"]: response for response in responses}.values()
-    cards = "".join(
-        response_card(response, counts[response["text"]], facts, mode == "explore", largest)
-        for response in sorted(kinds, key=lambda response: -response["total"])
-    )
+    kinds = sorted(kinds, key=lambda response: -response["total"])
+    explored = mode == "explore"
+    cards = "".join(response_card(r, counts[r["text"]], facts, explored, largest) for r in kinds)
     target = ""
     if line["target"]:
         said = f'<div class="said">{marked(line["target"], facts)}</div>'
@@ -115,8 +114,7 @@ def response_card(response: dict, count: int, facts: list, used: bool, largest: 
     """One response: right or wrong, its text, its tokens' pushes, its advantage, its rewards."""
     css, right = ("is-true", "✓ correct") if response["correct"] > 0.5 else ("is-false", "✗ wrong")
     advantage = float(response["advantage"])
-    up, arrow = ("is-true", "▲") if advantage > 0 else ("is-false", "▼")
-    up, arrow = (up, arrow) if advantage else ("", "=")
+    up, arrow = ("is-true", "▲") if advantage > 0 else ("is-false", "▼") if advantage else ("", "=")
     rewards = "".join(
         f"<div><dt>{title}</dt><dd>{float(response[name]):.2f}</dd></div>"
         for name, title in REWARDS.items()

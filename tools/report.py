@@ -74,13 +74,11 @@ def results_table(variants: list[Variant]) -> str:
 
 def picture(title: str, figure) -> str:
     """A figure as an image inside the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True)
+    figure.savefig(buffer := io.BytesIO(), format="svg", transparent=True)
     svg = base64.b64encode(buffer.getvalue()).decode()
-    image = f'<img src="data:image/svg+xml;base64,{svg}" alt="{title}">'
     # a panel per variant is wider than a phone
     look = 'class="card wide scroll" tabindex="0"' if title == "Modes" else 'class="card"'
-    return f"<figure {look}>{image}</figure>"
+    return f'<figure {look}><img src="data:image/svg+xml;base64,{svg}" alt="{title}"></figure>'
 
 
 def rollouts(variant: Variant) -> str:
@@ -97,8 +95,7 @@ def page(variants: list[Variant]) -> str:
     folders = [str(run.folder) for variant in variants for run in variant.runs]
     pictures = f'<p class="note">{curves.NO_PICTURES}</p>'
     if curves.matplotlib:
-        drawn = curves.draw(variants).items()
-        pictures = "".join(picture(title, figure) for title, figure in drawn)
+        pictures = "".join(picture(*drawn) for drawn in curves.draw(variants).items())
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         about=esc("of " + ", ".join(folders)),
