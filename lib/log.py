@@ -115,10 +115,9 @@ class Log:
             raise InputError(f"--output_dir {self.output_dir}: {told}") from None
 
     def open(self, fresh: bool) -> None:
-        """Make the folder; for a fresh run without what an earlier one logged."""
-        if self.active:
-            Path(self.output_dir).mkdir(parents=True, exist_ok=True)
-            for name in ("metrics.jsonl", "groups.jsonl", "result.json") if fresh else ():
+        """Begin: a fresh run without what an earlier one logged."""
+        for name in ("metrics.jsonl", "groups.jsonl", "result.json"):
+            if fresh and self.active:
                 (Path(self.output_dir) / name).unlink(missing_ok=True)
 
     def append(self, name: str, line: dict) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import io
 
 import huggingface_hub
 import pytest
@@ -10,16 +9,14 @@ from PIL import Image
 
 import evaluate as program
 from data import load_data, open_image
+from data.images import data_url
 from data.tsv import read_tsv
 from lib.benchmark import final_answer, has_metric
 from rollout import Response
 from tests.test_data import error_of
 
 
-def picture(colour="red"):
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(content, "PNG")
-    return base64.b64encode(content.getvalue()).decode()
+PICTURE = data_url(Image.new("RGB", (8, 8), "red")).split(",")[1]
 
 
 # rows as each benchmark has them, and (answer, kind, options, task, scored here) of them
@@ -63,7 +60,7 @@ def cache(monkeypatch, tmp_path):
 
 def write_tsv(path, *rows):
     """A TSV of these rows, index and image filled in; quoted where a cell has line breaks."""
-    rows = [{"index": i, "image": picture(), **row} for i, row in enumerate(rows, start=1)]
+    rows = [{"index": i, "image": PICTURE, **row} for i, row in enumerate(rows, start=1)]
     with open(path, "w", newline="") as stream:
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(stream, names, delimiter="\t", restval="")
@@ -84,7 +81,7 @@ def test_each_benchmark_is_read_with_its_kind_of_answer(tmp_path, name):
 
 def test_an_image_may_be_another_rows_a_file_or_a_list_of_one(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    rows = [{"image": "2"}, {}, {"image": "", "image_path": "['a.png']"}, {"image": [picture()]}]
+    rows = [{"image": "2"}, {}, {"image": "", "image_path": "['a.png']"}, {"image": [PICTURE]}]
     path = write_tsv(tmp_path / "x.tsv", *({"question": "q", **row} for row in rows))
     first, second, third, fourth = read_tsv(path, tmp_path)
     assert first.image == second.image == fourth.image and first.answer == ""
@@ -97,7 +94,7 @@ def test_an_image_may_be_another_rows_a_file_or_a_list_of_one(tmp_path):
         ({"image": "x" * 99}, "row 2: image: not base64"),
         ({"image": base64.b64encode(b"x" * 99).decode()}, "row 2: .*not an image"),
         ({"image": "7"}, "row of index 2: image '7': is neither base64 nor the index"),
-        ({"image": f"['{picture()}', '{picture()}']"}, "row 2: image has 2 entries"),
+        ({"image": f"['{PICTURE}', '{PICTURE}']"}, "row 2: image has 2 entries"),
         ({"index": "1"}, "row 2: index 1: is there twice"),
         ({"question": ""}, "row of index 2: question is missing"),
         ({"image": "", "image_path": "../a.png"}, "row of index 2: .*leaves the folder"),
