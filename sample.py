@@ -67,9 +67,7 @@ def stream(model, processor, group: Group, on_text, **sampling) -> None:
 
 
 def verdict(group: Group, tolerance: float = 0.0) -> str:
-    """What the rewards say of a response, and which of its stated facts are true; of a question of
-    one's own nothing.
-    """
+    """The rewards of a response and which of its stated facts are true, where these are known."""
     (response,), example = group.responses, group.example
     cut = "(cut off)\n" if response.truncated else ""
     if not example.answer:

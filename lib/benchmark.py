@@ -24,9 +24,7 @@ def read_benchmark(source: Path, folder: Path, instruction: str | None) -> list[
 
 
 def final_answer(response: str) -> str:
-    """What a response says in the end: behind its answer marker; without one inside the last
-    \\boxed{}, else the last line.
-    """
+    """What is behind the answer marker; without one, in the last \\boxed{} or the last line."""
     marked = split_marked(response)[1]
     if marked is not None:
         return marked

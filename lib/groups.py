@@ -70,9 +70,7 @@ def token_pushes(row, config, tokenizer) -> list[tuple[str, float]]:
 
 
 def told_response(step: int, group, mode: str) -> str:
-    """A group's question and its first response with the rewards, or what it memorizes unasked, in
-    three lines for the person who watches.
-    """
+    """A group's question, its first response or what it memorizes, its rewards: three lines."""
     rewards, text = "memorized", group.target or ""
     if group.responses:
         rewards = {name: float(values[0]) for name, values in group.rewards.items()}

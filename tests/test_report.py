@@ -16,9 +16,7 @@ TEXTS = ("black 3, red 5\nAnswer: red", "yellow 5")
 
 
 def write_run(folder, method="dyme", seed=0, texts=TEXTS, asked={}, **config) -> str:
-    """A run's folder as train.py writes it: rewards rise to seed + 1, a memorized and an explored
-    group.
-    """
+    """A run's folder as train.py writes it: rewards rise to seed + 1; two groups."""
     config = {"method": method, "seed": seed, "dataset": "charts", "model": "tiny", **config}
     reading = {"accuracy": 0.5, "format": 1.0, "fact_precision": 0.9, "grounded": 0.4, "count": 100}
     readings = {"val": {name: reading for name in ("greedy", "sampled", "direct")}}

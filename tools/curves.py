@@ -212,9 +212,7 @@ def plot_modes(variants: list[Variant]) -> "Figure | None":
 
 
 def draw_records(records: list[dict]) -> "dict[str, Figure]":
-    """What there is to see in them: of several trace noises what these do; else the validation
-    accuracy on the way, and whose image the answers are about.
-    """
+    """What the traces' noise does; of a single noise, val on the way and whose image is seen."""
     if len({record["trace_noise"] for record in records}) > 1:
         return {"noise": plot_noise(records)}
     rows, figures = {row: runs for (row, _), runs in by_row(records).items()}, {}
@@ -242,9 +240,7 @@ def kept_runs(records: list[dict]) -> list[Run]:
 
 
 def plot_looks(rows: dict[str, list[dict]]) -> "Figure":
-    """Does it look? Accuracy at temperature 1 with the question's own image, another question's and
-    a blank one: a bar per row, the best first, with the standard deviation over its runs.
-    """
+    """Accuracy at temperature 1 by the image shown: a bar per row, the best first; its spread."""
     bars = {}  # title: row: accuracies
     for title, reading in (("own image", "sampled"), ("another", "other"), ("blank", "blank")):
         bars[title] = {
@@ -267,9 +263,7 @@ def plot_looks(rows: dict[str, list[dict]]) -> "Figure":
 
 
 def plot_noise(records: list[dict]) -> "Figure":
-    """Accuracy on the test split and the share of stated facts that are true against the noise of
-    the traces: a dot per run, and per row a line through the means.
-    """
+    """Test accuracy and true facts against the traces' noise: a dot per run, a line per row."""
     panels = {
         "accuracy, greedy": ("greedy", "accuracy"),
         "accuracy at temperature 1": ("sampled", "accuracy"),

@@ -34,9 +34,7 @@ COLUMNS = {  # heading: reading, metric; page.html says what they are
 
 
 def cell(readings: list[dict], reading: str, metric: str) -> str:
-    """The mean over seeds, and how sure it is: the seeds' standard deviation, or the interval of a
-    single count.
-    """
+    """The mean over seeds with their standard deviation, or the interval of a single count."""
     found = [r[reading] for r in readings if r.get(reading, {}).get(metric) is not None]
     if not found:
         return "<td>–</td>"
