@@ -72,11 +72,9 @@ def load_charts(
 
     Splits: train, val, test, and ood, which alternates between charts of five bars (task
     "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
-    tasks are Curr-ReFT's (arXiv 2503.07065): "chart" (KINDS), "detection" (answer
-    "left,top,right,bottom" in pixels, see sample_chart), "classification" (the colours there).
-    trace_noise: the share of wrong facts in the train split's traces. A misread value goes on into
-    the Reasoning clause, whose result is right all the same ("7 - 4 = 2"), as in traces of a model
-    that knew the answer. InputError for an unknown split or task.
+    tasks: see TASKS; a detection's answer is a box of sample_chart's. trace_noise: the share of
+    wrong facts in the train split's traces. A misread value goes on into the Reasoning clause,
+    whose result is right all the same ("7 - 4 = 2"), as in traces of a model that knew the answer.
     """
     if split not in SIZES:
         raise InputError(f"charts: no split {split!r}; there are {', '.join(SIZES)}")
@@ -163,10 +161,7 @@ def base_batch(
 
 @lru_cache
 def vocabulary() -> list[str]:
-    """The pieces, sorted, that a word-level tokenizer needs for the texts of this file.
-
-    ByteLevel's regular expression splits them: a word inside a text carries its space (" red").
-    """
+    """The pieces, sorted, that a word-level tokenizer needs here; " red" is one, with its space."""
     texts = [THINK, DIRECT, CAPTION, EXPLAIN, GOAL, CAPTION_QUESTION, "\nAnswer: x"]
     texts += ["system\nuser\nassistant\n", "<answer>x</answer>"]
     # the words of the judge and choice questions, see forms.py

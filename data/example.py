@@ -77,9 +77,7 @@ def split_marked(response: str) -> tuple[str, str | None]:
 
 
 def choose(answer: str, options: list[str]) -> str:
-    """The option that an answer names, by its text, its letter, or both ("B", "(B)", "B. cab",
-    "option B"); else the answer.
-    """
+    """The option that an answer names ("cab", "B", "(B)", "B. cab", "option B"), or the answer."""
     named = {option.casefold(): option for option in options}
     for letter, option in zip(OPTION_LETTERS, options):
         pattern = rf"(?:option )?\(?{letter}(?:[).:]*|[).: ]+{re.escape(option)})"
@@ -89,10 +87,7 @@ def choose(answer: str, options: list[str]) -> str:
 
 
 class InputError(ValueError):
-    """Bad input from outside (a file, a flag): what is wrong and what to do, in one line.
-
-    rows: a line for each of several things.
-    """
+    """Bad input from outside (a file, a flag): what is wrong, what to do, in a line; rows: more."""
 
     def __init__(self, message: str, rows: Iterable[str] = ()):
         super().__init__("\n  ".join(shorten(line) for line in (message, *rows)))
@@ -103,10 +98,7 @@ class NoSplit(InputError):
 
 
 def shorten(text: str) -> str:
-    """A text, whatever a file holds, as a line of at most MAX_MESSAGE characters.
-
-    What is cut is its middle: the end often says what to do. Terminal escapes are taken out.
-    """
+    """A text, whatever a file holds, as a line, cut in the middle: its end may say what to do."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     kept = MAX_MESSAGE // 2 - 5
     return text if len(text) <= MAX_MESSAGE else f"{text[:kept]} ... {text[-kept:]}"

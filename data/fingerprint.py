@@ -11,10 +11,7 @@ FIELDS = ("question", "options", "answers", "facts", "needed", "trace", "image")
 
 
 def fingerprint(examples: Sequence[Example]) -> dict:
-    """{"rows": their number, field: a digest of it over all rows}, for JSON.
-
-    Of an image's file its length and its end are read, and not its path: data may move.
-    """
+    """{"rows": their number, field: a digest of it over all rows}; no paths: data may move."""
     digests = {name: hashlib.sha256() for name in FIELDS}
     for example in examples:
         for name, value in {**vars(example), "image": look(example.image)}.items():

@@ -27,10 +27,9 @@ NUMBER = re.compile(r"[-\u2212]?\$?[\d,]*\.?\d+ ?%?")
 
 
 def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -> list[Example]:
-    """The Examples in one of FORMS; a pure function of its arguments.
+    """The Examples in one of FORMS, pure; half of a task's judge questions propose a right answer.
 
-    Of the answers that judge questions propose half are right, within each task. InputError for an
-    answer that is none of its own kind, and where there is no wrong one to offer.
+    InputError for an answer that is none of its own kind, and where there is no wrong one to offer.
     """
     pool, counts, asked = answer_pool(examples), Counter(), []
     for index, example in enumerate(examples):
@@ -40,15 +39,16 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
         rng = np.random.default_rng([seed, FORMS.index(form), index])
         counts[example.task] += 1
         right = counts[example.task] % 2 == 1
-        changed = form != "open"
-        asked.append(in_form(form, example, pool, rng, right, grade) if changed else example)
+        asked.append(in_form(form, example, pool, rng, right, grade))
     return asked
 
 
 def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Callable) -> Example:
-    """One Example as a judge question, proposing its answer if `right`, else a wrong one; or as a
-    choice: its answer among up to three wrong ones, of a classification some of its labels.
+    """One Example as a judge question, proposing its answer if `right`, else a wrong one; as a
+    choice: its answer among up to three wrong ones, of a classification some labels; or as it is.
     """
+    if form == "open":
+        return example
     if form == "judge":
         proposed = example.answer if right else wrong_answers(example, pool, rng, grade)[0]
         question = f"Is the answer {proposed} right, yes or no?"
@@ -74,9 +74,9 @@ def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
     """
     if form == "open":
         return list(examples)
-    kind, pattern = (
-        ("decision", "(?i)yes|no") if form == "judge" else ("letters", r"[A-Z](\W*[A-Z])*")
-    )
+    kind, pattern = "decision", "(?i)yes|no"
+    if form == "choice":
+        kind, pattern = "letters", r"[A-Z](\W*[A-Z])*"
     for example in examples:
         if not re.fullmatch(pattern, example.answer.strip(" .()")):
             raise InputError(f"{example.id}: {example.answer!r} is no answer of stage {form}")

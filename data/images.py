@@ -22,10 +22,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def read_image(image, header_only: bool = False, example: str = "") -> Image.Image:
-    """The RGB image at a path, a str or a zipfile.Path; header_only: checked and not decoded.
-
-    InputError names it, and the example's id, if it is missing, no image, broken or over a limit.
-    """
+    """The RGB image at a path, a str or a zipfile.Path; header_only: checked and not decoded."""
     try:
         if isinstance(image, Image.Image):
             return show(image)

@@ -38,10 +38,10 @@ def read_facts(value) -> list[tuple]:
 
 
 def object_facts(value) -> list[tuple]:
-    """Facts from DyME's `visual_fact`: objects with attributes, as JSON or as its text.
+    """Facts from DyME's `visual_fact`, as JSON or as its text; a failed answer of the LLM has none.
 
     [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects",
-    gives ("bag", "red") and ("bag", "left"). Anything else (a failed answer of the LLM): none.
+    gives ("bag", "red") and ("bag", "left").
     """
     try:
         value = decode(value.encode()) if isinstance(value, str) else value
@@ -109,22 +109,19 @@ def read_options(row: dict) -> list[str]:
     if not isinstance(value or [], list) or len(value or []) > len(OPTION_LETTERS):
         raise InputError(f"{name} must be a list of at most {len(OPTION_LETTERS)} texts")
     options = texts({name: value}, name)
-    pairs = zip(OPTION_LETTERS, options)
-    bare = [re.sub(rf"^\(?{letter}[).:]\s*(?=\S)", "", option) for letter, option in pairs]
+    bare = [re.sub(rf"^\(?{x}[).:]\s*(?=\S)", "", y) for x, y in zip(OPTION_LETTERS, options)]
     return bare if all(a != b for a, b in zip(bare, options)) else options
 
 
 def find_image(row: dict, folder, moved: dict) -> str | None:
-    """The path of a row's image; a gone absolute one is looked for in the folder by the longest end
-    of its path that is there, and noted in `moved`. InputError for a URL, a relative path that
-    leaves the folder, no image.
+    """The path of a row's image, checked; a gone absolute one is looked for in the folder by the
+    longest end of its path that is there, and noted in `moved`.
     """
-    names = texts(row, *NAMES["image"])
-    if len(names) > 1:
-        raise InputError(f"the image has {len(names)} entries: one image per question")
-    if not names:
+    name, *more = texts(row, *NAMES["image"]) or [None]
+    if more:
+        raise InputError(f"the image has {len(more) + 1} entries: one image per question")
+    if name is None:
         return None
-    (name,) = names
     if re.match(r"[A-Za-z][\w+.-]+:", name):
         raise InputError(f"the image {name[:80]!r} is a URL: download it and give its path")
     path = os.path.join(folder, name)  # an absolute path stays as it is
@@ -152,11 +149,10 @@ def keep_image(raw: bytes) -> str:
 
 
 def own_row(row: dict, name: str, folder, moved: dict) -> Example:
-    """An Example, its id `name`, from the fields of NAMES; question and answer must be there.
+    """An Example, its id `name`, from the fields of NAMES; folder, moved: see find_image.
 
     An answer that is written as "thinking \n Answer: x" is taken apart, an option's letter becomes
-    its text. An <image> at the head of a question, as Curr-ReFT's data has it, is the image's
-    place. folder, moved: see find_image.
+    its text, and an <image> at the head of a question, as in Curr-ReFT's data, goes.
     """
     check_fields(row)
     question = text(row, "question_wo_prompt", required=False) or text(row, "question", "problem")
@@ -204,10 +200,8 @@ def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
 
     examples = parse_file(file, parse, skip_bad_rows)
     if len(set(moved.values())) < len(moved):
-        raise InputError(
-            f"{file}: of images that are not where it says, several have one name; put them where "
-            "their paths say, or make the paths relative to --data_dir"
-        )
+        told = "of the images that are not where it says, several have one name; mend their paths"
+        raise InputError(f"{file}: {told}")
     if moved:
         say(f"{file}: {len(moved)} images are not where it says; found in {folder} by their names")
     if unused:
@@ -243,18 +237,15 @@ def load_own(
     path = Path(path)
     file = path if split == "train" else beside(path, split)
     if file is None and split != "val":
-        raise NoSplit(
-            f"{path}: no {split} split: put it into {path.stem}.{split}{path.suffix} "
-            "beside it, or evaluate another with --final_splits"
-        )
+        told = f"put it into {path.stem}.{split}{path.suffix}, or choose others by --final_splits"
+        raise NoSplit(f"{path}: no {split} split: {told}")
     examples = read(file or path, data_dir or path.parent, skip_bad_rows)
     held_out = split in ("train", "val") and not beside(path, "val")
     return hold_out(examples, split, path) if held_out else examples
 
 
 def attach(examples, name: str, path: str) -> list[Example]:
-    """The examples with the field `name`, "trace" or "facts", of a .jsonl of {"id", name}, as
-    judge.py writes it.
+    """The examples with the field `name`, "trace" or "facts", of judge.py's .jsonl of {"id", name}.
 
     An example's last line counts. An id whose "question" is another one (the data changed) fits
     none; how many do is said.

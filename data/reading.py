@@ -117,9 +117,7 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) ->
 
 def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> list[dict]:
     """The objects of a jsonl file that a program goes on writing; a torn last line is cut off, or
-    without `cut` left to who is writing it.
-
-    InputError, with its number, for any other line that isn't an object with these names.
+    without `cut` left to who is writing it. InputError for a line without one of these names.
     """
     if not path.exists():
         return []
@@ -144,10 +142,7 @@ def filled(row: dict, *names: str) -> list[str]:
 
 
 def pick(row: dict, *names: str) -> tuple[str, object]:
-    """(name, value) of the field that is filled in, of several that mean the same, or None.
-
-    InputError where two differ.
-    """
+    """(name, value) of the field that is filled in, of several that mean the same, or None."""
     there = filled(row, *names)
     if any(row[name] != row[there[0]] for name in there[1:]):
         raise InputError(f"{' and '.join(there)} differ: keep one of them")

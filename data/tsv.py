@@ -90,9 +90,7 @@ def literal_list(value: str | None) -> list[str]:
 
 
 def tsv_row(row: dict, image: str | None, name: str) -> Example:
-    """An Example of a row: its options are the columns A, B ..; where the question holds the
-    choices its answer is a letter; "yes" or "no" is a decision.
-    """
+    """An Example of a row; where its question, not a column, holds choices a letter is wanted."""
     hint, question = text(row, "hint", required=False), text(row, "question")
     answer = (text(row, "answer", required=False) or "").strip()
     cells = {letter: text(row, letter, required=False) for letter in OPTION_LETTERS}
@@ -126,10 +124,7 @@ def tsv_row(row: dict, image: str | None, name: str) -> Example:
 
 
 def write_predictions(source: Path, out: Path, responses: dict[str, str]) -> None:
-    """The TSV `source` without its images and with a column "prediction": responses by index.
-
-    So VLMEvalKit reads it: `vlmutil eval <dataset> <out>`.
-    """
+    """The TSV without its images, with responses by index, for `vlmutil eval <dataset> <out>`."""
     lines = io.StringIO()
     writer = csv.writer(lines, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
     for _, number, row in table_rows(source):

@@ -5,6 +5,7 @@ Decisions, letters, boxes and labels: the difficulty-aware rewards of Curr-ReFT 
 section 3). results/README.md has a table of what is read, and what is not.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -39,9 +40,7 @@ def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -
     """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
 
     Both sides come from clean_answer. "%" divides by 100, as published, so that "57%" is not the
-    label "57" where a chart's labels leave the sign out. An empty or non-finite prediction is
-    wrong. Tolerance 0: equal up to rounding of floats. A list ("[3, 4]") is compared element by
-    element, in any order.
+    label "57" where a chart's labels leave the sign out. Elements of a list come in any order.
     """
     target, prediction = target.strip(), prediction.strip()
     if target.startswith("[") and target.endswith("]"):
@@ -58,12 +57,8 @@ def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -
 
 def elements(text: str) -> list[str]:
     """The cleaned elements of a list: numbers by size, then text."""
-
-    def order(element):
-        number = to_number(element)
-        return number is None, number or 0.0, element.casefold()
-
-    return sorted(map(clean_answer, text.strip("[] ").split(",")), key=order)
+    cleaned = sorted(map(clean_answer, text.strip("[] ").split(",")), key=str.casefold)
+    return sorted(cleaned, key=lambda text: math.inf if (n := to_number(text)) is None else n)
 
 
 # ---- other kinds of answer: what one says, None when it hasn't the form -------------------------
@@ -76,9 +71,7 @@ def read_decision(text: str) -> str | None:
 
 
 def read_letters(text: str, question: str = "") -> set[str] | None:
-    """The letters of "A, C", "C and A", "(a)", "AC", "A: cat"; or the one of the question's own
-    options that the text is; None without one or with another word.
-    """
+    """The letters of "A, C", "C and A", "(a)", "AC", "A: cat", of the question's option; None."""
     text = unwrap(text)
     words = [word for word in re.findall(r"\w+", text) if word.casefold() != "and"]
     words = words[1:] if words and words[0].casefold() == "option" else words
@@ -97,8 +90,7 @@ def read_labels(text: str) -> set[str] | None:
     return labels - {""} or None
 
 
-READERS = {"decision": read_decision, "letters": read_letters}
-READERS |= {"box": read_box, "labels": read_labels}
+READERS = {"decision": read_decision, "box": read_box, "labels": read_labels}
 
 
 # ---- any kind -----------------------------------------------------------------------------------
@@ -108,9 +100,10 @@ def read(example: Example, text: str):
     """What a marked answer says in the form that the Example asks for, None without that form."""
     if example.kind in ("text", "math"):
         return text
-    return READERS[example.kind](
-        text.translate(PLAIN), *[example.question] * (example.kind == "letters")
-    )
+    text = text.translate(PLAIN)
+    if example.kind == "letters":
+        return read_letters(text, example.question)
+    return READERS[example.kind](text)
 
 
 def readable(example: Example, text: str | None) -> bool:
@@ -126,14 +119,12 @@ def reader(examples: Sequence[Example]) -> str | None:
 def grade(
     example: Example, text: str | None, tolerance: float = 0.0, scale: tuple = (1, 1)
 ) -> float:
-    """How right a marked answer, uncleaned, is, in [0, 1], right above 0.5; None, nothing marked,
-    is 0.
+    """How right a marked answer, uncleaned, is, in [0, 1], right above 0.5; None is 0.
 
-    text: 1 for any of the right answers by the answer metric at `tolerance`; of an item with
-    options, for the right one's letter or text. math: the same by value, see same_math. decision:
-    1 for the right one. letters: 1 for exactly the right ones, PARTIAL for some of them, 0 with
-    any wrong one. box: 1 for an IoU above 0.5, `scale` taking its x and y to the pixels of the
-    right one. labels: the Jaccard index.
+    text: 1 for any of the right answers by the answer metric at `tolerance`, for an option's letter
+    too. math: the same by value, see same_math. letters: 1 for exactly the right ones, PARTIAL for
+    some of them, 0 with any wrong one. box: 1 for an IoU above 0.5, `scale` taking its x and y to
+    the pixels of the right one. labels: the Jaccard index.
     """
     given = None if text is None else read(example, text)
     if given is None:

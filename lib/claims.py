@@ -75,9 +75,7 @@ class Reader:
         self.heads = [[] for _ in self.kinds]  # the last list of several names
 
     def clauses(self) -> Iterator[tuple[list[Mention], bool]]:
-        """Yields of each clause what it mentions, its names and the values that are read off and
-        neither computed nor denied, and whether it is a question or says that something is false.
-        """
+        """Yields of each clause its names and stated values, and whether it asks or denies."""
         i, computed, silent = 0, False, False
         while i < len(self.tokens) - len(PADDING):
             token, text, end = self.tokens[i], self.texts[i], i + 1
@@ -214,7 +212,11 @@ class Reader:
                     claims[taken[starts]] = self.write(key, start, value.end), start, value.end
                 elif starts not in taken or isinstance(value.part, tuple):
                     taken.setdefault(starts, len(claims))
-                    claim = self.fact_of(key, value) or self.write(key, value.start, value.end)
+                    facts = self.chart.table.get(key, ())
+                    same = (
+                        f for f in facts if value.part in (read_value(f[-1]), name_words(f[-1]))
+                    )
+                    claim = next(same, None) or self.write(key, value.start, value.end)
                     claims.append((claim, value.start, value.end))
         return claims
 
@@ -228,13 +230,6 @@ class Reader:
         found = product(*({name.part: name for name in names}.values() for names in choices))
         return [place for place in found if tuple(n.part for n in place) in self.chart.table]
 
-    def fact_of(self, key: tuple, value: Mention) -> tuple | None:
-        """The fact of a name that has this value, or None."""
-        for fact in self.chart.table.get(key, ()):
-            if value.part in (read_value(fact[-1]), name_words(fact[-1])):
-                return fact
-        return None
-
     def write(self, key: tuple, start: int, end: int) -> tuple:
         """A claim about a name with the value that the text states in tokens [start, end)."""
         if key in self.chart.table:
@@ -245,9 +240,8 @@ class Reader:
 
     def is_guess(self, values: list[Mention], v: int) -> bool:
         """Whether value v is another guess at the value before it: "6 or 7", "6 7", "6 to 7"."""
-        return v > 0 and english.GUESSING.issuperset(
-            self.texts[values[v - 1].end : values[v].start][:9]
-        )
+        between = self.texts[values[v - 1].end : values[v].start][:9]
+        return v > 0 and english.GUESSING.issuperset(between)
 
     def pair(self, clause: list[Mention], kind: int) -> list[list[Mention]]:
         """The names of `kind` that each value of a clause belongs to: a list of lists.
@@ -293,10 +287,8 @@ class Reader:
         if following is not None:
             gap = [text for text in self.texts[value.end : following.start] if text != "%"]
             tied = not free and ("," not in gap or not english.TYING.isdisjoint(gap))
-            # "A and B differ: 70 for A"
-            tied = (
-                tied or self.texts[value.start - 1] == ":" and gap and english.TYING.issuperset(gap)
-            )
+            if self.texts[value.start - 1] == ":" and gap and english.TYING.issuperset(gap):
+                tied = True  # "A and B differ: 70 for A"
             if tied and english.PARTING.isdisjoint(gap):
                 return following
         several = len(self.kinds) > 1 or isinstance(value.part, tuple)

@@ -35,9 +35,8 @@ OPERATIONS = {
 }
 OF_TWO = ("difference", "ratio")
 COUNTS = {"two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4, "five": 5, "5": 5}
-BEYOND = words(
-    "second 2nd third 3rd fourth 4th fifth 5th other others rest remaining"
-)  # these rules
+# beyond these rules
+BEYOND = words("second 2nd third 3rd fourth 4th fifth 5th other others rest remaining")
 # Which cells these mean only the picture shows: of a table they are looked for by column.
 SEEN = words("""red green blue yellow orange purple pink brown gray grey black white navy light dark
     leftmost rightmost upper left right""")

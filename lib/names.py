@@ -74,9 +74,7 @@ class Chart:
     """The names of a picture's facts.
 
     spellings: names without blanks (tables read off images have theirs wrong: "Spa in") to
-    ((kind, name), ...), a row's with its column's where they follow each other, None where a name
-    only begins so. table: (row,), or (row, column) where all facts have both, to the facts of that
-    name.
+    ((kind, name), ...), None where a name only begins so. table: (row,) or (row, column) to facts.
     """
 
     spellings: dict
@@ -86,8 +84,7 @@ class Chart:
 
 @lru_cache(maxsize=1024)
 def read_chart(facts: tuple) -> Chart:
-    """The Chart of a tuple of facts; where all names are the embedded charts' colours, others are
-    known to be none of its names."""
+    """The Chart of facts; where all names are the embedded charts' colours, others are UNKNOWN."""
     in_table = all(len(fact) == 3 for fact in facts)
     spellings, table, shorts = {}, {}, {}
     for fact in facts:
@@ -143,10 +140,8 @@ def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tu
 
 
 def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
-    """The facts whose names a text mentions; [] when it mentions none.
-
-    Of a table: the facts of the rows and columns mentioned; of rows alone, all their columns, and
-    the other way round.
+    """The facts whose names a text mentions; of a table's rows alone, all their columns, and the
+    other way round.
     """
     chart, tokens = read_chart(tuple(tuple(map(str, fact)) for fact in facts)), tokenize(text)
     named, i = {0: set(), 1: set(), None: set()}, 0

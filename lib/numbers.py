@@ -53,24 +53,20 @@ def clean_answer(text: str) -> str:
         return text
     text = THOUSANDS.sub(lambda number: re.sub(r"\D", "", number.group()), text)
     number = re.sub(r"(?<=\d) ?(?:%|per ?cent)$", "%", CODE.sub("", text).strip(), flags=re.I)
-    number = number.removeprefix("-").strip() if (minus := number.startswith("-")) else number
+    sign = "-" if number.startswith("-") else ""
+    number = number.removeprefix("-").strip()
     number = number.replace(" ", "") if SPACED.fullmatch(number) else number
-    if to_number(number) is not None:
-        return "-" * minus + number.rstrip(".")
-    return text
+    return text if to_number(number) is None else sign + number.rstrip(".")
 
 
 def to_number(text: str) -> float | None:
     """The finite number that `text` is, "%" dividing by 100, else None."""
     text = text.strip()
-    percent = text.endswith("%")
     try:
-        value = float(text[:-1] if percent else text)
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         return None
-    if not math.isfinite(value) or "_" in text:
-        return None
-    return value / 100 if percent else value
+    return value if math.isfinite(value) and "_" not in text else None
 
 
 def read_value(text: str) -> float | None:
@@ -132,9 +128,7 @@ OPERATORS |= {ast.Div: operator.truediv, ast.Pow: operator.pow}
 
 def same_math(target: str, given: str, tolerance: float = 0.0) -> bool:
     """Whether a given answer is the wanted one: the same text, the same value by our rules at
-    `tolerance`, or where these can't read both the same by math-verify.
-
-    A unit counts where both have one. The elements of a set or a list come in any order.
+    `tolerance`, or where these can't read both by math-verify. A unit counts where both have one.
     """
     texts = [unwrap(text.translate(PLAIN)).rstrip(". ") for text in (target, given)]
     wanted, said = ("".join(text.split()).casefold() for text in texts)
@@ -147,9 +141,7 @@ def same_math(target: str, given: str, tolerance: float = 0.0) -> bool:
 
 
 def read_math(text: str) -> tuple | None:
-    """A value as our rules read it: (number, unit), or ("set", "()", "[)", ":" .., values); None
-    where they don't.
-    """
+    """A value as our rules read it: (number, unit), or ("set", "()", "[)", ":" .., values)."""
     for written, plain in SPELT.items():
         text = text.replace(written, plain)
     text = text.strip()
@@ -166,12 +158,10 @@ def read_math(text: str) -> tuple | None:
     if len(found := parts(text, SEVERAL)) > 1:
         names = {named and named[1] for named in map(NAME.match, found)}
         return several("set", found) if len(names) == 1 else None
-    if len(found := parts(text, RATIO)) > 1:
-        numbers = [read_number(text) for text in found]
-        if None in numbers or not (last := numbers[-1][0]):
-            return None
-        return ":", [(number / last, unit) for number, unit in numbers]
-    return read_number(text)
+    numbers = [read_number(text) for text in parts(text, RATIO)]
+    if len(numbers) == 1 or None in numbers or not (last := numbers[-1][0]):
+        return numbers[0] if len(numbers) == 1 else None
+    return ":", [(number / last, unit) for number, unit in numbers]
 
 
 def parts(text: str, separator: re.Pattern) -> list[str]:
@@ -194,9 +184,7 @@ def several(kind: str, texts: list[str]) -> tuple | None:
 
 
 def read_number(text: str) -> tuple[float, str] | None:
-    """(number, unit) of arithmetic with or without a unit: "1/2", "3\\sqrt{2}", "5 cm"; else
-    None.
-    """
+    """(number, unit) of arithmetic with or without a unit: "1/2", "3\\sqrt{2}", "5 cm"."""
     text = clean_answer(text)
     before = None
     while text != before:
@@ -257,11 +245,10 @@ def agree(wanted: tuple, given: tuple, tolerance: float) -> bool:
         return close(a, b, tolerance) and (first == second or not first or not second)
     if a != b or len(first) != len(second):
         return False
-    if a != "set":
-        return all(agree(x, y, tolerance) for x, y in zip(first, second))
     left = list(second)
-    for value in first:
-        same = next((other for other in left if agree(value, other, tolerance)), None)
+    for value in first:  # those of a set are looked for in any order
+        others = left if a == "set" else left[:1]
+        same = next((other for other in others if agree(value, other, tolerance)), None)
         if same is None:
             return False
         left.remove(same)
@@ -270,19 +257,17 @@ def agree(wanted: tuple, given: tuple, tolerance: float) -> bool:
 
 # ---- what our rules can't read ------------------------------------------------------------------
 
-# what is prose, or arithmetic without letters, which our rules would have read; and what could
-# take for ever: towers of powers, factorials of large numbers, sums and integrals
+# what is prose; what could take for ever: towers of powers, large factorials, sums, integrals
 PROSE = re.compile(r"(?<![\\A-Za-z{])(?!(?:sin|cos|tan|log|ln|exp|max|min)\b)[A-Za-z]{3,}")
 TOWER = re.compile(r"\^\{?[^{}^]{1,9}\}?\^|\^\{[^}]*\^|\^\{?\d{4}|\d{3}!|!!|\\(?:sum|prod|o?int)\b")
 
 
 def verified(target: str, given: str) -> bool:
     """Whether math-verify, where it is installed, takes two texts for the same."""
-    for text in (target, given):
-        if PROSE.search(text) or TOWER.search(text):
-            return False
-    if not re.search(r"[A-Za-z\\!]", target + given) or not (checker := library()):
+    if any(PROSE.search(text) or TOWER.search(text) for text in (target, given)):
         return False
+    if not re.search(r"[A-Za-z\\!]", target + given) or not (checker := library()):
+        return False  # arithmetic without letters our rules would have read
     try:
         # LaTeX as a whole, not a number found in it; no time limits: they need the main thread
         how = {"fallback_mode": "no_fallback", "parsing_timeout": None}

@@ -97,10 +97,10 @@ def test_relaxed_accuracy(pair, right):
     assert relaxed_accuracy(target=target, prediction=prediction) is right
 
 
-@pytest.mark.parametrize("target, given", [("0.3", 0.1 + 0.2), ("12%", 0.12)])
-def test_tolerance_zero_is_equality_up_to_rounding(target, given):
-    assert relaxed_accuracy(target=target, prediction=str(given), tolerance=0)
-    assert not relaxed_accuracy(target=target, prediction=str(given * 1.000001), tolerance=0)
+def test_tolerance_zero_is_equality_up_to_rounding():
+    for given in (0.1 + 0.2, 0.3000001):
+        right = relaxed_accuracy(target="0.3", prediction=str(given), tolerance=0)
+        assert right == (given == 0.1 + 0.2)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,12 @@ def test_labels_that_no_response_can_match_are_found():
 
 
 def test_the_project_pages_two_traces_score_0_and_1():
-    vague = (
-        "the values represented by the three bars can be directly observed. Taking their "
-        "mean yields an overall average of approximately 8.3"
-    )
-    grounded = (
-        "step 1 is to extract the values for Latvia, Portugal, and Romania: 3.0, 8.9, and "
-        "13.0, respectively. Step 2 is to calculate the average of these values: "
-        "(3.0 + 8.9 + 13.0) / 3 = 8.3"
-    )
+    vague = """the values represented by the three bars can be directly observed. Taking their
+mean yields an overall average of approximately 8.3"""
+    grounded = """step 1 is to extract the values for Latvia, Portugal, and Romania: 3.0, 8.9, and
+13.0, respectively. Step 2 is to calculate the average of these values: (3.0 + 8.9 + 13.0) / 3"""
     assert visual_checker(vague, COUNTRIES) == 0.0
-    assert visual_checker(grounded, COUNTRIES) == 1.0
+    assert visual_checker(grounded.replace("\n", " ") + " = 8.3", COUNTRIES) == 1.0
 
 
 STATED = {  # of BARS
@@ -207,12 +202,8 @@ def test_what_is_claimed(facts, thinking, claims):
 
 WEAK = [("A", "1"), ("I", "2"), ("May", "3")]
 TABLES = ["In 2015, 68% wanted to limit its role and 23% to play a role; 62% and 29% in 2016."]
-TABLES += [
-    "| | Limit its role | Play a role |\n|---|---|---|\n| 2015 | 68 | 23 |\n| 2016 | 62 | 29 |"
-]
-TABLES += [
-    "| | 2015 | 2016 |\n|---|---|---|\n| Limit its role | 68 | 62 |\n| Play a role | 23 | 29 |"
-]
+TABLES += ["| | Limit its role | Play a role |\n|---|---|---|\n|2015|68|23|\n|2016|62|29|"]
+TABLES += ["| | 2015 | 2016 |\n|---|---|---|\n|Limit its role|68|62|\n|Play a role|23|29|"]
 LISTED = "**{}**\n- Limit its role: {}\n- Play a role: {}\n"
 TABLES += [LISTED.format(2015, 68, 23) + LISTED.format(2016, 62, 29)]
 

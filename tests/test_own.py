@@ -21,18 +21,14 @@ def load_rows(folder, *rows, **settings):
 
 
 def test_own_jsonl_is_read_with_all_its_fields(tmp_path):
-    (tmp_path / "img").mkdir()
-    Image.new("RGB", (3, 3)).save(tmp_path / "img" / "a.png")
-    full = {"image": "img/a.png", "question": "q?", "answer": 7, "options": ["7", "8"], "task": "t"}
+    Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
+    full = {"image": "a.png", "question": "q?", "answer": 7, "options": ["7", "8"], "task": "t"}
     full |= {"facts": [["red", 3], ["b", "c", "4"]], "trace": "red is 3\nAnswer: 7", "caption": "c"}
     short = {"question": "x", "answer": "y", "facts": {"k": 1.5}}
     first, second = load_rows(tmp_path, full, short)
-    facts, path = [("red", "3"), ("b", "c", "4")], str(tmp_path / "img/a.png")
-    options = ["7", "8"]
-    full = Example(
-        path, "q?", "7", facts, None, "red is 3", "t", "own.jsonl/1", options, caption="c"
-    )
-    assert first == full
+    facts, told = [("red", "3"), ("b", "c", "4")], (None, "red is 3", "t", "own.jsonl/1")
+    path = str(tmp_path / "a.png")
+    assert first == Example(path, "q?", "7", facts, *told, ["7", "8"], caption="c")
     assert (second.image, second.facts, second.id) == (None, [("k", "1.5")], "own.jsonl/2")
 
 
@@ -141,21 +137,10 @@ def test_an_answer_names_an_option_by_its_text_or_its_letter(tmp_path, options, 
 # ---- nothing of a row is lost without a word ----------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"image_path": "a.png"},
-        {"conversations": [{"from": "human", "value": "x"}]},
-        {"Question": "Q"},
-        {"correctAnswer": "x"},
-        {"A": "bus"},
-        {"problem": "another question"},
-        {"image": "http://host/a.png"},
-    ],
-)
+@pytest.mark.parametrize("field", ["image_path", "Question", "correctAnswer", "A", "problem"])
 def test_a_field_that_matters_is_an_error_that_names_it(tmp_path, field):
-    message = error_of(load_rows, tmp_path, {"question": "q", "answer": "a", **field})
-    assert next(iter(field)) in message and "\n" not in message
+    message = error_of(load_rows, tmp_path, {"question": "q", "answer": "a", field: "x"})
+    assert field in message and "\n" not in message
 
 
 def test_images_problem_and_solution_are_read_and_what_is_not_used_is_said(tmp_path, capsys):
@@ -179,6 +164,9 @@ def test_only_an_absolute_path_that_is_gone_is_looked_for_by_its_name(tmp_path, 
         assert "1 images are not where it says" in capsys.readouterr().err
     for path in ("img/a.png", "https://host/a.png", "file:///gone/a.png"):
         assert path in error_of(load_rows, tmp_path, dict(row, image=path))
+    (tmp_path / "data").mkdir()
+    outside = dict(row, image="/gone/../a.png")
+    assert "no such image" in error_of(load_rows, tmp_path / "data", outside)
     rows = [dict(row, image=f"/gone/{i}/a.png") for i in range(2)]
     assert len(load_rows(tmp_path, rows[0], rows[0])) == 2
     assert "several have one name" in error_of(load_rows, tmp_path, *rows, skip_bad_rows=True)
@@ -263,9 +251,8 @@ def test_facts_of_a_file_take_the_place_of_the_datas_own(tmp_path):
     assert examples[1].facts == [("a", "2019", "3"), ("a", "2020", "4.5")] != plain[1].facts
     assert [examples[0], examples[2]] == [plain[0], plain[2]]
     bad = write_jsonl(tmp_path / "bad.jsonl", [dict(rows[0], facts="a: 3")])
-    assert "bad.jsonl: line 1: facts" in error_of(
-        load_data, "chartqa", "train", facts=bad, data_dir=str(tmp_path)
-    )
+    message = error_of(load_data, "chartqa", "train", str(tmp_path), facts=bad)
+    assert "bad.jsonl: line 1: facts" in message
 
 
 def test_curr_refts_published_rows_are_read_and_ask_for_their_kind_of_answer(tmp_path):
@@ -276,17 +263,12 @@ def test_curr_refts_published_rows_are_read_and_ask_for_their_kind_of_answer(tmp
     labels = dict(row, task="classify", solution="<answer>cat, dog</answer>")
     number = dict(row, task="math", solution=4)
     box, *others = load_rows(tmp_path, row, labels, number)
-    assert (box.question, box.answer, box.trace) == (
-        "Where?\nA box is written [left, top, right, bottom].",
-        "[1, 2, 3, 4.5]",
-        "It is left.",
-    )
+    assert box.question == "Where?\nA box is written [left, top, right, bottom]."
+    assert (box.kind, box.answer, box.trace) == ("box", "[1, 2, 3, 4.5]", "It is left.")
     assert [(e.kind, e.answer) for e in others] == [("labels", "cat, dog"), ("math", "4")]
-    assert box.kind == "box" and box.image == str(tmp_path / "coco" / "a.png")
+    assert box.image == str(tmp_path / "coco" / "a.png")
     two = dict(row, solution="<answer>[1, 2, 3, 4], [5, 6, 7, 8]</answer>")
     assert "is not one box" in error_of(load_rows, tmp_path, two)
-    read = dict(row, solution='<answer>{"bbox_2d": [1, 2, 3, 4]}</answer>')
-    assert load_rows(tmp_path, read)[0].kind == "box"
 
 
 def test_a_number_is_meant_by_its_value_but_for_chartqas_own_questions(tmp_path):
@@ -294,10 +276,3 @@ def test_a_number_is_meant_by_its_value_but_for_chartqas_own_questions(tmp_path)
     rows = [{"question": "q", "answer": answer} for answer in answers]
     rows.append({"question": "q", "answer": "7", "task": "human"})
     assert [e.kind for e in load_rows(tmp_path, *rows)] == ["math"] * 6 + ["text"] * 4
-
-
-def test_a_path_that_is_gone_is_never_looked_for_outside_the_folder(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "data").mkdir()
-    row = {"question": "q", "answer": "a", "image": "/gone/../a.png"}
-    assert "no such image" in error_of(load_rows, tmp_path / "data", row)
