@@ -1,6 +1,6 @@
 """What runs have logged, read back and drawn: the pictures of the report and of the README.
 
-    python -m tools.curves out/compare/base0-noise0.5-* results/noise.json --out assets
+    python -m tools.curves out/compare/base0-noise0.5-* results/runs/noise --out assets
 
 A variant, runs that differ only by seed, is a line: the mean over its seeds, each of them faint.
 Metrics of single steps are noisy, so they are shown as moving means over a twentieth of the run.
@@ -118,7 +118,7 @@ def group_seeds(runs: list[Run]) -> list[Variant]:
     tells = {name for name, found in values.items() if len(found) > 1} - ASIDE - {"method"}
     for run in runs:
         config = run.state["config"]
-        told = [f"{name} {value}" for name, value in config.items() if name in tells]
+        told = [f"{name} {value}" for name, value in config.items() if name in tells and value]
         label = ", ".join([str(config.get("method", run.folder.name)), *told])
         together.setdefault(label, []).append(run)
     variants = []
