@@ -6,23 +6,20 @@
     python curr_reft.py --stages reject --model FOLDER    of any trained model
     python curr_reft.py --recipe published --dataset open.jsonl --stage_data judge=judge.jsonl ...
 
-A small model that can't find an answer yet may already tell a right one from a wrong one. So the
-same items are asked three times (data/forms.py), each stage a run of train.py's loop, by GRPO, from
-the last one's weights:
+A small model that can't find an answer may already tell a right one from a wrong one. So the same
+items are asked three times, each a run of train.py's loop, by GRPO, from the last one's weights:
 
     judge    is the answer X right, yes or no?   1 for the right decision
     choice   lettered options   1 for all right ones, 0.2 for some, 0 with any wrong letter
     open     the item itself   detection: IoU > 0.5; classification: Jaccard; math: it matches
 
 and the format reward, which asks for an answer of the stage's form (lib/answers.py). Then
-reject.py: SFT on the model's own best answers. Each stage has a folder below <output_dir>, as
-train.py writes it; <output_dir> gets the joined metrics, result.json and the last model. --resume
-goes on where it was. --max_steps, or the epochs, are those of the RL stages together, shared 1 : 1
-: 2 as published.
+reject.py: SFT on the model's own best answers. Each stage has a folder below <output_dir>, which
+gets the joined metrics, result.json and the last model. --resume goes on where it was. --max_steps,
+or the epochs, are those of the RL stages together, shared 1 : 1 : 2 as published.
 
-The tiny model's base goes on from DyME's: a second base stage shows it the tasks and the forms,
-and one thinking prompt in ten answered in the format. GRPO chooses among what is sampled: it would
-teach nothing to a base that never follows the format. Left out: answers with several boxes.
+The tiny model's base is DyME's and a second base stage of the tasks and forms, with one thinking
+prompt in ten answered in the format, or GRPO had nothing to choose. Left out: several boxes.
 """
 
 import json
@@ -66,11 +63,9 @@ class Curriculum(Config):
     # with the published G of 2 in stage choice an advantage is +-0.7 or 0
     num_generations: int = knob(4, "G: responses to a prompt", SAMPLES, low=2)
     beta: float = knob(0.04, "KL to the model before the curriculum", SAMPLES, low=0)
-    max_steps: int | None = knob(
-        None, "of the RL stages together", SAMPLES, low=1, group="optimization"
-    )
+    max_steps: int | None = knob(None, "of all RL stages", SAMPLES, low=1, group="optimization")
     num_train_epochs: float | None = knob(
-        None, "passes over the data, of the RL stages together", EPOCHS, SAMPLES, above=0
+        None, "passes, of all RL stages", EPOCHS, SAMPLES, above=0
     )
     base_format_rate: float = knob(0.1, "how often that shows the format", TINY, low=0, high=1)
     base_tasks: list[str] = knob(
@@ -79,20 +74,14 @@ class Curriculum(Config):
     base_task_steps: int = knob(1200, "length of that stage", TINY, low=1)
 
     stages: list[str] = knob(list(STAGES), "which, in this order", choices=STAGES)
-    stage_data: list[str] | None = knob(
-        None, "files of questions that are given and not made: judge=a.jsonl ...", FILES
-    )
-    stage_generations: list[int] | None = knob(
-        None, "G of judge, choice and open; default: num_generations", SAMPLES, low=2
-    )
+    stage_data: list[str] | None = knob(None, "given questions: judge=a.jsonl ...", FILES)
+    stage_generations: list[int] | None = knob(None, "G of judge, choice, open", SAMPLES, low=2)
     reject_samples: int = knob(8, "N: responses to a prompt in rejected sampling", REJECT, low=1)
     reject_size: int | None = knob(None, "sample for so many examples, not all", REJECT, low=1)
     reject_threshold: float = knob(85.0, "keep what is above, of 100", REJECT, low=0, high=99)
     reject_epochs: float = knob(2.0, "passes over what was kept and mixed in", REJECT, above=0)
     reject_steps: int | None = knob(None, "at most so many updates on it", REJECT, low=1)
-    reject_learning_rate: float | None = knob(
-        None, "peak there; default: learning_rate", REJECT, above=0
-    )
+    reject_learning_rate: float | None = knob(None, "its peak, if another", REJECT, above=0)
     reject_warmup: float = knob(0.0, "share of its updates until the peak", REJECT, low=0, high=1)
     mix: str | None = knob(None, "jsonl to mix in; default: charts: the base's texts", REJECT)
     mix_share: float = knob(0.3, "share of mixed-in examples", REJECT, MIXED, low=0, high=0.99)
@@ -125,8 +114,7 @@ def read_flags(argv: list[str]) -> Curriculum:
     if config.stage_generations and len(config.stage_generations) != len(FORMS):
         raise InputError(f"--stage_generations: one number for each of {', '.join(FORMS)}")
     if config.recipe and config.dataset == "charts":
-        told = "the published questions are not part of this: give --dataset FILE.jsonl"
-        raise InputError(f"--recipe: {told}, and --stage_data where its stages are given")
+        raise InputError("--recipe: its questions are no part of this; give --dataset FILE.jsonl")
     return config
 
 
@@ -152,10 +140,9 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     size = config.eval_size
     forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}
     if not config.resume and log.active:  # no later --resume takes an earlier run's for this one's
-        (folder / "base.json").unlink(missing_ok=True)
-        for stage in held:
-            (folder / stage / "finished.json").unlink(missing_ok=True)
-            (folder / stage / "readings.json").unlink(missing_ok=True)
+        for name in ("base.json", "*/finished.json", "*/readings.json"):
+            for path in folder.glob(name):
+                path.unlink()
 
     def once(path: Path, make: Callable, *about) -> dict:
         """What make returns, kept in a file, from which a resumed run takes it."""
@@ -181,8 +168,8 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
         raise InputError(f"{folder}/reject: nothing kept; lower --reject_threshold")
     for stage, result in results.items():
         if stage in ("open", list(results)[-1]):
-            path, asked = folder / stage, (finals, forms)
-            result["final"] = once(path / "readings.json", read_model, str(path), *asked)
+            path = folder / stage
+            result["final"] = once(path / "readings.json", read_model, str(path), finals, forms)
     return join(config, base, results, ranks, log)
 
 
@@ -194,9 +181,7 @@ def stage_task(config: Curriculum, stage: str) -> Task:
 
 
 def ask_split(config: Curriculum, form: str, split: str, size: int | None) -> list[Example]:
-    """A split's items, of all tasks, as questions of a form, made from the data set or given in
-    a file of --stage_data. InputError: see stage_questions, given_questions.
-    """
+    """A split's items, of all tasks, as questions of a form: made, or of a --stage_data file."""
     files = dict(given.split("=", 1) for given in config.stage_data or [])
     if form in files:
         given = replace(config, dataset=files[form], traces=None, facts=None)
@@ -207,9 +192,7 @@ def ask_split(config: Curriculum, form: str, split: str, size: int | None) -> li
 def run_stage(
     config: Curriculum, stage: str, model: str, task: Task, ranks: Ranks, log: Log
 ) -> dict:
-    """One stage's run from `model`: what train returns; {} where rejected sampling keeps
-    nothing.
-    """
+    """One stage's run from `model`: what train returns; {} where reject keeps nothing."""
     log.say(f"---- {stage}, from {model}")
     config = stage_config(config, stage, model)
     start, more = time.perf_counter(), {}
@@ -249,9 +232,7 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
 def choose_examples(
     config: Curriculum, examples: list, ranks: Ranks, log: Log
 ) -> tuple[list, dict[str, dict]]:
-    """What rejected sampling keeps, with examples of other domains ([] if nothing);
-    reject.account.
-    """
+    """(what rejected sampling keeps and mixes in, [] if it keeps nothing; reject.account)."""
     folder, threshold = Path(config.output_dir), config.reject_threshold
     folder.mkdir(parents=True, exist_ok=True)
     examples = examples[: config.reject_size]
@@ -259,8 +240,7 @@ def choose_examples(
     rows = sample_rows(model, processor, examples, config, ranks, folder / "sampled.jsonl")
     tasks = account(rows, threshold)
     for task, counts in tasks.items():
-        told = "{kept} of {prompts} prompts kept, {right} answered right".format(**counts)
-        log.say(f"  {task}: {told}")
+        log.say("  {}: {kept} of {prompts} kept, {right} answered right".format(task, **counts))
     kept, learned = keep_best(rows, examples, threshold)
     if not learned:
         log.say(f"warning: nothing is above --reject_threshold {threshold:g}: it isn't trained on")
@@ -279,9 +259,7 @@ def choose_examples(
 def read_model(
     config: Curriculum, name: str, finals: dict, forms: dict, ranks: Ranks, log: Log
 ) -> dict:
-    """A model's readings by split: evaluate_all's, on the data set's own questions, as for every
-    method; and greedy on each form's questions, of all tasks.
-    """
+    """A model's readings by split: evaluate_all's, and greedy ones on each form's questions."""
     model, processor = first_load(replace(config, model=name), ranks)
     asked, found = eval_settings(config), {}
     for split, examples in finals.items():
@@ -295,9 +273,7 @@ def read_model(
 
 
 def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) -> dict:
-    """The stages as one run: metrics.jsonl and groups.jsonl with steps counted on, result.json, the
-    last model.
-    """
+    """The stages as one run: metrics, groups with steps counted on, result.json, the last model."""
     folder, last = Path(config.output_dir), list(results)[-1]
     lines = {"metrics.jsonl": "", "groups.jsonl": ""}
     val, steps, seconds, stages = [], 0, 0.0, {}
@@ -310,8 +286,7 @@ def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) 
             val += [{**reading, "step": steps + reading["step"]} for reading in result["val"]]
         steps += result["step"]
         seconds += result["seconds"]
-        told = ("seconds", "val", "final", "kept")
-        stages[stage] = {name: result[name] for name in told if name in result}
+        stages[stage] = {k: result[k] for k in ("seconds", "val", "final", "kept") if k in result}
     whole = {"config": {**asdict(config), "max_steps": steps}, "step": steps, "seconds": seconds}
     whole.update(val=val, base=base, final=results[last]["final"], stages=stages)
     if log.active:
