@@ -21,11 +21,15 @@ WAY_OUT = "give --data_dir the ChartQA zip or folder, or take --dataset charts"
 
 @functools.lru_cache(maxsize=4)  # reading the index of 60,000 names takes a second
 def open_zip(path: str) -> zipfile.ZipFile:
-    """The open zip file, of which nothing is unpacked; InputError for a broken one."""
+    """The open zip file; InputError for a broken one, and for names that leave it."""
     try:
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a zip file that can be read ({error})") from error
+    for name in archive.namelist():
+        if leaves_folder(name):
+            raise InputError(f"{path}: the entry {name!r} points outside the zip; it is refused")
+    return archive
 
 
 def find_chartqa(path: str):

@@ -214,6 +214,14 @@ def test_hostile_images_are_one_line_naming_file_and_example(
     assert "\n" not in message and "\x1b" not in message
 
 
+@pytest.mark.parametrize("name", ["/etc/evil.png", "a/../../evil.png"])
+def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("ChartQA Dataset/train/train_human.json", json.dumps(ROWS))
+        archive.writestr(name, b"x")
+    assert "points outside" in error_of(load_data, "chartqa", "train", str(tmp_path / "evil.zip"))
+
+
 # ---- GSM8K, A-OKVQA -----------------------------------------------------------------------------
 
 
