@@ -20,49 +20,66 @@ from lib.families import load_vlm
 from lib.log import run_program
 from lib.tiny import ASSETS, LOG_STEPS, SHIPPED, base_folder
 
+CARD = """# The tiny model after its base stage
 
-def card(folder: Path, seed: int, second: int, losses: list[float]) -> str:
-    """The README of a base: how it was made, what it answers, how the loss fell. second: steps on
-    all tasks and question forms, 0 for the one that knows the charts alone.
-    """
-    tasks = TASKS if second else ("chart",)
-    model, processor = load_vlm(str(folder))
+Written by `python -m tools.ship`, one thread: a model of {parameters:,} parameters \
+(`lib/tiny.py`), no data from anywhere else.
+{stages}, seed {seed}; torch {torch}, transformers {transformers}, {machine}.
 
-    def read(size: int, direct: bool) -> dict:
-        examples, about = load_charts("test", size, tasks=tasks), {"direct": direct}
-        return evaluate(model, processor, examples, max_completion_length=48, **about)
+Answering directly it is right on {right} of the first {few} questions of the test split, \
+and on {share:.1f} % of all {many};
+tasks: {tasks}. Asked to think it follows the format in {format:.1f} % of them.
 
-    rows = [f"| {LOG_STEPS * i} | {loss:.4f} |\n" for i, loss in enumerate(losses, start=1)]
-    stages = "1600 steps of 32 texts"
-    stages += f", then {second} on all tasks and question forms" if second else ""
-    made_by = f"torch {torch.__version__}, transformers {version('transformers')}"
-    return f"""# The tiny model after its base stage
-
-Written by `python -m tools.ship`, one thread: a model of \
-{sum(p.numel() for p in model.parameters()):,} parameters (`lib/tiny.py`), no data from anywhere else.
-{stages}, seed {seed}; {made_by}, {platform.machine()}.
-
-Answering directly it is right on {round(60 * read(60, True)["accuracy"])} of the first 60 questions \
-of the test split, and on {100 * read(600, True)["accuracy"]:.1f} % of all 600;
-tasks: {", ".join(tasks)}. Asked to think it follows the format in \
-{100 * read(600, False)["format"]:.1f} % of them.
-
-Mean loss of the {"second stage's" if second else "last 100"} steps, nats per token:
+Mean loss of the {last} steps, nats per token:
 
 | step | loss |
 | --- | --- |
-{"".join(rows)}"""
+{losses}
+"""
+FEW, MANY = 60, 600  # questions
+
+
+def tasks_of(name: str) -> tuple[str, ...]:
+    """What a shipped base is asked about: charts' questions, or Curr-ReFT's three tasks."""
+    return TASKS if name.endswith("curr") else ("chart",)
+
+
+def read(folder: Path, tasks: tuple[str, ...], size: int, direct: bool = True) -> dict:
+    """evaluate's reading of a base on so many test questions."""
+    examples = load_charts("test", size, tasks=tasks)
+    about = {"max_completion_length": 48, "direct": direct}
+    return evaluate(*load_vlm(str(folder)), examples, **about)
 
 
 def ship(argv: list[str]) -> None:
     """Train, copy, measure."""
     torch.set_num_threads(1)
     for (_, seed, *more), name in SHIPPED.items():
-        made, folder = base_folder(1600, seed, *more), ASSETS / name
+        made, folder, tasks = base_folder(1600, seed, *more), ASSETS / name, tasks_of(name)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder, ignore=shutil.ignore_patterns("losses.json"))
         losses = json.loads((made / "losses.json").read_text())
-        (folder / "README.md").write_text(card(folder, seed, more[-1], losses))
+        rows = [f"| {LOG_STEPS * i} | {loss:.4f} |" for i, loss in enumerate(losses, start=1)]
+        stages = "1600 steps of 32 texts"
+        if more[2]:
+            stages += f", then {more[2]} on all tasks and question forms"
+        card = CARD.format(
+            parameters=sum(p.numel() for p in load_vlm(str(folder))[0].parameters()),
+            stages=stages,
+            seed=seed,
+            torch=torch.__version__,
+            transformers=version("transformers"),
+            machine=platform.machine(),
+            right=round(FEW * read(folder, tasks, FEW)["accuracy"]),
+            few=FEW,
+            share=100 * read(folder, tasks, MANY)["accuracy"],
+            many=MANY,
+            tasks=", ".join(tasks),
+            format=100 * read(folder, tasks, MANY, direct=False)["format"],
+            last="second stage's" if more[2] else "last 100",
+            losses="\n".join(rows),
+        )
+        (folder / "README.md").write_text(card)
         print(f"{folder}: written")
 
 
