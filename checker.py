@@ -198,7 +198,8 @@ def thinking_lines(examples) -> list[str]:
         lines.append(
             f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing "
             f"for them; {traced} are scored by the words of their own trace, "
-            f"{len(bare) - traced} by format and answer alone; judge.py facts reads facts off images"
+            f"{len(bare) - traced} by format and answer alone; "
+            "judge.py facts reads facts off images"
         )
     if explained < len(known):
         lines.append(

@@ -104,7 +104,7 @@ def evaluate(
     belongs: Sequence[Example | None] | None = None,
     **asked,
 ) -> dict[str, float]:
-    """`readings` of one response to each example. asked: see respond; belongs: for each, see marks."""
+    """`readings` of a response to each example; asked: see respond, belongs: see marks."""
     groups = respond(model, processor, examples, **asked)
     groups = progress(groups, "evaluate", total=len(examples), unit="question", leave=False)
     belongs = belongs or [None] * len(examples)

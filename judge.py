@@ -26,7 +26,7 @@ from queue import PriorityQueue
 
 import dyme
 from checker import Rules, total_reward
-from config import Parser
+from config import Parser, least
 from data import load_data
 from data.example import Example, InputError
 from data.reading import read_lines, write_whole
@@ -269,7 +269,7 @@ def main(argv: list[str]) -> None:
     for add in (facts.add_argument, traces.add_argument):
         add("--dataset", required=True, help="as for train.py")
         add("--data_dir", help="its folder or zip")
-        add("--size", type=int, help="the first so many examples")
+        add("--size", type=least(1), help="the first so many examples")
         add("--skip_bad_rows", action="store_true", help="leave out, and count, what can't be read")
         add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
         add("--judge_url", required=True, help="http://host:8000/v1")

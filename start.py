@@ -226,7 +226,7 @@ def find_run(config: Config) -> Path | None:
 
 
 def refuse_another(found: Path, saved: dict, asked: dict) -> None:
-    """InputError where the flags say that what was found is of another run than the one asked for."""
+    """InputError where the flags say that what was found is of another run than the asked one."""
     if fixed := checkpoint.changed_flags(saved, asked, ignore=asked.keys() - FIXED):
         raise InputError(f"--resume: {found} is of another run: {'; '.join(fixed)}")
 

@@ -119,10 +119,13 @@ def conclude(kind: str, stated: list, answer: str, so: str = "so") -> str:
     return f"{goal} {'are' if kind == 'classification' else 'is'} {answer}"
 
 
-def write_trace(kind: str, stated: list, answer: str) -> str:
-    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning."""
+def write_trace(kind: str, stated: list, answer: str, concluded: list | None = None) -> str:
+    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning.
+
+    concluded: what its Reasoning goes on with, where that isn't what is stated.
+    """
     observed = ", ".join(f"{name} {value}" for name, value in stated)
-    reasoning = conclude(kind, stated, answer)
+    reasoning = conclude(kind, concluded or stated, answer)
     return f"Goal: {GOALS[kind]}.\nObservation: {observed}.\nReasoning: {reasoning}."
 
 

@@ -23,8 +23,8 @@ def thumbnail(example: Example, side: int = 320) -> str | None:
 
 
 def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
-    """A Group as a line of groups.jsonl, for tools/report.py: what was asked, what the samples were,
-    what became of them. A text that the update has learned from has its tokens' pushes.
+    """A Group as a line of groups.jsonl, for tools/report.py: what was asked, what the samples
+    were, what became of them. A text that the update has learned from has its tokens' pushes.
     """
     sampled = [row for row in group.rows if row.loss == "grpo"]
     memorized = [row for row in group.rows if row.loss == "sft"]

@@ -99,7 +99,7 @@ class Log:
             tqdm.write(text)
 
     def lock(self) -> None:
-        """Make the folder and keep it until this process ends: InputError where another one does."""
+        """Make the folder and keep it until this process ends; InputError where another does."""
         if not self.active:
             return
         try:

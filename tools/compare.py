@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from config import METHODS, Config, Parser, least
 from data.example import InputError
-from data.reading import written_here
+from data.reading import read_lines, written_here
 from lib.checkpoint import read_json
 from lib.log import run_program
 from tools.tables import LOOKS, PRICE, forms_table, paired, readings_table, table
@@ -160,7 +160,7 @@ def code_version() -> str:
 def read_record(row: str, folder: Path) -> dict:
     """What the tables need of a finished run."""
     result = read_json(folder / "result.json")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "metrics.jsonl", (), cut=False)
     sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
     accuracies = [reading["accuracy"] for reading in result["val"]]
     falls = [max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)]
@@ -182,10 +182,9 @@ def read_record(row: str, folder: Path) -> dict:
 
 
 def on_the_way(reading: dict) -> dict:
-    """A reading of val in short: the step, and the accuracies greedy and with other images."""
-    found = {"step": reading.get("step"), "greedy": reading["accuracy"]}
+    """Beside the accuracy of a reading of val: its step, and the accuracies with other images."""
     seen = {image: reading[image]["accuracy"] for image in ("other", "blank") if image in reading}
-    return found | seen
+    return {"step": reading.get("step"), **seen}
 
 
 # ---- the command line ---------------------------------------------------------------------------

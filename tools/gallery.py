@@ -49,8 +49,8 @@ def marked(text: str, facts: list) -> str:
 
 
 def pushed(pushes: list, largest: float) -> str:
-    """The tokens of a text with what the update does to each (lib.groups.token_pushes), folded up; the
-    stronger its colour, the closer a push is to the group's largest. Nothing without any.
+    """The tokens of a text with what the update does to each (lib.groups.token_pushes), folded up;
+    the stronger its colour, the closer a push is to the group's largest. Nothing without any.
     """
     tokens = []
     for text, push in pushes:

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from data.bars import COLOURS, GOALS, conclude, corrupt
+from data.bars import COLOURS, corrupt, write_trace
 from data.charts import load_charts
 from data.example import InputError
 from data.reading import write_whole
@@ -39,9 +39,7 @@ def noisy_trace(example, way: str, rng) -> str:
     else:
         concluded = corrupt(rng, concluded, NOISE)
         observed = concluded if way == "values" else observed
-    said = ", ".join(f"{name} {value}" for name, value in observed)
-    reasoning = conclude(example.task, concluded, example.answer)
-    return f"Goal: {GOALS[example.task]}.\nObservation: {said}.\nReasoning: {reasoning}."
+    return write_trace(example.task, observed, example.answer, concluded)
 
 
 def main(argv: list[str]) -> None:
