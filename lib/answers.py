@@ -13,13 +13,9 @@ from data.boxes import iou, read_box
 from data.example import Example, choose, split_marked
 from lib.numbers import PLAIN, clean_answer, close, math_reader, same_math, to_number, unwrap
 
-# "(A) cat, C: dog"
-LETTERED = re.compile(r"(?:^|(?<=[\s,;(]))\(?([A-Z])[).:]")
-# nothing, or what Python reads as a number without end: "inf", "1e999"
-NO_ANSWER = re.compile(r"|[-+]?(?:nan|inf|infinity|[\d.]+e\+?\d+)%?", re.IGNORECASE)
 PARTIAL = 0.2  # for some of the right letters (paper; the published code has no such credit)
-
-# ---- a response and its answer ------------------------------------------------------------------
+LETTERED = re.compile(r"(?:^|(?<=[\s,;(]))\(?([A-Z])[).:]")  # "(A) cat, C: dog"
+OPTION = re.compile(r"(?:^|\s)\(?([A-Z])[).:] *([^\n]*?)(?=\s\(?[A-Z][).:]|\n|$)")
 
 
 def split_response(response: str) -> tuple[str, str | None]:
@@ -50,9 +46,9 @@ def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -
             for target, prediction in zip(wanted, given)
         )
     wanted, given = to_number(target), to_number(prediction)
-    if wanted is not None and given is not None:
-        return close(wanted, given, tolerance)
-    return prediction.casefold() == target.casefold() and not NO_ANSWER.fullmatch(prediction)
+    if wanted is None or given is None:
+        return target.casefold() == prediction.casefold() != ""
+    return close(wanted, given, tolerance)
 
 
 def elements(text: str) -> list[str]:
@@ -61,13 +57,7 @@ def elements(text: str) -> list[str]:
     return sorted(cleaned, key=lambda text: math.inf if (n := to_number(text)) is None else n)
 
 
-# ---- other kinds of answer: what one says, None when it hasn't the form -------------------------
-
-
-def read_decision(text: str) -> str | None:
-    """ "yes" or "no" in any case, else None."""
-    word = clean_answer(text).casefold()
-    return word if word in ("yes", "no") else None
+# ---- other kinds of answer ----------------------------------------------------------------------
 
 
 def read_letters(text: str, question: str = "") -> set[str] | None:
@@ -77,23 +67,10 @@ def read_letters(text: str, question: str = "") -> set[str] | None:
     words = words[1:] if words and words[0].casefold() == "option" else words
     if words and all(re.fullmatch("[A-Z]+|[a-z]", word) for word in words):
         return set("".join(words).upper())
-    options = re.findall(r"(?:^|\s)\(?([A-Z])[).:] *([^\n]*?)(?=\s\(?[A-Z][).:]|\n|$)", question)
-    named = {clean_answer(option).casefold(): letter for letter, option in options}
+    named = {clean_answer(option).casefold(): name for name, option in OPTION.findall(question)}
     if letter := named.get(clean_answer(text).casefold()):
         return {letter}
     return LETTERED.match(text) and set(LETTERED.findall(text))
-
-
-def read_labels(text: str) -> set[str] | None:
-    """The labels between commas or semicolons, in lower case; None when there is none."""
-    labels = {clean_answer(part).casefold() for part in re.split("[,;]", text.strip("[] "))}
-    return labels - {""} or None
-
-
-READERS = {"decision": read_decision, "box": read_box, "labels": read_labels}
-
-
-# ---- any kind -----------------------------------------------------------------------------------
 
 
 def read(example: Example, text: str):
@@ -103,7 +80,12 @@ def read(example: Example, text: str):
     text = text.translate(PLAIN)
     if example.kind == "letters":
         return read_letters(text, example.question)
-    return READERS[example.kind](text)
+    if example.kind == "box":
+        return read_box(text)
+    words = {clean_answer(part).casefold() for part in re.split("[,;]", text.strip("[] "))} - {""}
+    if example.kind == "decision":  # one word, in any case
+        return words if words in ({"yes"}, {"no"}) else None
+    return words or None  # labels, between commas or semicolons
 
 
 def readable(example: Example, text: str | None) -> bool:

@@ -83,7 +83,7 @@ def test_the_format_is_thinking_that_is_no_markup_and_one_answer(response, rewar
 
 
 # by relaxed accuracy: target=prediction, the target being the denominator
-RIGHT = """Abc=abc  96%=100%  0.96=100%  105.1=100  100=95  0=0.0  [3,4]=4,3  ٣=3  naïve=Naïve
+RIGHT = """Abc=abc  96%=100%  0.96=100%  105.1=100  100=95  0=0.0  [3,4]=4,3  [5,6]=[6,€5]  ٣=3  naïve=Naïve
 [Men,Women]=women,men  [100,106]=[104,100]"""
 WRONG = """94%=100%  0.94=100%  Won't=Don't  100=105.1  0=0.01  -5=5  =  nan=nan  inf=inf
 1e999=1e999  10=1_0  [3,4]=[3,4,4]  [3,3]=[3,4]  [100,106]=[100,100]"""
@@ -121,7 +121,7 @@ def test_answers_are_graded_by_the_kind_that_is_asked_for(kind, target, answers)
 
 WRITTEN = {"-5": "−5|– 5|-$5", "5": "US$5|€5|5 €|EUR 5|5.", "12%": "12 percent|12 ％|12 %"}
 WRITTEN |= {"1250": "1\u202f250|1 250|1,250", "1250.5": "1\u00a0250.5", "1234": "1’234"}
-WRITTEN |= {"12": "１２", "12 34": "12 34", "[5, 6]": "[€5, 6]"}
+WRITTEN |= {"12": "１２", "12 34": "12 34"}
 
 
 @pytest.mark.parametrize("plain", WRITTEN)
@@ -140,8 +140,8 @@ def test_any_of_several_answers_is_right():
 
 
 def test_labels_that_no_response_can_match_are_found():
-    bad = ["red\nblue", "nan", "Infinity", "$", "...", "[]", "Answer: 5"]
-    good = ["5", "12 %", "[3, 4]", "€5", "Don't know", "No.", "因为", "+", "a\u2028b"]
+    bad = ["red\nblue", "nan", "Infinity", "...", "[]", "Answer: 5"]
+    good = ["5", "12 %", "[3, 4]", "€5", "Don't know", "No.", "因为", "+", "$", "a\u2028b"]
     examples = [Example(answer=answer) for answer in bad + good]
     assert [example.answer for example in unmatchable(examples)] == bad
     assert unmatchable([Example(answer="1,2", kind="box"), Example(answer="yes", kind="decision")])
