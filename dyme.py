@@ -25,10 +25,11 @@ from dataclasses import replace
 import torch
 
 import variants
+from attention import language_attention
 from data.example import InputError
 from grpo import group_advantages, grpo_loss
 from lib.ranks import Ranks, reduce_sums
-from model import completion_hidden, language_attention, pad_rows, token_logprobs
+from model import completion_hidden, pad_rows, token_logprobs
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Row
 from sft import sft_loss, target_ids, target_text
 

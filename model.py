@@ -11,39 +11,36 @@ Left out: several images in one prompt, video, tensor parallelism.
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
-from transformers import AttentionInterface
+from torch.nn.utils.rnn import pad_sequence
 
+from attention import language_attention
 from data.example import THINK, Example, InputError
 from data.images import open_image
 
 PREFILL_TOKENS = 4096  # prompts are prefilled in packed rows of about this many tokens
+TEXT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 @dataclass
 class Prompt:
-    """One encoded prompt. input_ids (1, P) with the image's placeholder tokens; images: the
-    processor's other tensors (pixel_values, image_sizes, image_grid_thw, ...), empty for text;
-    token_types (1, P) where the family has them; features: see image_features, made once for
-    rollout and update, or None.
-    """
+    """One encoded prompt of P tokens."""
 
-    input_ids: torch.Tensor
-    images: dict = field(default_factory=dict)
-    token_types: torch.Tensor | None = None
-    features: object | None = None
+    input_ids: torch.Tensor  # (1, P), with the image's placeholder tokens
+    images: dict = field(default_factory=dict)  # pixel_values and the processor's other tensors
+    token_types: torch.Tensor | None = None  # (1, P), where the family has them
+    features: list | None = None  # see image_features; made once for rollout and update
+    size: tuple[int, int] | None = None  # width, height of the image as the data has it
 
     def to(self, device) -> "Prompt":
         """The same prompt with its tensors on `device`."""
         images = {name: tensor.to(device) for name, tensor in self.images.items()}
         types = None if self.token_types is None else self.token_types.to(device)
-        return Prompt(self.input_ids.to(device), images, types, self.features)
+        return Prompt(self.input_ids.to(device), images, types, self.features, self.size)
 
 
 # ---- the prompt ---------------------------------------------------------------------------------
@@ -66,49 +63,8 @@ def special_token(processor, example: Example) -> str | None:
     return next((t for t in get_tokenizer(processor).all_special_tokens if t in text), None)
 
 
-def encode_prompt(processor, example: Example, max_pixels: int | None = None) -> Prompt:
-    """encode_prompts of one example; raises the InputError of one that can't be asked."""
-    (prompt,) = encode_prompts(processor, [example], max_pixels)
-    if isinstance(prompt, InputError):
-        raise prompt
-    return prompt
-
-
-def encode_prompts(
-    processor, examples: Sequence[Example], max_pixels: int | None = None
-) -> list[Prompt | InputError]:
-    """THE prompts: image, instruction (the example's own, or THINK), question, through the model's
-    own chat template; for training and evaluation. Images of one size are processed in one batch.
-
-    max_pixels caps an image's area (in pixels) before the processor sees it; nothing is ever
-    truncated. What can't be asked has in its place an InputError that names the example.
-    """
-    found, alike = {}, {}  # place -> prompt; size of the image -> what goes in one batch
-    for place, example in enumerate(examples):
-        try:
-            image = open_image(example, max_pixels)
-            text = prompt_text(processor, example, image is not None)
-            alike.setdefault(image and image.size, []).append((place, image, text))
-        except InputError as error:
-            found[place] = error
-    for size, batch in alike.items():
-        places, images, texts = map(list, zip(*batch))
-        if size is None:
-            rows = get_tokenizer(processor)(texts, add_special_tokens=False)["input_ids"]
-            found.update((place, Prompt(torch.tensor([ids]))) for place, ids in zip(places, rows))
-            continue
-        try:
-            found.update(zip(places, process(processor, images, texts)))
-        except Exception as error:  # each processor has its own limits of size and shape
-            reason = str(error).partition("\n")[0][:200]
-            told = f"the image, {size[0]} x {size[1]} pixels, can't be processed ({reason})"
-            for place in places:
-                found[place] = InputError(f"{examples[place].id or 'example'}: {told}")
-    return [found[place] for place in range(len(examples))]
-
-
 def prompt_text(processor, example: Example, has_image: bool) -> str:
-    """What the chat template writes for an example; InputError for what it can't ask."""
+    """Instruction (the example's own, or THINK) and question in the model's own chat template."""
     name = example.id or "example"
     if token := special_token(processor, example):
         raise InputError(f"{name}: take {token} out of the question: to the model it isn't text")
@@ -121,18 +77,60 @@ def prompt_text(processor, example: Example, has_image: bool) -> str:
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
+def encode_prompt(processor, example: Example, max_pixels: int | None = None) -> Prompt:
+    """encode_prompts of one example; raises the InputError of one that can't be asked."""
+    (prompt,) = encode_prompts(processor, [example], max_pixels)
+    if isinstance(prompt, InputError):
+        raise prompt
+    return prompt
+
+
+def encode_prompts(
+    processor, examples: Sequence[Example], max_pixels: int | None = None
+) -> list[Prompt | InputError]:
+    """THE prompts, of training and of evaluation. Images of one size are processed in one batch.
+
+    max_pixels caps an image's area (in pixels) before the processor sees it; nothing is ever
+    truncated. What can't be asked has in its place an InputError that names the example.
+    """
+    found, batches = {}, {}  # place -> prompt; size of the image -> what is processed together
+    for place, example in enumerate(examples):
+        try:
+            image = open_image(example)
+            text = prompt_text(processor, example, image is not None)
+        except InputError as error:
+            found[place] = error
+            continue
+        shown = open_image(image, max_pixels) if max_pixels else image
+        batch = batches.setdefault(shown and shown.size, [])
+        batch.append((place, shown, text, image and image.size))
+    for shown_size, batch in batches.items():
+        places, images, texts, sizes = zip(*batch)
+        try:
+            prompts = process(processor, list(images), list(texts))
+        except Exception as error:  # each processor has its own limits of size and shape
+            reason = str(error).partition("\n")[0][:200]
+            told = f"its image of {shown_size} pixels can't be processed ({reason})"
+            prompts = [InputError(f"{examples[i].id or 'example'}: {told}") for i in places]
+        for place, prompt, prompt.size in zip(places, prompts, sizes):
+            found[place] = prompt
+    return [found[place] for place in range(len(examples))]
+
+
 def process(processor, images: list, texts: list[str]) -> list[Prompt]:
-    """Prompts with an image each, all of one size."""
+    """Prompts with an image each, all of one size, or all without one."""
+    if images[0] is None:
+        rows = get_tokenizer(processor)(texts, add_special_tokens=False)["input_ids"]
+        return [Prompt(torch.tensor([ids])) for ids in rows]
     pixels = {"return_tensors": "pt"}
     inputs = processor(images=images, text=texts, images_kwargs=pixels, add_special_tokens=False)
-    inputs = dict(inputs)
-    rows, types = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids", None)
-    del inputs["attention_mask"]
+    tensors = {name: inputs[name] for name in inputs if name not in TEXT_INPUTS}
     prompts = []
-    for i, ids in enumerate(rows):
-        own = {name: share(values, i, len(rows)) for name, values in inputs.items()}
-        own_types = None if types is None else torch.tensor([types[i]])
-        prompts.append(Prompt(torch.tensor([ids]), own, own_types))
+    for i, ids in enumerate(inputs["input_ids"]):
+        types = inputs.get("mm_token_type_ids")
+        types = None if types is None else torch.tensor([types[i]])
+        own = {name: share(values, i, len(texts)) for name, values in tensors.items()}
+        prompts.append(Prompt(torch.tensor([ids]), own, types))
     return prompts
 
 
@@ -142,90 +140,76 @@ def share(whole, i: int, count: int):
     return whole[i * size : (i + 1) * size]
 
 
-def image_features(model, prompts: list[Prompt]) -> list:
-    """What the vision tower and the projector make of each prompt's image, in the form that
-    model.model(pixel_values=) takes instead of pixels (families.take_features); None without one.
+# ---- its image ----------------------------------------------------------------------------------
+
+
+def image_features(model, prompts: list[Prompt]) -> list[list | None]:
+    """What the vision tower and the projector make of each prompt's image (None without one): what
+    takes the placeholders' place and, in Qwen3-VL, what is added to the first layers' hidden states.
 
     Images of one size go through in one batch. With a frozen tower the graph kept is the
     projector's alone.
     """
-    found, alike = [None] * len(prompts), {}  # alike: shape of the pixels -> places of prompts
+    found, batches = [None] * len(prompts), {}  # batches: shape of the pixels -> places
     for place, prompt in enumerate(prompts):
         if prompt.images:
-            alike.setdefault(prompt.images["pixel_values"].shape, []).append(place)
-    for places in alike.values():
+            batches.setdefault(prompt.images["pixel_values"].shape, []).append(place)
+    for places in batches.values():
         images = [prompts[place].images for place in places]
         images = {name: torch.cat([each[name] for each in images]) for name in images[0]}
         output = model.model.get_image_features(**images, return_dict=True)
+        levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
         for i, place in enumerate(places):
-            part = SimpleNamespace(pooler_output=share(output.pooler_output, i, len(places)))
-            if hasattr(output, "deepstack_features"):
-                levels = output.deepstack_features
-                part.deepstack_features = [share(level, i, len(places)) for level in levels]
-            found[place] = part
+            found[place] = [share(level, i, len(places)) for level in levels]
     return found
 
 
 def row_features(model, prompts: list[Prompt]):
-    """Several prompts' image features as those of one row, made where a prompt has none yet; None
-    where no prompt has an image.
+    """The features of a row's images, made where a prompt has none yet, as model.model takes them
+    in place of pixel_values (families.take_features); None without an image.
     """
-    fresh = image_features(model, [prompt for prompt in prompts if prompt.features is None])
-    features = [fresh.pop(0) if p.features is None else p.features for p in prompts]
-    features = [each for each in features if each is not None]
-    if not features:
-        return None
-
-    def join(parts):
-        parts = list(parts)
-        if torch.is_tensor(parts[0]):
-            return torch.cat(parts)
-        return [image for part in parts for image in part]
-
-    row = SimpleNamespace(pooler_output=join(each.pooler_output for each in features))
-    if hasattr(features[0], "deepstack_features"):
-        row.deepstack_features = list(map(join, zip(*(f.deepstack_features for f in features))))
-    return row
-
-
-def prompt_positions(model, prompt: Prompt) -> torch.Tensor:
-    """Rotary positions (A, P): A = 1 axis, or 3 (time, height, width) in families with M-RoPE."""
-    length = prompt.input_ids.shape[1]
-    if prompt.token_types is None or not hasattr(model.model, "get_rope_index"):
-        axes = 3 if hasattr(model.model, "get_rope_index") else 1
-        return torch.arange(length, device=prompt.input_ids.device).expand(axes, length)
-    positions, _ = model.model.get_rope_index(
-        prompt.input_ids,
-        mm_token_type_ids=prompt.token_types,
-        image_grid_thw=prompt.images["image_grid_thw"],
-    )
-    return positions[:, 0]
+    fresh = iter(image_features(model, [prompt for prompt in prompts if prompt.features is None]))
+    features = [next(fresh) if p.features is None else p.features for p in prompts]
+    row = []
+    for level in zip(*(each for each in features if each is not None)):
+        tensors = torch.is_tensor(level[0])  # or a list with a tensor per image
+        row.append(torch.cat(level) if tensors else [image for part in level for image in part])
+    return SimpleNamespace(pooler_output=row[0], deepstack_features=row[1:]) if row else None
 
 
 # ---- the packed row -----------------------------------------------------------------------------
 
 
+def prompt_positions(model, prompt: Prompt) -> torch.Tensor:
+    """Rotary positions (A, P): A = 1 axis, or 3 (time, height, width) in families with M-RoPE."""
+    rope = getattr(model.model, "get_rope_index", None)
+    if rope and prompt.token_types is not None:
+        grid = prompt.images["image_grid_thw"]
+        types = prompt.token_types
+        return rope(prompt.input_ids, mm_token_type_ids=types, image_grid_thw=grid)[0][:, 0]
+    length = prompt.input_ids.shape[1]
+    return torch.arange(length, device=prompt.input_ids.device).expand(3 if rope else 1, length)
+
+
 def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     """One row [p1, c11 .. c1G, p2, c21 ..] of the prompts and their completions (token ids, each
-    not empty).
+    not empty), T tokens in all.
 
     Returns the keyword arguments of model.model(...), and for each completion token the index of
-    the position whose hidden state predicts it: a completion's first token is predicted by the
-    prompt's last. T = all tokens of the row.
+    the position whose hidden state predicts it: a completion's first is predicted by the prompt's
+    last.
     """
     device = prompts[0].input_ids.device
-    ids, positions, segments, predictors = [], [], [], []
-    offset = 0
+    ids, positions, segments, predictors, offset = [], [], [], [], 0
     for prompt, group in zip(prompts, completions):
         lengths = [prompt.input_ids.shape[1], *map(len, group)]
         # a prompt with one completion is an ordinary causal sequence
         segments.append([sum(lengths)] if len(group) == 1 else lengths)
         ids.append(prompt.input_ids[0])
         positions.append(prompt_positions(model, prompt))  # (A, P)
-        after = positions[-1].max() + 1
-        axes = len(positions[-1])
-        last_of_prompt = offset + lengths[0] - 1
+        axes, after = len(positions[-1]), positions[-1].max() + 1
         offset += lengths[0]
+        last_of_prompt = offset - 1
         for completion in group:
             ids.append(torch.tensor(completion, device=device))
             restarted = torch.arange(len(completion), device=device) + after
@@ -244,92 +228,14 @@ def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
     return inputs, torch.tensor(predictors, device=device)
 
 
-def packed_attention(
-    module, query, key, value, attention_mask, *, scaling, segments, masks, **kwargs
-):
-    """Attention inside a packed row, in transformers' AttentionInterface form.
-
-    query (1, H, T, D), key and value (1, K, T, D) with K <= H key heads. segments: for each prompt
-    its length and its completions' lengths. A prompt sees itself, causally. A completion's keys
-    are [prompt, itself]: its token i sees the prompt and its own first i + 1. No T x T mask, and
-    no pair of siblings, is ever computed. masks: the row's own cache of the completions' masks.
-    Returns (1, T, H, D).
-    """
-    heads, key_heads = query.shape[1], key.shape[1]
-    repeats = heads // key_heads
-    lengths = [length for group in segments for length in group]
-    # one split, not many slices: its backward is one concatenation
-    parts = zip(*(part.split(lengths, dim=2) for part in (query, key, value)))
-    outputs = []
-    for group in segments:
-        prompt_query, prompt_key, prompt_value = next(parts)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                prompt_query,
-                prompt_key,
-                prompt_value,
-                is_causal=True,
-                scale=scaling,
-                enable_gqa=repeats > 1,
-            )
-        )
-        for length in group[1:]:
-            own_query, own_key, own_value = next(parts)
-            size = (length, group[0] + length)
-            if size not in masks:
-                masks[size] = completion_mask(query, size, repeats)
-            # the query heads of one key head become further query rows: no key is repeated
-            out = F.scaled_dot_product_attention(
-                own_query.reshape(1, key_heads, repeats * length, -1),
-                torch.cat([prompt_key, own_key], dim=2),
-                torch.cat([prompt_value, own_value], dim=2),
-                attn_mask=masks[size],
-                scale=scaling,
-            )
-            outputs.append(out.reshape(1, heads, length, -1))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def completion_mask(query, size: tuple[int, int], repeats: int) -> torch.Tensor:
-    """What a completion sees of [prompt, itself], added to its scores: (repeats * C, P + C), size =
-    (C, P + C).
-
-    Given a bool mask, or on CUDA one whose rows aren't aligned, each layer would make a copy and
-    keep it for backward.
-    """
-    aligned = -(-size[1] // 16) * 16
-    mask = torch.full((size[0], aligned), -torch.inf, dtype=query.dtype, device=query.device)
-    return mask.triu(size[1] - size[0] + 1).repeat(repeats, 1)[:, : size[1]]
-
-
-AttentionInterface.register("packed", packed_attention)
-
-
-@contextmanager
-def language_attention(model, name: str):
-    """Inside, the language model alone, not the vision tower, attends by the function `name`."""
-    text_config = model.config.get_text_config()
-    before = text_config._attn_implementation
-
-    def switch(name):
-        in_vlm = text_config is not model.config
-        model.set_attn_implementation({"text_config": name} if in_vlm else name)
-
-    switch(name)
-    try:
-        yield
-    finally:
-        switch(before)
+# ---- log-probabilities --------------------------------------------------------------------------
 
 
 def completion_hidden(
     model, prompts: list[Prompt], completions: list[list[list[int]]]
 ) -> torch.Tensor:
-    """The hidden states that predict the completions' tokens, with gradient, from one packed
-    forward.
-
-    completions: per prompt a list of token-id lists. Returns (tokens, width), all completions in
-    order: the rows of the prompts never reach the head.
+    """The hidden states that predict the completions' tokens, from one packed forward: (tokens,
+    width), all completions in order, with gradient. The rows of the prompts never reach the head.
     """
     inputs, predictors = pack(model, prompts, completions)
     with language_attention(model, "packed"):
@@ -340,11 +246,11 @@ def completion_hidden(
 def token_logprobs(
     model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The head on hidden (n, width), and what it says of targets (n,).
+    """The head on hidden (n, width): log p of the targets (n,), in nats, with gradient, and the
+    entropy (n,) without.
 
     The distribution is the one that rollout.py samples from: divided by temperature, without the
-    ids that a response can't contain. Returns log p of the targets (n,) with gradient, in nats,
-    and the entropy (n,) without.
+    ids that a response can't contain.
     """
     logits = model.get_output_embeddings()(hidden).float()  # (n, V)
     if temperature != 1:
@@ -368,10 +274,8 @@ def forbid(model, logits: torch.Tensor) -> torch.Tensor:
 def completion_logprobs(
     model, prompt: Prompt, completions: list[list[int]], temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of G completions of one prompt from ONE packed forward, with gradient.
-
-    Returns logprobs (G, C) in nats, 0 at the padding on the right, and completion_mask (G, C), C
-    the longest completion. The plain form of what dyme.update does in chunks.
+    """Log-probabilities (G, C) of G completions of one prompt, in nats, with gradient, 0 at the
+    padding on the right, and completion_mask (G, C): what dyme.update does in chunks.
     """
     hidden = completion_hidden(model, [prompt], [completions])  # (tokens, width)
     targets = torch.tensor(sum(completions, []), device=hidden.device)
@@ -381,6 +285,6 @@ def completion_logprobs(
 
 def pad_rows(flat: torch.Tensor, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """flat (tokens,) as rows (N, C) padded on the right with 0, and their mask (N, C)."""
-    rows = torch.nn.utils.rnn.pad_sequence(list(flat.split(lengths)), batch_first=True)
+    rows = pad_sequence(list(flat.split(lengths)), batch_first=True)
     places = torch.arange(rows.shape[1], device=flat.device)  # (C,)
     return rows, places < torch.tensor(lengths, device=flat.device)[:, None]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import attention
 import dyme
 import model as model_file
 from checker import Rules, score
@@ -379,13 +380,13 @@ def wrong_image(monkeypatch):
 
 
 def sibling_visible(monkeypatch):
-    original = model_file.packed_attention
+    original = attention.packed_attention
 
     def leaky(module, query, key, value, mask, *, scaling, segments, **kwargs):
         joined = [[group[0], sum(group[1:])] for group in segments]
         return original(module, query, key, value, mask, scaling=scaling, segments=joined, masks={})
 
-    monkeypatch.setitem(model_file.AttentionInterface._global_mapping, "packed", leaky)
+    monkeypatch.setitem(attention.AttentionInterface._global_mapping, "packed", leaky)
 
 
 def positions_not_restarted(monkeypatch):
@@ -457,7 +458,7 @@ def test_tokens_and_responses_are_told_as_they_come(vlm, groups):
 def test_sampled_frequencies_are_the_models_probabilities(vlm, groups, prompts):
     (responses,) = sample(vlm, groups[:1], 4000, 1, temperature=0.5)
     first = torch.tensor([r.token_ids[0] for r in responses])
-    _, logits, _ = prefill(vlm[0], prompts[:1])
+    *_, logits, _ = prefill(vlm[0], prompts[:1])
     probs = (logits[0] / 0.5).softmax(-1)
     counted = torch.bincount(first, minlength=len(probs)) / 4000
     assert (counted - probs).abs().max() < 4 * (probs * (1 - probs) / 4000).sqrt().max()
