@@ -31,7 +31,8 @@ from grpo import group_advantages, grpo_loss
 from lib.ranks import Ranks, reduce_sums
 from model import completion_hidden, pad_rows, token_logprobs
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Row
-from sft import sft_loss, target_ids, target_text
+from sft import Reference, sft_loss
+from variants import knobs, memorized, sampled
 
 HEAD_CHUNK = 256  # completion tokens whose logits exist at a time
 
@@ -53,24 +54,13 @@ def switch(correct: torch.Tensor) -> torch.Tensor:
     return modes
 
 
-def memorizes(config, step: int) -> bool:
-    """Whether the method memorizes at this step whatever the responses would be."""
-    if config.method != "two_stage":
-        return config.method == "sft"
-    return step < int(variants.knobs(config, two_stage)["sft_share"] * config.max_steps)
-
-
-def two_stage(*, sft_share: float = 0.5):
-    """The baseline SFT, then GRPO, by its argument: the share of the updates that memorize."""
-
-
 def choose(config, step: int, group: Group) -> int | None:
     """A group's mode: DyME's switch looks at which responses are correct, SFT and GRPO don't; other
     rules are in variants.py.
 
     It can be asked while some responses are still being decoded: EXPLORE is then final.
     """
-    if group.mode is not None or memorizes(config, step):  # whatever the responses would be
+    if group.mode is not None or memorizes(config, step):
         return MEMORIZE
     if config.method in variants.RULES:
         return variants.mode(config, step, group)
@@ -80,15 +70,35 @@ def choose(config, step: int, group: Group) -> int | None:
     return int(switch(group.rewards["correct"][None, heard])[0])
 
 
+def memorizes(config, step: int) -> bool:
+    """Whether the method memorizes at this step whatever the responses would be."""
+    if config.method == "two_stage":
+        return two_stage(config, step, **knobs(config, two_stage))
+    return config.method == "sft"
+
+
+def two_stage(config, step: int, *, sft_share: float = 0.5) -> bool:
+    """The baseline SFT, then GRPO: whether it still memorizes, in the first `sft_share` of the
+    updates.
+    """
+    return step < int(sft_share * config.max_steps)
+
+
+def dyme_weight(config, step: int, *, weight: float = 1.0, falls_from=None) -> float:
+    """What a memorized row weighs. 1, that is 1/G of a group, is published; G would be a whole
+    group. falls_from: the weight at the start, from which it falls to `weight` by cosine (ours).
+    """
+    more = (falls_from or weight) - weight
+    return weight + more * variants.falling(step, config.max_steps)
+
+
 def check_method(config) -> None:
     """InputError for --method_args that the method doesn't take, or a judge that it can't use."""
     own = {"dyme": dyme_weight, "two_stage": two_stage, **variants.RULES}
-    variants.knobs(config, own.get(config.method, lambda: None))
+    knobs(config, own.get(config.method, lambda: None))
     if config.judge_url and config.method in variants.NO_JUDGE:
-        raise InputError(
-            f"--method {config.method}: its switch needs the scores that it decides to ask for, so "
-            "it takes no --judge_url"
-        )
+        told = "its switch needs the scores that it decides to ask for, so it takes no --judge_url"
+        raise InputError(f"--method {config.method}: {told}")
 
 
 # ---- what a group brings to the update ----------------------------------------------------------
@@ -97,48 +107,24 @@ def check_method(config) -> None:
 def rows(config, step: int, group: Group, scorer, processor) -> list[Row]:
     """The rows of a group by its mode; fills in its advantages and its target.
 
-    Explored: its G responses, weighed by their advantages, unless all rewards are equal: then all
-    advantages are 0, and so is the gradient (advantage collapse), but for a KL term's. Memorized:
-    the reference, weighed by memorize_weight. Skipped: none. Another rule: see variants.py.
+    Explored: its G responses, weighed by their advantages, unless these are all 0 (advantage
+    collapse). Memorized: the reference. Skipped: none. Another rule: see variants.py.
     """
-    if group.mode == MEMORIZE or config.method in variants.RULES:
-        target = target_text(scorer.trace(group), group.example)
-        ids = target_ids(processor, target)
-    if config.method in variants.RULES:
-
-        def earn() -> float:
-            return scorer.rewards(group.example, target)["total"].item()
-
-        found = variants.rows(config, step, group, variants.Reference(ids, earn))
-        group.target = target if any(row.loss == "sft" for row in found) else None
-        return found
+    reference = Reference(group, scorer, processor)
     if group.rewards:
         scale = config.loss_type != "dr_grpo"
         group.advantages = group_advantages(group.rewards["total"], scale)  # (G,)
-    if group.mode == MEMORIZE:
-        group.target = target
-        return [Row(ids, memorize_weight(config, step), "sft")]
-    if group.mode == EXPLORE and (config.beta > 0 or group.advantages.any()):
-        weights = group.advantages.tolist()
-        return [Row(r.token_ids, weight) for r, weight in zip(group.responses, weights)]
-    return []
-
-
-def memorize_weight(config, step: int) -> float:
-    """What a memorized row weighs, where each of the G rows of an explored group weighs its
-    advantage: as much as a whole group where the method only memorizes, else by its arguments.
-    """
-    if config.method != "dyme":
-        return float(config.num_generations)
-    return dyme_weight(config, step, **variants.knobs(config, dyme_weight))
-
-
-def dyme_weight(config, step: int, *, weight=1.0, falls_from=None) -> float:
-    """DyME's arguments. weight: 1, that is 1/G of a group (published); G would be a whole group.
-    falls_from: the weight at the start, from which it falls to `weight` by cosine (ours).
-    """
-    more = (falls_from or weight) - weight
-    return weight + more * variants.falling(step, config.max_steps)
+    found = []
+    if config.method in variants.RULES:
+        found = variants.rows(config, step, group, reference)
+    elif group.mode == EXPLORE:
+        found = sampled(group, group.advantages, config)
+    elif group.mode == MEMORIZE and config.method == "dyme":
+        found = memorized(reference, dyme_weight(config, step, **knobs(config, dyme_weight)))
+    elif group.mode == MEMORIZE:  # as much as a whole group: here nothing else is learned
+        found = memorized(reference, float(config.num_generations))
+    group.target = reference.text if any(row.loss == "sft" for row in found) else None
+    return found
 
 
 def normalizer(config, groups: list[Group], ranks: Ranks) -> float:
@@ -159,11 +145,9 @@ def normalizer(config, groups: list[Group], ranks: Ranks) -> float:
 
 def update(model, groups: list[Group], divisor: float, config, ref_model=None) -> Counter:
     """Add the gradient of the groups' rows to the parameters' .grad, `micro_batch_prompts` groups
-    to a packed forward.
+    to a packed forward. Returns sums for the log: loss, tokens, entropy, kl, clip_low, ...
 
-    divisor: see normalizer. ref_model: what the KL term of beta > 0 compares with. Returns sums for
-    the log: loss, tokens, entropy, kl, clip_low, clip_high, .. over the tokens, nll over the
-    memorized rows.
+    divisor: see normalizer. ref_model: what the KL term of beta > 0 compares with.
 
     The head is the largest matrix, so its logits exist for about HEAD_CHUNK tokens at a time. The
     backward is cut in two for that: `detached` is a copy of the hidden states that knows nothing of
@@ -218,46 +202,41 @@ def rows_loss(
     later ones (--num_iterations) clip the ratio to them. A memorized row was sampled from nothing,
     so it has no ratio, and no KL term.
     """
+    probs = logprobs.detach().exp()  # (N, C)
     for row, values in zip(rows, logprobs.detach()):
         if row.logprobs is None:
             row.logprobs = values[: len(row.token_ids)].clone()
-    weights = torch.tensor([row.weight for row in rows], device=logprobs.device)  # (N,)
-    memorized = torch.tensor([row.loss == "sft" for row in rows], device=logprobs.device)
-    sampled = ~memorized
+    old, _ = pad_rows(torch.cat([row.logprobs for row in rows]), mask.sum(1).tolist())  # (N, C)
+    weights = torch.tensor([row.weight for row in rows], device=mask.device)  # (N,)
+    is_sft = torch.tensor([row.loss == "sft" for row in rows], device=mask.device)  # (N,)
+    shared = {"loss_type": config.loss_type, "normalizer": divisor}
     loss, sums = logprobs.new_zeros(()), {}
-    if memorized.any():
-        token_weights = torch.ones_like(logprobs)  # (N, C)
-        for i, row in enumerate(rows):
-            if row.token_weight is not None:
-                token_weights[i] = row.token_weight(logprobs[i].detach().exp())
+    if is_sft.any():
+        one = torch.ones_like
+        by_token = [(row.token_weight or one)(p) for row, p in zip(rows, probs)]  # N of (C,)
         part, nll = sft_loss(
-            logprobs[memorized],
-            mask[memorized],
-            weights=weights[memorized],
-            token_weights=token_weights[memorized],
-            loss_type=config.loss_type,
-            normalizer=divisor,
+            logprobs[is_sft],
+            mask[is_sft],
+            weights=weights[is_sft],
+            token_weights=torch.stack(by_token)[is_sft],
+            **shared,
         )
         loss = loss + part
-        sums.update(nll=nll, memorized_rows=int(memorized.sum()))
-    if sampled.any():
-        old, _ = pad_rows(
-            torch.cat([row.logprobs for row in rows]), [len(row.token_ids) for row in rows]
-        )
+        sums.update(nll=nll, memorized_rows=int(is_sft.sum()))
+    if not is_sft.all():
         part, stats = grpo_loss(
-            logprobs[sampled],
-            old[sampled],
-            weights[sampled],
-            mask[sampled],
+            logprobs[~is_sft],
+            old[~is_sft],
+            weights[~is_sft],
+            mask[~is_sft],
             epsilon_low=config.epsilon_low,
             epsilon_high=config.epsilon_high,
             beta=config.beta,
-            ref_logprobs=None if ref_logprobs is None else ref_logprobs[sampled],
-            loss_type=config.loss_type,
-            normalizer=divisor,
+            ref_logprobs=None if ref_logprobs is None else ref_logprobs[~is_sft],
+            **shared,
         )
         loss = loss + part
-        count = int(mask[sampled].sum())
+        count = int(mask[~is_sft].sum())
         sums.update({name: value * count for name, value in stats.items()}, sampled_tokens=count)
     return loss, sums
 

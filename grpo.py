@@ -19,14 +19,12 @@ def group_advantages(rewards: torch.Tensor, scale: bool = True, eps: float = 1e-
     """Advantages relative to the group (GRPO, eq. in section 4.1.2; DyME, section 2).
 
     rewards (P, G), or (G,) of one group. Returns the same shape: (r - mean) / (std + eps), std
-    unbiased; with scale=False (Dr. GRPO) only r - mean. Exactly 0 where all rewards of a group are
-    equal: the mean of equal floats isn't always the float, and an optimizer that normalizes would
-    make a full step of what is left. A group of one has nothing to compare itself with: ValueError.
+    unbiased; with scale=False (Dr. GRPO) only r - mean. ValueError for a group of one.
     """
     if rewards.shape[-1] < 2:
-        raise ValueError(
-            "group_advantages: num_generations must be at least 2, a group compares with itself"
-        )
+        raise ValueError("num_generations must be at least 2: a group compares with itself")
+    # exactly 0 where all rewards are equal: the mean of equal floats isn't always the float, and an
+    # optimizer that normalizes would make a full step of what is left
     equal = (rewards == rewards[..., :1]).all(dim=-1, keepdim=True)  # (P, 1)
     centred = (rewards - rewards.mean(dim=-1, keepdim=True)).masked_fill(equal, 0)  # (P, G)
     if not scale:
@@ -50,56 +48,44 @@ def grpo_loss(
     """The clipped surrogate (PPO, eq. 7) with GRPO's advantages and, for beta > 0, a KL term to a
     frozen reference.
 
-    logprobs (N, C): log p of each token under the policy, with gradient. old_logprobs (N, C):
-    under the policy that sampled it; None = the same policy, ratio 1.
-    advantages (N,). completion_mask (N, C). ref_logprobs (N, C): under the reference model, needed
-    when beta > 0. loss_type: what a token weighs. "grpo": 1 / its sequence's length. "bnpo",
-    "dapo", "dr_grpo": every token alike. normalizer: what the sum is divided by. By default what
-    is at hand: the N rows (grpo), the tokens (bnpo, dapo; they differ in whose tokens are counted,
-    one process's or all, and here it is all), or N * C (dr_grpo: a constant, so that a long wrong
-    answer isn't cheaper). The training loop passes the whole step's, so that
-    micro-batches and processes change nothing. Returns the scalar loss and statistics, means
-    per token: clip_low, clip_high (shares clipped from below and from above), ratio, approx_kl (k3
-    to the policy that sampled, nats), kl (k3 to the reference, nats).
-    ValueError on an unknown loss_type or a missing reference.
+    logprobs (N, C): log p of each token, in nats, with gradient; old_logprobs: under the policy
+    that sampled it (None: the same, ratio 1); ref_logprobs: under the reference. advantages (N,).
+    completion_mask (N, C): 1 on real tokens. loss_type: what a token weighs: "grpo" 1 / its
+    sequence's length; "bnpo", "dapo" (one thing here), "dr_grpo" all alike. normalizer: what the
+    sum is divided by; in training the whole step's, so that micro-batches and processes change
+    nothing; by default N (grpo), all tokens (bnpo, dapo), or N * C (dr_grpo: a constant, so that a
+    long wrong answer isn't cheaper). Returns the loss and means per token: shares clipped, ratio,
+    k3 to the policy that sampled and to the reference. ValueError: loss_type, no reference.
     """
     if loss_type not in ("grpo", "bnpo", "dr_grpo", "dapo"):
-        raise ValueError(
-            f"grpo_loss: unknown loss_type {loss_type!r}; one of grpo, bnpo, dr_grpo, dapo"
-        )
+        raise ValueError(f"loss_type {loss_type!r}: not one of grpo, bnpo, dr_grpo, dapo")
     if beta > 0 and ref_logprobs is None:
         raise ValueError("grpo_loss: beta > 0 needs ref_logprobs")
     mask = completion_mask.to(logprobs.dtype)  # (N, C)
     tokens = mask.sum().clamp(min=1)
     old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs
     advantages = advantages[:, None]  # (N, 1)
-
     ratio = torch.exp(logprobs - old_logprobs)  # (N, C)
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     per_token = -torch.min(ratio * advantages, clipped * advantages)  # (N, C)
     kl = torch.zeros_like(logprobs)
-    if beta > 0:
-        # Schulman's k3 estimator of KL(policy || reference): unbiased and never negative
+    if beta > 0:  # Schulman's k3 estimator of KL(policy || reference): unbiased, never negative
         log_ratio = ref_logprobs - logprobs
         kl = torch.exp(log_ratio) - log_ratio - 1
         per_token = per_token + beta * kl
-
     total = per_token * mask  # (N, C)
     if loss_type == "grpo":
         total = total / mask.sum(dim=1, keepdim=True).clamp(min=1)
-    default_normalizer = {"grpo": len(mask), "dr_grpo": mask.numel()}.get(loss_type, tokens)
-    loss = total.sum() / (default_normalizer if normalizer is None else normalizer)
+    if normalizer is None:
+        normalizer = {"grpo": len(mask), "dr_grpo": mask.numel()}.get(loss_type, tokens)
+    loss = total.sum() / normalizer
 
-    with torch.no_grad():
-
-        def mean(values):
-            return (values * mask).sum().item() / tokens.item()
-
-        stats = {
-            "clip_low": mean((ratio < 1 - epsilon_low) & (advantages < 0)),
-            "clip_high": mean((ratio > 1 + epsilon_high) & (advantages > 0)),
-            "ratio": mean(ratio),
-            "approx_kl": mean(ratio - 1 - (logprobs - old_logprobs)),
-            "kl": mean(kl),
-        }
-    return loss, stats
+    stats = {
+        "clip_low": (ratio < 1 - epsilon_low) & (advantages < 0),
+        "clip_high": (ratio > 1 + epsilon_high) & (advantages > 0),
+        "ratio": ratio,
+        "approx_kl": ratio - 1 - (logprobs - old_logprobs),
+        "kl": kl,
+    }
+    means = {name: ((each.detach() * mask).sum() / tokens).item() for name, each in stats.items()}
+    return loss, means

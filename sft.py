@@ -9,7 +9,7 @@ A; with r = 1 and A = 1 that is SFT's -E[grad log p(y|x)]. test_core.py shows th
 Left out: label smoothing.
 """
 
-import functools
+from functools import cached_property
 
 import torch
 
@@ -17,6 +17,27 @@ from data.boxes import asked_answer
 from data.example import Example
 from lib.families import turn_edges
 from model import get_tokenizer
+
+
+class Reference:
+    """What a group could memorize; made only for a rule that uses it, since a judge may write it."""
+
+    def __init__(self, group, scorer, processor):
+        self.group, self.scorer, self.processor = group, scorer, processor
+
+    @cached_property
+    def text(self) -> str:
+        """Thinking and answer."""
+        return target_text(self.scorer.trace(self.group), self.group.example)
+
+    @cached_property
+    def token_ids(self) -> list[int]:
+        """Their tokens, the end token included."""
+        return target_ids(self.processor, self.text)
+
+    def earn(self) -> float:
+        """The total reward that it would have as a response."""
+        return self.scorer.rewards(self.group.example, self.text)["total"].item()
 
 
 def target_text(thinking: str | None, example: Example) -> str:
@@ -34,17 +55,9 @@ def target_ids(processor, text: str) -> list[int]:
     Text is text: what looks like a special token in a trace or an answer is spelt, not meant.
     """
     tokenizer = get_tokenizer(processor)
-    text = turn_prefix(processor) + text
+    text = turn_edges(processor)[0] + text
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids + [tokenizer.eos_token_id]
-
-
-@functools.cache
-def turn_prefix(processor) -> str:
-    """What the chat template puts between the generation prompt and the first word: mostly
-    nothing.
-    """
-    return turn_edges(processor)[0]
 
 
 def sft_loss(
@@ -56,16 +69,15 @@ def sft_loss(
     loss_type: str = "grpo",
     normalizer: float | None = None,
 ) -> tuple[torch.Tensor, float]:
-    """The weighted negative log-likelihood of N sequences, over `normalizer`.
+    """The weighted negative log-likelihood of N sequences, over `normalizer` (by default N).
 
     logprobs (N, C): log p of each token, in nats. completion_mask (N, C): 1 on real tokens.
-    weights (N,): of the sequences, token_weights (N, C): of the tokens, by default 1. loss_type: as
-    grpo_loss has it; "grpo" takes the mean over a sequence's tokens, the others their sum.
-    normalizer: by default N. Returns the scalar loss, and the sum over the sequences of their mean
-    negative log-likelihood, unweighted.
+    weights (N,), token_weights (N, C): of sequences and tokens, by default 1. loss_type: "grpo"
+    takes the mean over a sequence's tokens, the others of grpo_loss their sum. Returns the scalar
+    loss, and the sum over the sequences of their mean negative log-likelihood, unweighted.
     ValueError for a sequence without a single token.
     """
-    mask = completion_mask.to(logprobs.dtype)
+    mask = completion_mask.to(logprobs.dtype)  # (N, C)
     lengths = mask.sum(dim=1)  # (N,)
     if (lengths == 0).any():
         raise ValueError("sft_loss: a sequence without a single token has no likelihood")

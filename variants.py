@@ -17,29 +17,21 @@ A rule of your own is one more function, its name in RULES and in config.METHODS
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 
 from data.example import InputError
 from grpo import group_advantages
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Row
-
-
-@dataclass
-class Reference:
-    """What could be memorized, and what it would earn as a response."""
-
-    token_ids: list[int]
-    earn: Callable[[], float]  # the total reward, worked out for the rule that asks
-
+from sft import Reference
 
 # ---- the building blocks ------------------------------------------------------------------------
 
 
 def sampled(group: Group, advantages: torch.Tensor, config, weight: float = 1.0) -> list[Row]:
-    """The samples as rows, as many as there are advantages; none where these are all 0, but for a
-    KL term's sake.
+    """The samples as rows, as many as there are advantages; none where these are all 0, and so the
+    gradient (advantage collapse), but for a KL term's sake.
     """
     group.advantages[: len(advantages)] = advantages
     if not advantages.any() and config.beta == 0:
@@ -176,26 +168,13 @@ def relift(
     return sampled(group, group_advantages(group.rewards["total"], scale=False), config)
 
 
-RULES = {
-    rule.__name__: rule
-    for rule in (
-        dyme_reward,
-        dyme_grounded,
-        dyme_keep,
-        dyme_always,
-        dyme_buffer,
-        hpt,
-        chord_mu,
-        chord_phi,
-        luffy,
-        relift,
-    )
-}
+OURS = (dyme_reward, dyme_grounded, dyme_keep, dyme_always, dyme_buffer)
+SISTERS = (hpt, chord_mu, chord_phi, luffy, relift)
+RULES = {rule.__name__: rule for rule in OURS + SISTERS}
 # the switch needs every score, and a judge is asked only for what the switch has decided
 NO_JUDGE = ("dyme_reward", "dyme_grounded")
-# the arguments that aren't just above 0: shares, and counts
-LIMITS = dict.fromkeys(("gate", "above", "least", "peak", "valley", "mu", "sft_share"), (0, 1))
-LIMITS |= dict.fromkeys(("size", "steps"), (1, math.inf))
+SHARES = ("gate", "above", "least", "peak", "valley", "mu", "sft_share")  # arguments in [0, 1]
+COUNTS = ("size", "steps")  # at least 1
 
 
 # ---- what the loop asks -------------------------------------------------------------------------
@@ -207,7 +186,8 @@ def mode(config, step: int, group: Group) -> int | None:
     """
     if None in group.responses:
         return None
-    kinds = {row.loss for row in rows(config, step, group, Reference([0], lambda: 1.0))}
+    any_reference = SimpleNamespace(token_ids=[0], earn=lambda: 1.0)
+    kinds = {row.loss for row in rows(config, step, group, any_reference)}
     return EXPLORE if "grpo" in kinds else MEMORIZE if kinds else SKIP
 
 
@@ -215,38 +195,34 @@ def rows(config, step: int, group: Group, reference: Reference) -> list[Row]:
     """What the group brings to the update by the configured rule. A group without samples is one
     of a buffer's: all of these together weigh as much as a step's P groups.
     """
-    rule = RULES[config.method]
-    arguments = knobs(config, rule)
     if not group.responses:
         of_a_step = config.prompts_per_step * config.num_generations
         return memorized(reference, of_a_step / buffer_size(config))
     scale = config.loss_type != "dr_grpo"
     group.advantages = group_advantages(group.rewards["total"], scale)  # a rule may take others
-    return rule(group, reference, config, step, **arguments)
+    rule = RULES[config.method]
+    return rule(group, reference, config, step, **knobs(config, rule))
 
 
 def knobs(config, rule: Callable) -> dict[str, float]:
     """--method_args as keyword arguments of a rule, its defaults with them. InputError for one that
-    the rule doesn't have, or that is no share in [0, 1], no count of at least 1 or not above 0,
-    whichever it must be.
+    the rule doesn't have, or that is out of its range.
     """
     known = inspect.signature(rule).parameters.values()
     found = {knob.name: knob.default for knob in known if knob.kind == knob.KEYWORD_ONLY}
     for text in config.method_args or []:
         name, _, written = text.partition("=")
-        told = f"--method_args {text}"
         if name not in found:
-            names = ", ".join(found) or "none"
-            raise InputError(f"{told}: the arguments of --method {config.method} are: {names}")
+            told = f"the arguments of --method {config.method} are: {', '.join(found) or 'none'}"
+            raise InputError(f"--method_args {text}: {told}")
+        low, high = float(name in COUNTS), 1.0 if name in SHARES else 1e9
         try:
-            value = float(written)
+            found[name] = float(written)
         except ValueError:
-            value = math.nan
-        low, high = LIMITS.get(name, (0, math.inf))
-        if not (low <= value <= high and math.isfinite(value) and (value > 0 or high == 1)):
-            wanted = "in [0, 1]" if high == 1 else f"at least {low}" if low else "above 0"
-            raise InputError(f"{told}: must be a number {wanted}")
-        found[name] = value
+            found[name] = math.nan
+        if not low <= found[name] <= high:
+            told = f"must be a number in [{low:g}, {high:g}]"
+            raise InputError(f"--method_args {text}: {told}")
     return found
 
 

@@ -16,7 +16,7 @@ import importlib
 import inspect
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -28,34 +28,33 @@ from data.example import InputError
 transformers.utils.logging.disable_progress_bar()
 
 
-@dataclass
-class Family:
+class Family(NamedTuple):
     name: str  # of transformers' processor class, "Processor" aside
     images: str  # of the image processor that needs Pillow alone, "ImageProcessorPil" aside
     vision: str  # where the vision tower is in model.model
-    image_tokens: str  # the tokens, as a pattern, that mean an image or frame it
-    projector: tuple = ()  # what of the tower is the projector, where none is apart
     # what its boxes are in: "original" pixels (or nothing was published), "resized" image's pixels,
     # "thousandths" of width and height
-    boxes: str = "original"
+    boxes: str
 
 
-LLAVA = "<image>|<video>"
-IDEFICS = "<image>|<fake_token_around_image>|<global-img>|<row_[0-9]_col_[0-9]>"
-QWEN = r"<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
-INTERN = "<IMG_CONTEXT>|<img>|</img>|<video>"
-MERGERS = ("merger", "deepstack_merger_list")
 FAMILIES = {  # by the config's model_type
-    "llava_onevision": Family("LlavaOnevision", "LlavaOnevision", "vision_tower", LLAVA),
-    "idefics3": Family("Idefics3", "Idefics3", "vision_model", IDEFICS),
+    "llava_onevision": Family("LlavaOnevision", "LlavaOnevision", "vision_tower", "original"),
+    "idefics3": Family("Idefics3", "Idefics3", "vision_model", "original"),
     # SmolVLM2's own processor class wants num2words for its videos; its image half is Idefics3's
-    "smolvlm": Family("Idefics3", "SmolVLM", "vision_model", IDEFICS),
-    "qwen2_vl": Family("Qwen2VL", "Qwen2VL", "visual", QWEN, MERGERS[:1], "thousandths"),
-    "qwen2_5_vl": Family("Qwen2_5_VL", "Qwen2VL", "visual", QWEN, MERGERS[:1], "resized"),
-    "qwen3_vl": Family("Qwen3VL", "Qwen2VL", "visual", QWEN, MERGERS, "thousandths"),
-    "internvl": Family("InternVL", "GotOcr2", "vision_tower", INTERN, (), "thousandths"),
+    "smolvlm": Family("Idefics3", "SmolVLM", "vision_model", "original"),
+    "qwen2_vl": Family("Qwen2VL", "Qwen2VL", "visual", "thousandths"),
+    "qwen2_5_vl": Family("Qwen2_5_VL", "Qwen2VL", "visual", "resized"),
+    "qwen3_vl": Family("Qwen3VL", "Qwen2VL", "visual", "thousandths"),
+    "internvl": Family("InternVL", "GotOcr2", "vision_tower", "thousandths"),
 }
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")  # AutoModelForCausalLM, no image
+# what of a vision tower is its projector, where that is no module of its own
+PROJECTORS = ("merger", "deepstack_merger_list")
+# the tokens of all families that mean an image or frame it
+IMAGE_TOKENS = (
+    r"<(/?img|image|video|IMG_CONTEXT|fake_token_around_image|global-img|row_\d_col_\d)>"
+    r"|<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
+)
 NO_CODE = {"trust_remote_code": False}  # None would ask on stdin, and run what a folder brings
 
 
@@ -75,29 +74,24 @@ def load_vlm(
     device: "meta" is without weights, and so without their download. InputError for a name that
     can't be had, a family that isn't supported, no chat template.
     """
+    bare = torch.device(device).type == "meta"
     try:
         config = AutoConfig.from_pretrained(name_or_path, **NO_CODE)
-        if fault := unsupported(config):
-            raise InputError(fault)
+        refuse_unsupported(config)
         family = FAMILIES.get(config.model_type)
         auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
         processor = load_processor(name_or_path, family)
-        if bare := torch.device(device).type == "meta":
+        if bare:
             with torch.device("meta"):
                 model = auto_class.from_config(config, dtype=dtype, **NO_CODE)
         else:
             model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
+        ends = published_ends(name_or_path)
     except Exception as error:  # OSError, ValueError, ImportError, hub errors: "can't read it"
         wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
         reason = error if isinstance(error, InputError) else f"{one_line(error)}; {wanted}"
         raise InputError(f"--model {name_or_path}: {reason}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
-    try:
-        ends = GenerationConfig.from_pretrained(name_or_path).eos_token_id
-    except OSError as error:  # no such file, and a config class's own default is no end token
-        if "JSON" in str(error):
-            raise InputError(f"--model {name_or_path}: {one_line(error)}") from None
-        ends = None
     # nothing else of it: the published sampling defaults belong to the model as it was
     pad = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
@@ -109,26 +103,37 @@ def load_vlm(
     return model, processor
 
 
-def unsupported(config) -> str | None:
-    """Why this project's forward can't stand in for a model's own, by its config; None if it
-    can.
+def published_ends(name_or_path: str) -> int | list[int] | None:
+    """The end tokens that a generation_config.json names; None without that file, since a config
+    class's own default is no end token.
     """
+    try:
+        return GenerationConfig.from_pretrained(name_or_path).eos_token_id
+    except OSError as error:
+        if isinstance(error.__context__, ValueError):  # it is there, and no JSON
+            raise
+        return None
+
+
+def refuse_unsupported(config) -> None:
+    """InputError where this project's forward can't stand in for a model's own, by its config."""
     supported = [*FAMILIES, *TEXT_FAMILIES]
     if config.model_type not in supported:
         told = f"model_type {config.model_type!r} is not supported; supported: "
-        return told + f"{', '.join(supported)}; to add it: lib/families.py's FAMILIES"
+        raise InputError(f"{told}{', '.join(supported)}; to add it: lib/families.py's FAMILIES")
     text = config.get_text_config()
     kinds = {*(getattr(text, "layer_types", None) or [])}
     if kinds - {"full_attention"}:
-        return f"has {sorted(kinds)} layers; full_attention alone is supported"
+        raise InputError(f"has {sorted(kinds)} layers; full_attention alone is supported")
     if (window := getattr(text, "sliding_window", None)) and not kinds:
-        return f"attends in windows of {window} tokens; full attention alone is supported"
+        told = f"attends in windows of {window} tokens; full attention alone is supported"
+        raise InputError(told)
     code = type(config).__module__.replace(".configuration_", ".modeling_")
     # what transformers calls the tokens that see each other both ways, whatever its version
     masks = "block_sequence_ids|or_mask_function|token_type_ids_mask_function"
     if re.search(masks, inspect.getsource(importlib.import_module(code))):
-        return "attends in both directions inside an image; causal attention alone is supported"
-    return None
+        told = "attends in both directions inside an image; causal attention alone is supported"
+        raise InputError(told)
 
 
 @torch.no_grad()
@@ -157,9 +162,9 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
     """Freezes the vision tower (or not), and notes on the model what a response needs to know.
 
     model.forbidden_ids: what it can't contain: the config's image placeholders, and with the
-    tokenizer all tokens that belong to an image. model.end_ids: what ends it: the end of a turn in
-    the chat template, which is learned, and every other end token that the model was published
-    with. model.cache_name: what its forward calls the cache of keys and values.
+    tokenizer all IMAGE_TOKENS. model.end_ids: what ends it: the end of a turn in the chat template,
+    which is learned, and every other end token that the model was published with.
+    model.cache_name: what its forward calls the cache of keys and values.
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
@@ -173,10 +178,10 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
     if family is not None:
         tower = getattr(model.model, family.vision)
         tower.requires_grad_(not freeze_vision)
-        for name in family.projector:
-            getattr(tower, name).requires_grad_(True)
+        for name, module in tower.named_children():
+            module.requires_grad_(not freeze_vision or name in PROJECTORS)
         added = tokenizer.get_added_vocab() if tokenizer else {}
-        ids = {i for token, i in added.items() if re.fullmatch(family.image_tokens, token)}
+        ids = {i for token, i in added.items() if re.fullmatch(IMAGE_TOKENS, token)}
         ids |= {getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")}
         model.forbidden_ids = sorted(ids - {None})
         take_features(type(model.model))
@@ -259,6 +264,7 @@ def load_processor(name_or_path: str, family: Family | None):
     return processor
 
 
+@functools.cache
 def turn_edges(processor) -> tuple[str, str]:
     """What the chat template writes before the assistant's words, after the generation prompt
     (mostly nothing; a blank in Idefics3), and after them.
@@ -283,10 +289,5 @@ def processor_classes(family: Family) -> tuple[type, type]:
 
 
 def one_line(error: Exception) -> str:
-    """An exception in one line: its kind, how it begins, what it wants installed, if anything."""
-    text = " ".join(str(error).split())
-    wanted = r"pip install ([\w.\[\]-]*\w)|requires the (\w+) library|No module named '(\w+)"
-    missing = re.search(wanted, text)
-    package = next((name.lower() for name in missing.groups() if name), "") if missing else ""
-    install = f" ... pip install {package}" if package else ""
-    return f"{type(error).__name__}: {text[:200]}{install}"
+    """An exception in one line: its kind and how it begins."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

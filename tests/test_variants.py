@@ -1,6 +1,7 @@
 """Every rule of variants.py against its formula, on a fixed group of four."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,8 @@ from grpo import group_advantages
 from load import load_split
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Response, make_groups
 from sft import sft_loss
-from variants import Reference
 
-REFERENCE = Reference([7, 8, 9], earn=lambda: 2.5)
+REFERENCE = SimpleNamespace(token_ids=[7, 8, 9], earn=lambda: 2.5)
 REWARDS = [3.0, 1.0, 0.0, 0.0]
 
 
@@ -86,7 +86,7 @@ def test_a_rule_brings_what_its_formula_says(method, args, of, step, wanted):
 
 
 def test_luffy_pushes_a_reference_below_its_groups_mean_down():
-    poor = Reference([7, 8, 9], earn=lambda: 0.0)
+    poor = SimpleNamespace(token_ids=[7, 8, 9], earn=lambda: 0.0)
     found = variants.rows(parse(["--method", "luffy"]), 0, group(), poor)
     assert [row.weight for row in found] == pytest.approx([2, 0, -1, -1])
 
@@ -168,11 +168,10 @@ def test_dymes_weight_falls_by_cosine_to_the_weight_it_is_given():
         ("hpt", "gates=0.5", "the arguments of --method hpt are: gate, coefficient"),
         ("hpt", "gate=2", "gate=2: must be a number in [0, 1]"),
         ("hpt", "gate", "gate: must be a number in [0, 1]"),
-        ("luffy", "gamma=0", "must be a number above 0"),
-        ("relift", "size=0.5", "must be a number at least 1"),
-        ("chord_mu", "steps=nan", "must be a number at least 1"),
+        ("relift", "size=0.5", "must be a number in [1, 1e+09]"),
+        ("chord_mu", "steps=nan", "must be a number in [1, 1e+09]"),
         ("sft", "weight=1", "--method_args: has an effect only with another method"),
-        ("dyme", "weight=-1", "must be a number above 0"),
+        ("dyme", "weight=-1", "must be a number in [0, 1e+09]"),
     ],
 )
 def test_a_wrong_argument_is_said_in_one_line(method, argument, told):
