@@ -84,21 +84,19 @@ def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:
 
     Returns its norm before clipping, the learning rate, and whether it was finite.
     """
-    config, model, optimizer = run.config, run.model, run.optimizer
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
-    peak = config.learning_rate * run.rate
-    learning_rate = lr_at(
-        step, config.max_steps, peak, config.warmup_steps, config.lr_scheduler_type
-    )
-    for param_group in optimizer.param_groups:
-        param_group["lr"] = learning_rate
-    finite = math.isfinite(grad_norm)
+    config = run.config
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_grad_norm).item()
+    peak, warmup = config.learning_rate * run.rate, config.warmup_steps
+    rate = lr_at(step, config.max_steps, peak, warmup, config.lr_scheduler_type)
+    for param_group in run.optimizer.param_groups:
+        param_group["lr"] = rate
+    finite = math.isfinite(norm)
     if finite:
         run.weights_step = None  # until the step's end they are no step's
-        optimizer.step()
-        run.state["updates"] += grad_norm > 0
-    optimizer.zero_grad()
-    return {"grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
+        run.optimizer.step()
+        run.state["updates"] += norm > 0
+    run.optimizer.zero_grad()
+    return {"grad_norm": norm, "learning_rate": rate, "finite": finite}
 
 
 def launch(program: Callable[[Config, Ranks], object], config: Config) -> None:

@@ -1,14 +1,10 @@
 """Model families: what differs between them, in one table, and the one way to load any of them.
 
-A vision-language model is, to this project: `model.model` (vision tower + language model, one
-forward), `lm_head`, a chat template, an image processor and a tokenizer. Everything else is a row
-of FAMILIES. To add a family: add its row, then its rows to tests/test_models.py, which takes it
+To add a family: add its row to FAMILIES, then its rows to tests/test_models.py, which takes it
 through encoding, rollout, update, saving and reloading. Three things would be silently wrong here,
 so `load_vlm` refuses them: a head that scales or caps its logits, attention in windows, and
-attention that is not causal inside an image.
-
-Torchvision is not needed: the processor is put together from the Pillow image processor and the
-tokenizer. Left out: video, several images, quantized weights, models larger than one device.
+attention that is not causal inside an image. Torchvision is not needed. Left out: video, several
+images, quantized weights, models larger than one device.
 """
 
 import functools
@@ -87,26 +83,25 @@ def load_vlm(
         else:
             model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
         ends = published_ends(name_or_path)
+    except InputError as error:
+        raise InputError(f"--model {name_or_path}: {error}") from None
     except Exception as error:  # OSError, ValueError, ImportError, hub errors: "can't read it"
         wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
-        reason = error if isinstance(error, InputError) else f"{one_line(error)}; {wanted}"
-        raise InputError(f"--model {name_or_path}: {reason}") from None
+        raise InputError(f"--model {name_or_path}: {one_line(error)}; {wanted}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
     # nothing else of it: the published sampling defaults belong to the model as it was
-    pad = tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+    published = dict(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(**published)
     model = prepare(model.to(device), freeze_vision, tokenizer)
+    model.generation_config.eos_token_id = model.end_ids
     if not bare and head_differs(model):
         reason = "its head scales or caps the logits; a plain linear head alone is supported"
         raise InputError(f"--model {name_or_path}: {reason}")
-    model.generation_config.eos_token_id = model.end_ids
     return model, processor
 
 
 def published_ends(name_or_path: str) -> int | list[int] | None:
-    """The end tokens that a generation_config.json names; None without that file, since a config
-    class's own default is no end token.
-    """
+    """The end tokens of a generation_config.json; a config class's own default is none."""
     try:
         return GenerationConfig.from_pretrained(name_or_path).eos_token_id
     except OSError as error:
@@ -118,22 +113,24 @@ def published_ends(name_or_path: str) -> int | list[int] | None:
 def refuse_unsupported(config) -> None:
     """InputError where this project's forward can't stand in for a model's own, by its config."""
     supported = [*FAMILIES, *TEXT_FAMILIES]
-    if config.model_type not in supported:
-        told = f"model_type {config.model_type!r} is not supported; supported: "
-        raise InputError(f"{told}{', '.join(supported)}; to add it: lib/families.py's FAMILIES")
     text = config.get_text_config()
     kinds = {*(getattr(text, "layer_types", None) or [])}
-    if kinds - {"full_attention"}:
-        raise InputError(f"has {sorted(kinds)} layers; full_attention alone is supported")
-    if (window := getattr(text, "sliding_window", None)) and not kinds:
-        told = f"attends in windows of {window} tokens; full attention alone is supported"
-        raise InputError(told)
+    window = getattr(text, "sliding_window", None)
     code = type(config).__module__.replace(".configuration_", ".modeling_")
     # what transformers calls the tokens that see each other both ways, whatever its version
     masks = "block_sequence_ids|or_mask_function|token_type_ids_mask_function"
-    if re.search(masks, inspect.getsource(importlib.import_module(code))):
-        told = "attends in both directions inside an image; causal attention alone is supported"
-        raise InputError(told)
+    fault = None
+    if config.model_type not in supported:
+        known = f"supported: {', '.join(supported)}; to add it: lib/families.py's FAMILIES"
+        fault = f"model_type {config.model_type!r} is not supported; {known}"
+    elif kinds - {"full_attention"}:
+        fault = f"has {sorted(kinds)} layers; full_attention alone is supported"
+    elif window and not kinds:
+        fault = f"attends in windows of {window} tokens; full attention alone is supported"
+    elif re.search(masks, inspect.getsource(importlib.import_module(code))):
+        fault = "attends in both directions inside an image; causal attention alone is supported"
+    if fault:
+        raise InputError(fault)
 
 
 @torch.no_grad()
@@ -279,8 +276,8 @@ def turn_edges(processor) -> tuple[str, str]:
 
 
 def processor_classes(family: Family) -> tuple[type, type]:
-    """The family's processor class, less its video part, which without torchvision can't even be
-    None, and its class for images.
+    """The family's processor class, less its video part, which needs torchvision, and its class for
+    images, by Pillow.
     """
     whole = getattr(transformers, f"{family.name}Processor")
     attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
