@@ -18,7 +18,7 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,11 @@ from data import load_data
 from data.example import Example, InputError
 from data.reading import read_lines, write_whole
 from lib.answers import split_response
-from lib.chat import Chat, ChatError, close_chat, first_question, open_chat, try_again
+from lib.chat import Chat, ChatError
 from lib.log import progress, run_program
 from lib.ranks import Ranks, broadcast_object
 from prompts import TEMPLATE, is_structured, judge_thinking, propose_template, read_off
-from prompts import trace_row, written_trace
+from prompts import written_trace
 from rollout import EXPLORE, MEMORIZE, Group
 
 TRACE = None  # key of a call, where a thinking is the key of its score
@@ -55,27 +55,23 @@ class Judge(Rules):
 
     def __init__(self, config):
         super().__init__(config)
-        self.chat = open_chat(config, Path(config.output_dir, "judge_cache.sqlite"))
-        first_question(self.chat, config.force)
+        self.chat = Chat(config, Path(config.output_dir, "judge_cache.sqlite"))
+        self.chat.first_question(config.force)
         self.step = 0  # the one under way
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
-        self.templates = Path(config.output_dir, "template_history.jsonl")
-        self.history = [{"step": 0, "template": TEMPLATE}]  # the first process's alone
-        self.template = TEMPLATE
-        self.proposal = None  # the Future of a better template
+        self.file = Path(config.output_dir, "template_history.jsonl")
+        self.templates = [{"step": 0, "template": TEMPLATE}]  # learned by the first process
+        self.proposal = None  # the Future of a better one
         self.totals = Counter()  # COUNTS of this process's whole run
 
     def hear(self, group: Group, g: int) -> None:
         """Score response g by the rules, and ask for what the update is now sure to need."""
         super().hear(group, g)
-        heard = [i for i, response in enumerate(group.responses) if response is not None]
         mode = dyme.choose(self.config, self.step, group)
-        if mode == MEMORIZE and len(heard) == len(group.responses):
+        if mode == MEMORIZE and None not in group.responses:
             self.ask_trace(group)
-        # without facts there is nothing to rate by
-        for i in heard if mode == EXPLORE and group.example.facts else []:
-            thinking = scored_thinking(group, i)
+        for thinking in scored_thinking(group) if mode == EXPLORE else ():
             if thinking is not None:
                 self.ask(group.place, thinking, judge_thinking, thinking, group.example)
 
@@ -83,7 +79,8 @@ class Judge(Rules):
         """Ask for the memorized trace, unless the data's own is memorized or no facts are known."""
         example = group.example
         if self.config.refiner != "off" and example.instruction is None and example.facts:
-            self.ask(group.place, TRACE, written_trace, example, self.template)
+            template = self.templates[-1]["template"]
+            self.ask(group.place, TRACE, written_trace, example, template)
 
     def ask(self, place: float, key: str | None, function, *args) -> Future:
         """Call function(chat, *args) in a thread, once for a place and key; None: no reply."""
@@ -131,9 +128,8 @@ class Judge(Rules):
         if scores:
             counts["judge_ratings"] += len(scores)
             counts["judge_failures"] += list(scores.values()).count(None)
-            for g in range(len(group.responses)):
-                score = scores.get(scored_thinking(group, g))
-                if score is not None:
+            for g, thinking in enumerate(scored_thinking(group)):
+                if (score := scores.get(thinking)) is not None:
                     group.rewards["thinking"][g] = score
             group.rewards["total"] = total_reward(group.rewards, self.config.reward_weights)
 
@@ -143,13 +139,14 @@ class Judge(Rules):
         return (call and call.result()) or super().trace(group)
 
     def end_step(self, step: int, groups: list[Group], ranks: Ranks) -> dict[str, float]:
-        """COUNTS of this process. Collective: the first process's template goes to all."""
+        """COUNTS of this process. Collective: the first process's templates go to all."""
         if ranks.rank == 0:
             self.learn_template(step, groups)
-        self.template = broadcast_object(self.template, ranks)
+            write_whole(self.file, "".join(json.dumps(row) + "\n" for row in self.templates))
+        self.templates = broadcast_object(self.templates, ranks)
         self.calls.clear()
         self.step = step + 1
-        try_again(self.chat)
+        self.chat.may_try = True
         with self.chat.lock:
             counts = {name: self.chat.counts.pop(name, 0) for name in COUNTS}
         self.totals.update(counts)
@@ -159,101 +156,97 @@ class Judge(Rules):
         """One proposal at a time, from a structured response judged high; taken over at a later
         step if the judge preferred it.
         """
-        if self.proposal is None:
+        if self.proposal and self.proposal.done():
+            if better := self.proposal.result():
+                self.templates.append({"step": step + 1, "template": better})
+            self.proposal = None
+        elif not self.proposal:
             for group in groups:
                 for thinking, call in self.calls[group.place].items():
-                    if self.proposal is None and call.result() == 1.0 and is_structured(thinking):
-                        about = (thinking, group.example, self.template)
+                    if call.result() == 1.0 and is_structured(thinking):
+                        about = (thinking, group.example, self.templates[-1]["template"])
                         self.proposal = self.ask(math.inf, None, propose_template, *about)
-        elif self.proposal.done():
-            if better := self.proposal.result():
-                self.template = better
-                self.history.append({"step": step + 1, "template": better})
-            self.proposal = None
-        write_whole(self.templates, "".join(json.dumps(row) + "\n" for row in self.history))
+                        return
 
     def resume(self, step: int) -> None:
-        """Restore the template that the run had at `step`."""
+        """Restore the templates that the run had at `step`."""
         self.step = step
-        rows = read_lines(self.templates, ("step", "template"))
-        self.history = [row for row in rows if row["step"] <= step] or self.history
-        self.template = self.history[-1]["template"]
+        rows = read_lines(self.file, ("step", "template"))
+        self.templates = [row for row in rows if row["step"] <= step] or self.templates
 
     def summary(self) -> str | None:
         """For the run's last lines: how often the rules answered in the judge's place."""
-        total = self.totals
-        if not total["judge_failures"] + total["refiner_fallbacks"]:
-            return None
-        return (
-            f"the rules stood in for the judge in {total['judge_failures']} of "
-            f"{total['judge_ratings']} ratings and {total['refiner_fallbacks']} of "
-            f"{total['refiner_calls']} traces; its last error: {self.chat.last_error or 'none'}"
-        )
+        failed = self.totals["judge_failures"], self.totals["refiner_fallbacks"]
+        of = self.totals["judge_ratings"], self.totals["refiner_calls"]
+        told = "the rules stood in for the judge in {} of {} ratings and {} of {} traces; its last "
+        told += f"error: {self.chat.last_error or 'none'}"
+        return told.format(failed[0], of[0], failed[1], of[1]) if any(failed) else None
 
     def close(self) -> None:
         """Drop the calls that haven't begun, wait for those under way."""
-        close_chat(self.chat)
+        self.chat.close()
 
 
-def scored_thinking(group: Group, g: int) -> str | None:
-    """The thinking of response g; None where the format is wrong, so that the reward is 0."""
-    formatted = group.rewards["format"][g] > 0.5
-    return split_response(group.responses[g].text)[0] if formatted else None
+def scored_thinking(group: Group) -> list[str | None]:
+    """(G,) the thinking of each response that has ended; None where there are no facts to rate it
+    by, or its format is wrong, so that the reward is 0.
+    """
+    rated = [group.example.facts and right > 0.5 for right in group.rewards["format"].tolist()]
+    pairs = zip(group.responses, rated)
+    return [split_response(response.text)[0] if fine else None for response, fine in pairs]
 
 
 # ---- ahead of training --------------------------------------------------------------------------
 
 
 def write_ahead(
-    chat: Chat, groups: list[list[Example]], path: Path, write: Callable, unit: str
+    chat: Chat, examples: Sequence[Example], path: Path, name: str, write: Callable, unit: str
 ) -> None:
-    """Append what a jsonl file lacks: each example's id, question and answer, and the rest of its
-    row, which is write(chat, the first of its group); None leaves the group out.
+    """Append what a jsonl file lacks: each example's id, question, answer, and as `name` what
+    write(chat, example) gives; None leaves it out. One call per `unit`: an image, or a text.
 
-    Says the rows by "source", and what a `unit` cost. What fails is left to the same command;
-    InputError after MAX_FAILED in a row, or where nothing is written.
+    Says how many came about, and what it cost. Exit code 1 where calls fail (MAX_FAILED in a row
+    end the work) or nothing is there; the same command goes on.
     """
-    done = {row["id"] for row in read_lines(path)}
+    done, groups = {row["id"] for row in read_lines(path)}, defaultdict(list)
+    for example in examples:
+        if example.id not in done:
+            groups[str(example.image) if unit == "image" else example.id].append(example)
 
-    def work(group: list[Example]) -> tuple[str, dict | str | None]:
-        if done.issuperset(example.id for example in group):
-            return "old", None
+    def work(group: list[Example]) -> dict | Exception | None:
         try:
-            made = write(chat, group[0])
+            return write(chat, group[0])
         except (ChatError, InputError) as error:
-            return "failed", f"{group[0].id}: {error}"
-        return (made["source"], made) if made else ("left out", None)
+            return error
 
     chat.counts.clear()
-    counts, asked, in_a_row, why, start = Counter(), 0, 0, "", time.perf_counter()
+    counts, in_a_row, why, start = Counter(old=len(done)), 0, "", time.perf_counter()
     with open(path, "a", encoding="utf-8") as file:
-        bar = progress(chat.pool.map(work, groups), "ask", total=len(groups), unit=unit)
-        for group, (source, made) in zip(groups, bar):
-            counts[source] += len(group)
-            asked += made is not None
-            if source == "failed":
-                in_a_row, why = in_a_row + 1, made
+        bar = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups), unit=unit)
+        for group, made in zip(groups.values(), bar):
+            if isinstance(made, Exception):
+                counts["failed"] += len(group)
+                in_a_row, why = in_a_row + 1, f"{group[0].id}: {made}"
                 if in_a_row == MAX_FAILED:
                     break
-            elif made:
-                in_a_row = 0
-                for e in group:
-                    row = {"id": e.id, "question": e.question, "answer": e.answer, **made}
-                    file.write(json.dumps(row) + "\n" if e.id not in done else "")
-                file.flush()
-    known = chat.counts["judge_cache_hits"]
-    rate = (asked - known) / (time.perf_counter() - start)
-    print(
-        f"{path}: {', '.join(f'{number} {source}' for source, number in counts.items())}; "
-        f"{chat.counts['judge_calls']} calls, {known} replies from the cache, "
-        f"{chat.counts['tokens_in']:,} tokens in, {chat.counts['tokens_out']:,} out, "
-        f"{rate:.2f} {unit}s per second"
+                continue
+            in_a_row = 0
+            counts["written" if made else "left out"] += len(group)
+            for e in group if made else ():
+                row = {"id": e.id, "question": e.question, "answer": e.answer, name: made}
+                file.write(json.dumps(row) + "\n")
+            file.flush()
+    rate = len(groups) / (time.perf_counter() - start)
+    told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    cost = (
+        "{judge_calls} calls, {judge_cache_hits} replies from the cache, {tokens_in:,} tokens in, "
     )
-    if in_a_row == MAX_FAILED or counts.keys() <= {"failed", "left out"}:
+    cost = (cost + "{tokens_out:,} out").format_map(chat.counts)
+    print(f"{path}: {told}; {cost}, {rate:.2f} {unit}s per second")
+    if not counts["written"] + counts["old"]:
         why = why or "not one example has the image, the text or the facts that this takes"
-        raise InputError(f"{path}: not complete: {why}; mend it, and the same command goes on")
     if why:
-        print(f"not complete: {why}; the same command tries again")
+        sys.exit(f"{path}: not complete: {why}; mend it, and the same command goes on")
 
 
 def main(argv: list[str]) -> None:
@@ -263,9 +256,7 @@ def main(argv: list[str]) -> None:
     facts = commands.add_parser("facts", help="write visual facts, for --facts", allow_abbrev=False)
     traces = commands.add_parser("refine", help="write traces, for --traces", allow_abbrev=False)
     facts.add_argument("--from", dest="unit", default="image", choices=["image", "text"])
-    facts.set_defaults(facts=None)
     traces.add_argument("--facts", help="jsonl of visual facts, see judge.py facts")
-    traces.set_defaults(unit="question")
     for add in (facts.add_argument, traces.add_argument):
         add("--dataset", required=True, help="as for train.py")
         add("--data_dir", help="its folder or zip")
@@ -275,19 +266,19 @@ def main(argv: list[str]) -> None:
         add("--judge_url", required=True, help="http://host:8000/v1")
         add("--judge_model", required=True, help="its model name")
     args = parser.parse_args(argv)
-    names = ("data_dir", "size", "skip_bad_rows", "facts")
-    read = {name: getattr(args, name) for name in names}
-    groups = defaultdict(list)  # a call for each
-    for example in load_data(args.dataset, "train", **read):
-        groups[str(example.image) if args.unit == "image" else example.id].append(example)
-    chat = open_chat(args, f"{args.out}.cache")
+    read = {"size": args.size, "skip_bad_rows": args.skip_bad_rows}
+    if args.command == "facts":
+        unit, name, write = args.unit, "facts", partial(read_off, source=args.unit)
+    else:
+        unit, name, write, read["facts"] = "question", "trace", written_trace, args.facts
+    examples = load_data(args.dataset, "train", args.data_dir, **read)
+    chat = Chat(args, f"{args.out}.cache")
     chat.timeout = 300.0  # a table takes longer to write than a rating
-    write = trace_row if args.command == "refine" else partial(read_off, source=args.unit)
     try:
-        first_question(chat)
-        write_ahead(chat, list(groups.values()), args.out, write, args.unit)
+        chat.first_question()
+        write_ahead(chat, examples, args.out, name, write, unit)
     finally:
-        close_chat(chat)
+        chat.close()
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ a vision-language model writes the facts down. Who asks, and when: judge.py, rej
 """
 
 import re
+from collections.abc import Iterable
 
-from checker import format_reward, refine, visual_checker
+from checker import format_reward, visual_checker
 from data.example import Example, InputError, fact_name, fact_value, split_marked
 from data.images import data_url, open_image
 from data.own import object_facts, read_facts
 from data.reading import decode
 from lib.answers import matches, relaxed_accuracy
-from lib.chat import Chat, ChatError, ask, ask_word
+from lib.chat import Chat, ChatError
 from lib.claims import claimed_facts
 from lib.numbers import clean_answer, to_number
 
@@ -72,9 +73,16 @@ def fill(prompt: str, example: Example, **parts: str) -> str:
     return prompt.replace("{case}", CASE).format(**parts)
 
 
+def ask_word(chat: Chat, prompt: str, words: Iterable[str]) -> str | None:
+    """The one of `words` that the reply has as a whole word; None if none or several."""
+    reply = chat.ask(prompt)[0].lower()  # "highly" and "high-level" are not "high"
+    found = [word for word in words if re.search(rf"(?<![\w-]){word}(?![\w-])", reply)]
+    return found[0] if len(found) == 1 else None
+
+
 def judge_thinking(chat: Chat, thinking: str, example: Example) -> float | None:
     """Grounding of a thinking text: 0, 0.5 or 1; None if the reply is none. Raises ChatError."""
-    return LEVELS.get(ask_word(chat, fill(CHECK, example, thinking=thinking), list(LEVELS)))
+    return LEVELS.get(ask_word(chat, fill(CHECK, example, thinking=thinking), LEVELS))
 
 
 def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
@@ -84,7 +92,7 @@ def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str
     """
     if not example.facts:
         return None
-    reply, finished = ask(chat, fill(REFINE, example, template=template))
+    reply, finished = chat.ask(fill(REFINE, example, template=template))
     lines = [(line, split_marked(line)[1]) for line in reply.splitlines()]
     trace = "\n".join(line for line, answer in lines if answer is None).strip()
     about = (example.facts, example.needed, example.question, example.trace)
@@ -100,35 +108,24 @@ def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str
     return trace if good else None
 
 
-def trace_row(chat: Chat, example: Example) -> dict | None:
-    """The judge's trace, source "llm"; where it is no good the rules', "local"; None without."""
-    if trace := written_trace(chat, example):
-        return {"trace": trace, "source": "llm"}
-    trace = refine(example)
-    return trace and {"trace": trace, "source": "local"}
-
-
 def contradicts(trace: str, example: Example) -> bool:
     """True if the last sentence names answers of the right one's kind (numbers, yes and no, the
     facts' names, the options), but not the right one.
     """
     closing = re.split(r"\n|[.!?]\s", trace.rstrip(" .!?\n"))[-1]
-    answer = clean_answer(example.answer).rstrip("%")
-    named = []
+    answer, named = clean_answer(example.answer).rstrip("%"), []
     if to_number(answer) is not None:
         named = [number.replace(",", "") for number in NUMBER.findall(closing)]
     names = [name for *names, _ in example.facts for name in names]
     for words in (["yes", "no"], names, example.options or []):
         if answer.casefold() in [word.casefold() for word in words]:
             named = [word for word in words if mentions(closing, word)]
-    right = any(relaxed_accuracy(target=answer, prediction=word) for word in named)
-    return bool(named) and not right
+    return bool(named) and not any(relaxed_accuracy(target=answer, prediction=n) for n in named)
 
 
 def mentions(text: str, word: str) -> bool:
     """True if `word` is in the text as a whole, in any case."""
-    pattern = rf"(?<!\w){re.escape(word)}(?!\w)"
-    return bool(word) and re.search(pattern, text, re.IGNORECASE) is not None
+    return bool(word and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
 def is_structured(text: str) -> bool:
@@ -140,13 +137,13 @@ def propose_template(chat: Chat, thinking: str, example: Example, best: str) -> 
     """The template of one of the policy's own responses (DyME, section 3.3) if it is generic, with
     no name or value of this image, and the judge prefers it to `best`; else None. Raises ChatError.
     """
-    proposal, finished = ask(chat, fill(GENERALISE, example, thinking=thinking))
+    proposal, finished = chat.ask(fill(GENERALISE, example, thinking=thinking))
     specific = any(mentions(proposal, word) for fact in example.facts for word in fact)
     generic = not specific and split_marked(proposal)[1] is None and is_structured(proposal)
-    if not finished or not generic:
+    if not finished or not generic or proposal == best:
         return None
     word = ask_word(chat, COMPARE.format(best=best, proposal=proposal), ["yes", "no"])
-    return proposal if word == "yes" and proposal != best else None
+    return proposal if word == "yes" else None
 
 
 # ---- visual facts -------------------------------------------------------------------------------
@@ -172,8 +169,8 @@ SEE_TOKENS = 2000  # of a reply: 100 cells need about 1500
 SEE_PIXELS = 2**20  # an image with more is scaled down before it is sent
 
 
-def read_off(chat: Chat, example: Example, source: str = "image") -> dict | None:
-    """The visual facts I_c of an example, {"facts": [(row, column, value) ..], "source"}.
+def read_off(chat: Chat, example: Example, source: str = "image") -> list | None:
+    """The visual facts I_c of an example, [(row, column, value) ..], see parse_facts.
 
     source: "image", or "text", the caption, else the reference trace; None without it. A reply that
     can't be used is asked for once more, with what is wrong. Raises ChatError where that can't be
@@ -181,26 +178,21 @@ def read_off(chat: Chat, example: Example, source: str = "image") -> dict | None
     """
     if source == "text":
         words = example.caption or example.trace
-        content = words and TOLD.format(words=words.replace("<", "\u2039")) + SEE
-    else:
-        image = open_image(example, SEE_PIXELS)
-        content = image and [
-            {"type": "text", "text": SEE},
-            {"type": "image_url", "image_url": {"url": data_url(image)}},
-        ]
+        content = words and fill(TOLD, example, words=words) + SEE
+    elif content := open_image(example, SEE_PIXELS):
+        image = {"type": "image_url", "image_url": {"url": data_url(content)}}
+        content = [{"type": "text", "text": SEE}, image]
     if not content:
         return None
     messages = [{"role": "user", "content": content}]
     for fresh in (False, True):  # a second reply that is no good either isn't to be remembered
-        reply, finished = ask(chat, messages, fresh, max_tokens=SEE_TOKENS)
+        reply, finished = chat.ask(messages, fresh, max_tokens=SEE_TOKENS)
         try:
-            return {"facts": parse_facts(reply), "source": source}
+            return parse_facts(reply)
         except InputError as error:
             wrong = error if finished else f"{SEE_TOKENS} tokens are too many, name less"
-        messages += [
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": AGAIN.format(wrong=wrong)},
-        ]
+        messages.append({"role": "assistant", "content": reply})
+        messages.append({"role": "user", "content": AGAIN.format(wrong=wrong)})
     raise ChatError(f"a reply without facts, twice: {wrong}")
 
 
@@ -211,8 +203,7 @@ def parse_facts(reply: str) -> list[tuple]:
     found = re.search(r"[\[{].*[\]}]", reply, re.DOTALL)
     value = decode(found.group().encode()) if found else None
     if isinstance(value, dict):
-        objects = object_facts(value) if "objects" in value else []
-        value = value.get("facts") or [list(fact) for fact in objects]
+        value = value.get("facts") or list(map(list, object_facts(value)))
     facts = [tuple(part.strip() for part in fact) for fact in read_facts(value)]
     facts = [fact for fact in facts if fact_name(fact) and fact_value(fact)]
     if not facts or COPIED.search(str(facts)):

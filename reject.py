@@ -29,7 +29,7 @@ from data.example import DIRECT, Example, InputError, split_marked
 from data.reading import read_lines
 from evaluate import respond
 from lib.answers import split_response
-from lib.chat import Chat, ChatError, ask, close_chat, first_question, open_chat, try_again
+from lib.chat import Chat, ChatError
 from lib.log import progress
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, shard
 from prompts import contradicts, fill
@@ -86,7 +86,7 @@ def sums_hold(thinking: str) -> bool:
 def judge_points(chat: Chat, text: str, example: Example) -> dict[str, float] | None:
     """The judge's parts of a response's score, at most 25 each; None without a usable reply."""
     try:
-        reply, _ = ask(chat, fill(POINTS, example, thinking=text))
+        reply, _ = chat.ask(fill(POINTS, example, thinking=text))
     except ChatError:
         return None
     numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", reply)]
@@ -143,8 +143,8 @@ def sample_rows(
     asked["batch_size"] = config.prompts_per_step * config.reject_samples
     chat = None
     if config.judge_url:
-        chat = open_chat(config, path.parent / "judge_cache.sqlite")
-        first_question(chat, config.force)
+        chat = Chat(config, path.parent / "judge_cache.sqlite")
+        chat.first_question(config.force)
     starts = range(len(rows), len(examples), config.prompts_per_step)
     bar = progress(starts, "rejected sampling", unit="batch")
     with Interrupt() as interrupt:
@@ -164,9 +164,9 @@ def sample_rows(
                 tqdm.write(f"interrupted: {path} has {len(rows)} prompts; go on with --resume")
                 raise SystemExit(128 + signal)
             if chat:
-                try_again(chat)
+                chat.may_try = True
     if chat:
-        close_chat(chat)
+        chat.close()
     return rows
 
 

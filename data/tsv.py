@@ -14,11 +14,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.example import OPTION_LETTERS, Example, InputError, choose
+from data.example import OPTION_LETTERS, Example, InputError, choose, split_marked
 from data.own import find_image, keep_image
 from data.reading import parse_file, text, write_whole
 
-SHORT = 64  # characters: a longer image is one, a shorter one names a row
 csv.field_size_limit(2**27)  # of an image in base64; Python's default is 128 kB
 # the column of a row's category, the first that is there: MathVista's, MMBench's, DynaMath's ..
 CATEGORIES = ("task", "category", "subject", "problem_version")
@@ -41,43 +40,25 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
 
     folder: where image_path starts. An id is the file's stem and the row's index.
     """
-    held, seen = {}, set()  # index: path of its image
+    rows = parse_file(file, lambda row, n: (f"row {n}", n, row), rows=table_rows(file))
+    images, seen = {row["index"]: row.get("image") or "" for _, _, row in rows}, set()
 
-    def unpack(row, number):
-        index, image = text(row, "index"), row.pop("image", None) or ""
+    def parse(row, number):
+        index, image = text(row, "index"), row.get("image") or ""
         if None in row or index in seen:
             raise InputError(f"index {index}: is there twice, or its row has too many cells")
         seen.add(index)
-        image = one_of(image, "image")
-        if len(image) > SHORT:
-            try:
-                content = base64.b64decode("".join(image.split()), validate=True)
-            except ValueError as error:
-                raise InputError(f"image: not base64 ({error})") from error
-            held[index], image = keep_image(content), index
-        return {**row, "image": image}
+        try:
+            content = "".join(images.get(image, image).split())
+            content = base64.b64decode(content, validate=True)
+        except ValueError as error:
+            told = f"neither one in base64 nor the index of a row with one ({error})"
+            raise InputError(f"image: {image[:64]!r} is {told}") from error
+        path = {"image": row.get("image_path")}
+        path = keep_image(content) if content else find_image(path, folder, {})
+        return tsv_row(row, path, f"{file.stem}/{index}")
 
-    def parse(row, number):
-        named, path = row.pop("image"), text(row, "image_path", required=False)
-        if named and named not in held:
-            raise InputError(f"image {named!r}: is neither base64 nor the index of a row with one")
-        path = path and one_of(path, "image_path")
-        image = held.get(named) or find_image({"image": path}, folder, {})
-        return tsv_row(row, image, f"{file.stem}/{row['index']}")
-
-    rows = parse_file(file, unpack, skip_bad_rows, table_rows(file))
-    rows = [(f"row of index {row['index']}", n, row) for n, row in enumerate(rows)]
     return parse_file(file, parse, skip_bad_rows, rows)
-
-
-def one_of(value: str, name: str) -> str:
-    """A cell that may be a list of one, written in Python; InputError for several."""
-    if not value.startswith("["):
-        return value
-    items = literal_list(value)
-    if len(items) != 1:
-        raise InputError(f"{name} has {len(items)} entries: one image per question")
-    return items[0]
 
 
 def literal_list(value: str | None) -> list[str]:
@@ -91,14 +72,13 @@ def literal_list(value: str | None) -> list[str]:
 
 def tsv_row(row: dict, image: str | None, name: str) -> Example:
     """An Example of a row; where its question, not a column, holds choices a letter is wanted."""
-    hint, question = text(row, "hint", required=False), text(row, "question")
-    answer = (text(row, "answer", required=False) or "").strip()
-    cells = {letter: text(row, letter, required=False) for letter in OPTION_LETTERS}
-    options = [cell.strip() for cell in cells.values() if cell]
-    if options and not all(list(cells.values())[: len(options)]):
+    answer, hint = (text(row, column, required=False) or "" for column in ("answer", "hint"))
+    cells = [(text(row, letter, required=False) or "").strip() for letter in OPTION_LETTERS]
+    options = list(filter(None, cells))
+    if options != cells[: len(options)]:
         raise InputError("an option is empty and a later one isn't")
-    types = [row.get("question_type"), row.get("answer_type")]
-    choices, kind = literal_list(row.get("choices")), "text"
+    choices, kind, answer = literal_list(row.get("choices")), "text", answer.strip()
+    types = (row.get("question_type"), row.get("answer_type"))
     if options:
         answer = choose(answer, options)
         if answer and answer not in options:
@@ -112,25 +92,33 @@ def tsv_row(row: dict, image: str | None, name: str) -> Example:
         kind, answer = "decision", answer.lower()
     elif re.search(r"\d|\\[a-z]", answer) and not PROSE.search(answer):
         kind = "math"
-    return Example(
-        image,
-        f"{hint}\n{question}".strip() if hint else question.strip(),
-        answer,
-        task=next((row[name] for name in CATEGORIES if row.get(name)), ""),
-        kind=kind,
-        id=name,
-        options=options or None,
-    )
+    task = next((row[name] for name in CATEGORIES if row.get(name)), "")
+    question = f"{hint}\n{text(row, 'question')}".strip()
+    about = {"task": task, "kind": kind, "id": name, "options": options or None}
+    return Example(image, question, answer, **about)
+
+
+def final_answer(response: str) -> str:
+    """What is behind the answer marker; without one, in the last \\boxed{} or the last line."""
+    marked = split_marked(response)[1]
+    if marked is not None:
+        return marked
+    _, boxed, inside = response.rpartition("\\boxed{")
+    depth = 1
+    for end, character in enumerate(inside if boxed else ""):
+        depth += (character == "{") - (character == "}")
+        if not depth:
+            return inside[:end]
+    return (response.strip().splitlines() or [""])[-1].strip()
 
 
 def write_predictions(source: Path, out: Path, responses: dict[str, str]) -> None:
-    """The TSV without its images, with responses by index, for `vlmutil eval <dataset> <out>`."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
-    for _, number, row in table_rows(source):
-        cells = {name: cell for name, cell in row.items() if name not in ("image", None)}
-        if number == 1:
-            writer.writerow([*cells, "prediction"])
-        if row["index"] in responses:
-            writer.writerow([*cells.values(), responses[row["index"]]])
+    """The TSV without its images, with responses by id, for `vlmutil eval <dataset> <out>`."""
+    rows = [(f"{source.stem}/{row['index']}", row) for _, _, row in table_rows(source)]
+    rows = [{**row, "prediction": responses[name]} for name, row in rows if name in responses]
+    names = [name for name in rows[0] if name not in ("image", None)]
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_ALL, "lineterminator": "\n"}
+    writer = csv.DictWriter(lines := io.StringIO(), names, extrasaction="ignore", **form)
+    writer.writeheader()
+    writer.writerows(rows)
     write_whole(out, lines.getvalue())

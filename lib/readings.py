@@ -4,44 +4,40 @@ import math
 
 # a right answer counts as grounded when the visual checker gives its thinking at least this
 GROUNDED = 0.8
+MEANS = {"fact_f1": "thinking", "completion_length": "length"}
+MEANS |= {name: name for name in ("format", "truncated")}
+SHARES = {"fact_precision": "true", "true_of_own": "true_of_own", "true_of_neither": "untrue"}
 
 
 def readings(rows: list[dict]) -> dict[str, float]:
     """Shares in [0, 1] of some `marks`, completion_length (tokens) and count.
 
-    fact_precision: stated facts that are true, None where nothing is stated; fact_f1: the visual
-    checker; grounded: of the right answers, those with thinking of at least GROUNDED.
+    fact_f1: the visual checker; grounded: of the right answers, those with thinking of at least
+    GROUNDED; SHARES: of the stated facts, None where nothing is stated.
     """
     stated = sum(row["stated"] for row in rows)
-    found = {
-        "accuracy": mean([row["accuracy"] for row in rows]),
-        "format": mean([row["format"] for row in rows]),
-        "fact_precision": sum(row["true"] for row in rows) / stated if stated else None,
-        "fact_f1": mean([row["thinking"] for row in rows]),
-        "grounded": mean([row["thinking"] >= GROUNDED for row in rows if row["accuracy"] > 0.5]),
-        "true_of_own": sum(row["true_of_own"] for row in rows) / stated if stated else None,
-        "true_of_neither": sum(row["untrue"] for row in rows) / stated if stated else None,
-        "completion_length": mean([row["length"] for row in rows]),
-        "truncated": mean([row["truncated"] for row in rows]),
-        "count": len(rows),
-    }
-    return found | {f"accuracy/{task}": mean(own) for task, own in by_task(rows).items()}
+    found = {name: mean([row[mark] for row in rows]) for name, mark in MEANS.items()}
+    for name, mark in SHARES.items():
+        found[name] = sum(row[mark] for row in rows) / stated if stated else None
+    found["grounded"] = mean([row["thinking"] >= GROUNDED for row in rows if row["accuracy"] > 0.5])
+    found["count"] = len(rows)
+    return found | {name: mean(right) for name, right in accuracies(rows).items()}
 
 
-def by_task(rows: list[dict]) -> dict[str, list[float]]:
-    """The accuracies of some `marks` by task, where there are several."""
+def accuracies(rows: list[dict]) -> dict[str, list[float]]:
+    """The accuracies of some `marks`, and by task where there are several."""
+    found = {"accuracy": [row["accuracy"] for row in rows]}
     tasks = sorted({row["task"] for row in rows})
-    own = {task: [row["accuracy"] for row in rows if row["task"] == task] for task in tasks}
-    return own if len(own) > 1 else {}
+    for task in tasks if len(tasks) > 1 else ():
+        found[f"accuracy/{task}"] = [row["accuracy"] for row in rows if row["task"] == task]
+    return found
 
 
 def show_accuracies(rows: list[dict]) -> None:
-    """Prints the accuracy of some `marks`, and by task, with its 95 % interval."""
-    every = {"all": [row["accuracy"] for row in rows]} if rows else {}
-    for task, right in {**every, **by_task(rows)}.items():
+    """Print the accuracies of some `marks`, each with its 95 % interval."""
+    for name, right in accuracies(rows).items() if rows else ():
         low, high = interval(mean(right), len(right))
-        span = f"[{low:.3f}, {high:.3f}]"
-        print(f"{task}: accuracy {mean(right):.3f} {span}, {len(right)} questions")
+        print(f"{name} {mean(right):.3f} [{low:.3f}, {high:.3f}], {len(right)} questions")
 
 
 def mean(values: list) -> float:

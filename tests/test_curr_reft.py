@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from data.charts import TASKS, load_charts
 from data.example import DIRECT, Example, InputError
 from data.forms import FORMS, stage_questions
 from lib.answers import grade, read_letters
-from lib.chat import close_chat, open_chat
+from lib.chat import Chat
 from lib.ranks import Ranks
 from lib.tiny import tiny_vlm
 from rollout import Group, Response
@@ -169,12 +170,12 @@ def test_a_kept_box_is_in_the_images_pixels_again():
 
 def test_a_judge_scores_what_is_right_and_nothing_else(item, monkeypatch):
     flags = read_flags("--judge_url http://127.0.0.1:9/v1 --judge_model judge".split())
-    asked, chat = [], open_chat(flags)
+    asked, chat = [], Chat(flags)
     points = dict.fromkeys(("accuracy", "consistency", "format", "fluency"), 22.5)
     monkeypatch.setattr(reject, "judge_points", lambda c, text, e: asked.append(text) or points)
     texts = ["So it is.\nAnswer: 0", f"So it is.\nAnswer: {item.answer}", item.answer]
     row = reject.best_row(said(item, texts), chat=chat)
-    close_chat(chat)
+    chat.close()
     assert asked == texts[1:2]
     assert (row["score"], row["by"], row["response"]) == (90, "judge", texts[1])
 
@@ -183,10 +184,11 @@ def test_a_dead_judge_is_tried_again_once_per_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.chat.time.sleep", lambda seconds: None)
     tried, flags = [], "--judge_url http://127.0.0.1:9/v1 --judge_model m --prompts_per_step 2"
     config = read_flags([*flags.split(), "--max_completion_length", "4", "--force"])
-    monkeypatch.setattr(reject, "try_again", tried.append)
+    note = property(lambda chat: False, lambda chat, value: tried.append(value))
+    monkeypatch.setattr(Chat, "may_try", note, raising=False)
     examples = load_charts("train", 5)[:]
     rows = reject.sample_rows(*tiny_vlm(0), examples, config, Ranks(), tmp_path / "sampled.jsonl")
-    assert len(rows) == 5 and len(tried) == 3
+    assert len(rows) == 5 and sum(tried) == 3
 
 
 def test_given_questions_of_a_stage_are_asked_as_they_are(tmp_path):
@@ -209,8 +211,8 @@ def test_given_questions_of_a_stage_are_asked_as_they_are(tmp_path):
     "reply, parts", [("20 25 25 10", [20, 25, 25, 10]), ("100 25 25 25", None), ("very good", None)]
 )
 def test_a_judges_reply_is_four_numbers_or_nothing(item, monkeypatch, reply, parts):
-    monkeypatch.setattr(reject, "ask", lambda chat, prompt: (reply, True))
-    found = reject.judge_points(None, "So.\nAnswer: 5", item)
+    chat = SimpleNamespace(ask=lambda prompt: (reply, True))
+    found = reject.judge_points(chat, "So.\nAnswer: 5", item)
     assert (found and list(found.values())) == parts
 
 
