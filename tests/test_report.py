@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools import curves, gallery, report
-from tools.curves import COLOURS, group_seeds, line_of, read_run
+from tools.curves import COLOURS, group_seeds, mean_line, read_run
 
 FACTS = [["black", "3"], ["yellow", "5"], ["red", "6"]]
 HOSTILE = "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)>"
@@ -49,7 +49,8 @@ def write_records(path, noises) -> None:
     reading = {"accuracy": 0.5, "fact_precision": None, "grounded": 0.5}
     final = {"test": dict.fromkeys(("greedy", "sampled", "direct", "other", "blank"), reading)}
     record = {"row": "dyme", "base_seed": 0, "base_format_rate": 0, "seed": 0, "steps": 20}
-    record |= {"val": [0.1, 0.4], "base": {}, "final": final, "seconds": 1}
+    record |= {"val": [0.1, 0.4], "on_the_way": [{"step": 4}, {"step": 20}]}
+    record |= {"base": {}, "final": final, "seconds": 1}
     record |= {"share_equal": None, "largest_fall": 0}
     records = [{**record, "trace_noise": noise} for noise in noises]
     path.parent.mkdir(exist_ok=True)
@@ -106,27 +107,30 @@ def test_a_tokens_push_has_colour_and_sign_by_its_size():
 
 
 def test_seeds_are_one_variant_with_their_spread_and_a_method_keeps_its_colour(tmp_path):
-    runs = [write_run(tmp_path / f"s{seed}", seed=seed, eval_steps=seed) for seed in (0, 1)]
-    runs += [write_run(tmp_path / w, seed=5, memorize_weight=w) for w in ("one", "group")]
+    runs = [write_run(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
     variants = variants_of(*runs, write_run(tmp_path / "mine", "mine"))
-    labels = ["dyme", "dyme, memorize_weight one", "dyme, memorize_weight group", "mine"]
-    assert [(v.label, len(v.runs)) for v in variants] == list(zip(labels, (2, 1, 1, 1)))
-    colours = [variant.colour for variant in variants]
-    assert colours[0] == COLOURS["dyme"] and len(set(colours)) == 4
-    steps, values = line_of(variants[0], "reward")
-    assert values[:, steps.index(20)] == pytest.approx([20 / 39, 40 / 39])
-    table = report.results_table(variants)
-    assert "± 0.000" in table and "0.404 to 0.596" in table
+    assert [(v.label, len(v.runs)) for v in variants] == [("dyme", 2), ("mine", 1)]
+    assert variants[0].colour == COLOURS["dyme"] != variants[1].colour
+    assert mean_line(variants[0], "reward")[20] == pytest.approx(30 / 39)
+    assert "<td>50.0 ± 0.0</td>" in report.results_table(variants)
+    variants = variants_of(*runs, write_run(tmp_path / "large", seed=5, num_generations=16))
+    assert [(v.label, len(v.runs)) for v in variants] == [("s0", 2), ("large", 1)]
+    assert variants[0].colour == COLOURS["dyme"] != variants[1].colour
 
 
 def test_a_moving_mean_has_no_shift_and_readings_are_not_smoothed(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
-    run.steps = [{"step": s, "reward": float(s), "odd": float(s == 100)} for s in range(200)]
-    variant = curves.Variant("x", COLOURS["dyme"], [run])
-    steps, values = line_of(variant, "reward")
-    assert values[0, 20:180] == pytest.approx(steps[20:180])
-    assert line_of(variant, "odd")[1].max() == pytest.approx(1 / 11)
-    assert line_of(variant, "val/accuracy")[1].tolist() == [[0.5]]
+    assert curves.line_of(run, "val/accuracy") == {40: 0.5}
+    run.lines = [{"step": s, "reward": float(s), "odd": float(s == 100)} for s in range(200)]
+    line = curves.line_of(run, "reward")
+    assert [line[s] for s in range(20, 180)] == pytest.approx(list(range(20, 180)))
+    assert max(curves.line_of(run, "odd").values()) == pytest.approx(1 / 11)
+
+
+def test_a_kept_readings_place_is_the_step_that_its_record_names(tmp_path):
+    write_records(tmp_path / "kept.json", [0.5])
+    (kept,) = curves.read_records([str(tmp_path / "kept.json")])
+    assert curves.line_of(curves.kept_run("dyme", kept), "val/accuracy") == {4: 0.1, 20: 0.4}
 
 
 def test_a_run_that_is_still_writing_can_be_read(tmp_path):
@@ -138,7 +142,7 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
     (folder / "result.json").rename(folder / "checkpoints" / "step-000032" / "state.json")
     run = read_run(folder)
     assert (folder / "metrics.jsonl").read_text() == torn
-    assert len(run.steps) == 39 and run.state["config"]["method"] == "dyme" and run.state["val"]
+    assert len(run.lines) == 39 + 1 and run.config["method"] == "dyme"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +174,7 @@ def test_the_readmes_pictures_are_the_pages(tmp_path, capsys):
     sources = [run, str(tmp_path / "kept"), str(tmp_path / "noise.json")]
     curves.main([*sources, "--out", str(tmp_path / "png")])
     paths = [Path(line) for line in capsys.readouterr().out.split()]
-    names = ["kept_val", "kept_looks", "noise", "modes", "accuracy", "true_facts", "reward"]
+    names = ["kept_accuracy", "kept_looks", "noise", "modes", "accuracy", "true_facts", "reward"]
     assert [path.stem for path in paths] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     found = Elements(report.page(variants_of(run))).found

@@ -6,7 +6,7 @@ import pytest
 
 from data import InputError
 from tools import compare
-from tools.tables import LOOKS, PRICE, accuracy, paired, readings_table, student, table
+from tools.tables import LOOKS, PRICE, accuracy, main_columns, paired, student, table
 
 
 def record(row, seed, test, **changed):
@@ -17,23 +17,34 @@ def record(row, seed, test, **changed):
     return {**plain, **changed}
 
 
-def finish(folder):
+def finish(folder, *asked):
     """A finished run in the folder."""
     told = ("seed", "base_seed", "trace_noise", "base_format_rate", "max_steps")
     result = {"config": dict.fromkeys(told, 1), "seconds": 1.0, "base": {}, "final": {}}
-    result["val"] = [{"accuracy": accuracy} for accuracy in (0.2, 0.6, 0.5)]
+    result["val"] = [{"step": 1, "accuracy": accuracy} for accuracy in (0.2, 0.6, 0.5)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     lines = [{"reward": 0.0, "frac_reward_zero_std": share} for share in (1.0, 0.5)]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"loss": 0.0}])))
+    (folder / "asked.json").write_text(json.dumps({"asked": asked, "commit": "abc"}))
+
+
+def test_a_table_has_means_and_spreads_of_runs_of_equal_noise_base_and_length():
+    records = [record("b", 0, 0.5), record("b", 1, 0.7), record("a", 0, 1.0, trace_noise=0.0)]
+    records += [record("c", 0, 0.5, steps=9), record("c", 1, 0.7, base_format_rate=0.1)]
+    heads, _, *lines = table(records, main_columns(records)).splitlines()
+    assert lines[0].startswith("| a | 0 | 1 | 100.0 |")
+    assert lines[1].startswith("| b | 0.5 | 2 | 60.0 ± 14.1 |") and lines[1].endswith("| 9 ± 0 |")
+    assert lines[2].startswith("| c, base_format_rate 0, steps 9 | 0.5 | 1 | 50.0 |")
+    assert "direct" in heads and "direct" not in main_columns(records, brief=True)
 
 
 def test_looks_and_price_are_tables_of_the_first_splits_readings():
     final = {"greedy": {"accuracy": 0.5, "completion_length": 20, "seconds": 0.002}}
     final |= {"other": {"accuracy": 0.25, "fact_precision": None}}
-    record = {"row": "dyme", "trace_noise": 0.5, "final": {"test": final, "ood": {}}}
-    assert "| dyme | 0.5 | 1 | 50.0 | 20.0 | 2.0 |" in readings_table([record], PRICE)
-    assert "| dyme | 0.5 | 1 |  | 25.0 |  |" in readings_table([record], LOOKS)
+    records = [record("dyme", 0, 0, final={"test": final, "ood": {}})]
+    assert "| dyme | 0.5 | 1 | 50.0 | 20.0 | 2.0 |" in table(records, PRICE)
+    assert "| dyme | 0.5 | 1 |  | 25.0 |  |" in table(records, LOOKS)
 
 
 def test_paired_differences_compare_equal_seeds_alone():
@@ -45,16 +56,6 @@ def test_paired_differences_compare_equal_seeds_alone():
 
 def test_students_t_is_the_books():
     assert [round(student(0.95, n), 2) for n in (1, 2, 8)] == [12.71, 4.30, 2.31]
-
-
-def test_a_table_has_means_and_spreads_of_runs_of_equal_noise_base_and_length():
-    records = [record("b", 0, 0.5), record("b", 1, 0.7), record("a", 0, 1.0, trace_noise=0.0)]
-    records += [record("c", 0, 0.5, steps=9), record("c", 1, 0.7, base_format_rate=0.1)]
-    heads, _, *lines = table(records).splitlines()
-    assert lines[0].startswith("| a | 0 | 1 | 100.0 |")
-    assert lines[1].startswith("| b | 0.5 | 2 | 60.0 ± 14.1 |") and lines[1].endswith("| 9 ± 0 |")
-    assert lines[2].startswith("| c, base_format_rate 0, steps 9 | 0.5 | 1 | 50.0 |")
-    assert "direct" in heads and "direct" not in table(records, brief=True)
 
 
 def test_tasks_of_the_data_count_as_one_of_three():
@@ -72,37 +73,38 @@ def test_a_run_given_twice_counts_once_and_two_results_of_one_run_are_an_error(t
         compare.read_records(paths)
 
 
-@pytest.mark.parametrize("name", ["runs/main", "runs/bases", "tuning", "curr_reft.json"])
-def test_kept_results_can_be_printed(name, capsys):
-    compare.main(["--table", f"results/{name}"])
-    assert "dyme" in (found := capsys.readouterr().out) or "judge, detection" in found
+@pytest.mark.parametrize(
+    "argv, line",
+    [
+        ("runs/main --brief", "| dyme | 0.5 | 3 | 96.6 ± 0.4 | 93.7 ± 2.0 | 55.1 ± 1.2 |"),
+        ("curr_reft.json", "| curr_reft after reject | test | 49.2 ± 1.3 | 49.7 ± 0.6 |"),
+    ],
+)
+def test_kept_results_are_printed_as_results_readme_has_them(argv, line, capsys):
+    compare.main(f"--table results/{argv}".split())
+    assert line in capsys.readouterr().out
+    assert line in open("results/README.md").read()
 
 
-def test_a_failed_run_says_why_and_a_finished_one_is_read(tmp_path):
-    job = ("sft", ["train.py", "--no-such-flag"], tmp_path / "new")
+def test_a_failed_run_says_why(tmp_path):
     with pytest.raises(InputError, match="code 2: .*no-such-flag"):
-        compare.run(*job)
-    finish(tmp_path / "new")
-    found = compare.run(*job)
+        compare.run("sft", ["train.py", "--no-such-flag"], tmp_path)
+
+
+def test_a_finished_run_is_read_and_kept_unless_flags_or_code_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "code_version", lambda: "one")
+    flags, folder = ["train.py", "--seed", "0", "--no-eval_base"], tmp_path / "run"
+    finish(folder, "train.py", "seed 0", "code one")
+    found = compare.run("sft", flags, folder, str(tmp_path))
     assert found["share_equal"] == 0.75 and found["largest_fall"] == pytest.approx(0.1)
-
-
-def test_a_finished_run_of_other_flags_or_other_code_is_an_error_that_names_them(
-    tmp_path, monkeypatch
-):
-    def asked(code, *flags):
-        monkeypatch.setattr(compare, "code_version", lambda: code)
-        return compare.run("sft", ["train.py", "--seed", "0", *flags], tmp_path)
-
-    finish(tmp_path)
-    with pytest.raises(InputError, match="holds a run"):
-        asked("one")
-    (tmp_path / "asked.json").write_text(json.dumps(["train.py", "seed 0", "code one"]))
-    assert asked("one", "--no-eval_base")["row"] == "sft"
-    with pytest.raises(InputError, match="made with code one, where now it is code two"):
-        asked("two")
-    with pytest.raises(InputError, match="made with seed 0, where now it is seed 0 1"):
-        asked("one", "1")
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert (content["command"], content["commit"]) == ("train.py --seed 0", "abc")
+    assert content["records"][0]["row"] == "sft"
+    finish(folder, "train.py", "seed 1", "code two")
+    with pytest.raises(
+        InputError, match="a run of code two, seed 1; asked for is code one, seed 0"
+    ):
+        compare.run("sft", flags, folder)
 
 
 def test_each_base_is_made_by_one_run_before_the_others_start(tmp_path, monkeypatch):
@@ -115,16 +117,6 @@ def test_each_base_is_made_by_one_run_before_the_others_start(tmp_path, monkeypa
     assert [flags[flags.index("--base_seed") + 1] for flags in runs[:2]] == ["0", "1"]
     assert ["--no-eval_base" in flags for flags in runs] == [False] * 2 + [True] * 6
     assert all(flags[flags.index("--eval_size") + 1] == "9" for flags in runs)
-
-
-def test_a_finished_run_is_kept_as_a_file_with_its_command_and_commit(tmp_path):
-    finish(tmp_path / "run")
-    (tmp_path / "run" / "asked.json").write_text('["train.py", "seed 0", "code one"]')
-    (tmp_path / "run" / "commit").write_text("abc")
-    compare.keep("sft", tmp_path / "run", str(tmp_path))
-    content = json.loads((tmp_path / "run.json").read_text())
-    assert (content["command"], content["commit"]) == ("train.py --seed 0", "abc")
-    assert content["records"][0]["row"] == "sft"
 
 
 @pytest.mark.parametrize("argv", ["nothing", "--table {tmp}/x", "--table {tmp}"])

@@ -10,15 +10,15 @@ run's result as a file as soon as it has ended. Left out: choosing the better of
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from importlib.metadata import version
+from itertools import accumulate, product
+from operator import sub
 from pathlib import Path
 from statistics import mean
 
@@ -29,15 +29,12 @@ from data.example import InputError
 from data.reading import read_lines, written_here
 from lib.checkpoint import read_json
 from lib.log import run_program
-from tools.tables import LOOKS, PRICE, forms_table, paired, readings_table, table
+from tools.tables import LOOKS, PRICE, forms_table, main_columns, paired, table
 
 ROOT = Path(__file__).parent.parent
-# Beside these each of train.py's methods is a row, memorizing the data's own (noisy) traces, and
-# can have settings: "two_stage:sft_share=0.25", "hpt:gate=0.25:learning_rate=5e-4"
+# Beside these each of train.py's methods is a row, memorizing the data's own (noisy) traces, or
+# with "_refined" behind it refined ones; with settings: "two_stage:sft_share=0.25:beta=0.01"
 ROWS = {  # name: the program and its flags
-    "sft_refined": ["train.py", "--method", "sft"],
-    "two_stage_refined": ["train.py", "--method", "two_stage"],
-    "dyme_refined": ["train.py", "--method", "dyme"],
     "curr_reft": ["curr_reft.py"],
     "curr_reft_no_curriculum": ["curr_reft.py", "--stages", "open", "reject"],
     "curr_reft_no_reject": ["curr_reft.py", "--stages", "judge", "choice", "open"],
@@ -49,18 +46,18 @@ def row_flags(row: str) -> list[str]:
     for an unknown one.
     """
     name, *settings = row.split(":")
-    if name not in ROWS and name not in METHODS:
+    method = name.removesuffix("_refined")
+    if name not in ROWS and method not in METHODS:
         raise InputError(f"{row}: unknown row; there are {', '.join([*ROWS, *METHODS])}")
-    flags, arguments = [], []
+    flags, arguments = [*ROWS.get(name, ["train.py", "--method", method])], []
     for setting in settings:
         key, _, value = setting.partition("=")
-        if key in {flag.name for flag in fields(Config)}:
+        if key in Config.__dataclass_fields__:
             flags += [f"--{key}", value]
         else:
             arguments.append(setting)
     flags += ["--method_args", *arguments] if arguments else []
-    own = ROWS.get(name, ["train.py", "--method", name])
-    return [*own, *flags, "--", *(["--refiner", "off"] if name in METHODS else [])]
+    return [*flags, "--", *(["--refiner", "off"] if name in METHODS else [])]
 
 
 # ---- runs ---------------------------------------------------------------------------------------
@@ -69,10 +66,7 @@ def row_flags(row: str) -> list[str]:
 def compare(args: argparse.Namespace) -> list[dict]:
     """The records of all rows x base seeds x noises x seeds, `jobs` runs at a time."""
     firsts, others = {}, []  # the first run on a base makes it and reads it, before the others
-    for base_seed, noise, seed, row in itertools.product(
-        args.base_seeds, args.noises, args.seeds, args.rows
-    ):
-        # behind the "--" is what not every method uses
+    for base_seed, noise, seed, row in product(args.base_seeds, args.noises, args.seeds, args.rows):
         flags = [*row_flags(row), *args.flags, "--base_seed", str(base_seed)]
         flags += ["--trace_noise", f"{noise:g}", "--seed", str(seed)]
         name = f"base{base_seed}-noise{noise:g}-seed{seed}-{row}"
@@ -81,57 +75,45 @@ def compare(args: argparse.Namespace) -> list[dict]:
         if firsts.setdefault((base_seed, flags[0]), job) is not job:
             others.append((row, [*flags, "--no-eval_base"], folder))
     records = []
-    bar = tqdm(total=len(firsts) + len(others), desc="runs", unit="run")
-    with ThreadPoolExecutor(args.jobs) as pool, bar:
-        for jobs in (firsts.values(), others):
-            for record in pool.map(lambda job: run(*job, args.out), jobs):
-                records.append(record)
-                bar.update()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for what, jobs in (("bases", firsts.values()), ("runs", others)):
+            found = pool.map(lambda job: run(*job, args.out), jobs)
+            records += tqdm(found, what, len(jobs), unit="run")
     return sorted(records, key=lambda record: args.rows.index(record["row"]))
 
 
 def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dict:
-    """The record of one training run; of a finished one if the folder has it. out: a folder to keep
-    it in, too. InputError, with the last line that it said, if it fails, or if the folder's run had
-    other flags or another code.
+    """The record of one training run, or of the finished one that the folder has; written to a file
+    of its own in `out`, where one is asked for, with what it needs to be run again.
+
+    InputError, with the last line that it said, if it fails, or if the folder's run had other flags
+    or another code.
     """
-    asked = " ".join(flags).removesuffix(" --no-eval_base").split(" --")
-    asked.append(f"code {code_version()}")
+    told = " ".join(flags).removesuffix(" --no-eval_base")
+    asked = [*told.split(" --"), f"code {code_version()}"]
     note, log = folder / "asked.json", folder / "log.txt"
-    if (folder / "result.json").exists():
-        found = read_json(note) if note.exists() else []
-        if found != asked:
-            was = ", ".join(each for each in found if each not in asked) or "other flags"
-            now = ", ".join(each for each in asked if each not in found) or "without"
-            raise InputError(
-                f"{folder}: holds a run made with {was}, where now it is {now}; "
-                "give another --output_dir, or remove the folder"
-            )
-        return keep(row, folder, out)
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(asked))
-    (folder / "commit").write_text(commit())
-    command = [sys.executable, str(ROOT / flags[0]), *flags[1:]]
-    command += ["--output_dir", str(folder), "--overwrite"]
-    with open(log, "w") as file:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        code = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
-    if code != 0:
-        last = " ".join(log.read_text().strip().splitlines()[-1:])
-        raise InputError(f"{row}: {flags[0]} ended with code {code}: {last[:300]} (see {log})")
-    return keep(row, folder, out)
-
-
-def keep(row: str, folder: Path, out: str | None) -> dict:
-    """The record of a finished run, written to a file of its own in `out`, where one is asked for,
-    with what it needs to be run again.
-    """
+    if not (folder / "result.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"asked": asked, "commit": commit()}))
+        command = [sys.executable, str(ROOT / flags[0]), *flags[1:]]
+        command += ["--output_dir", str(folder), "--overwrite"]
+        with open(log, "w") as file:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            code = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
+        if code != 0:
+            last = " ".join(log.read_text().strip().splitlines()[-1:])
+            raise InputError(f"{row}: {flags[0]} ended with code {code}: {last[:300]} (see {log})")
+    with written_here(note):
+        noted = read_json(note)
+        was, now = set(noted["asked"]) - set(asked), set(asked) - set(noted["asked"])
+    if was or now:
+        differ = f"holds a run of {', '.join(sorted(was))}; asked for is {', '.join(sorted(now))}"
+        raise InputError(f"{folder}: {differ}; give another --output_dir, or remove the folder")
     record = read_record(row, folder)
     if out:
-        asked, made_at = read_json(folder / "asked.json"), (folder / "commit").read_text()
         kept = {
-            "command": " --".join(asked[:-1]),
-            "commit": made_at,
+            "command": told,
+            "commit": noted["commit"],
             "machine": f"{platform.machine()}, one thread",
             "versions": {name: version(name) for name in ("torch", "transformers")},
             "records": [record],
@@ -150,11 +132,9 @@ def commit() -> str:
 
 def code_version() -> str:
     """A hash of all that a run can import."""
-    paths = [path for folder in (".", "data", "lib") for path in (ROOT / folder).glob("*.py")]
-    digest = hashlib.sha256()
-    for path in sorted(path for path in paths if not path.name.startswith("test_")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    paths = [path for at in (".", "data", "lib") for path in sorted((ROOT / at).glob("*.py"))]
+    texts = [path.read_bytes() for path in paths if not path.name.startswith("test_")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
 
 
 def read_record(row: str, folder: Path) -> dict:
@@ -163,7 +143,6 @@ def read_record(row: str, folder: Path) -> dict:
     lines = read_lines(folder / "metrics.jsonl", (), cut=False)
     sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
     accuracies = [reading["accuracy"] for reading in result["val"]]
-    falls = [max(accuracies[: i + 1]) - a for i, a in enumerate(accuracies)]
     told = ("seed", "base_seed", "trace_noise", "base_format_rate", "base_tasks")
     return {
         "row": row,
@@ -172,7 +151,8 @@ def read_record(row: str, folder: Path) -> dict:
         "seconds": result["seconds"],
         "cpu_seconds": sum(line.get("seconds_cpu", 0.0) for line in lines),
         "share_equal": mean(line["frac_reward_zero_std"] for line in sampled) if sampled else None,
-        "largest_fall": max(falls, default=None),
+        # of accuracy below its running best
+        "largest_fall": max(map(sub, accumulate(accuracies, max), accuracies), default=None),
         "val": accuracies,
         "on_the_way": [on_the_way(reading) for reading in result["val"]],
         "base": result["base"],
@@ -201,8 +181,8 @@ def read_records(paths: list[str]) -> list[dict]:
         raise InputError(f"{paths[0]}: has no results of --out")
     for path in files:
         with written_here(path):
-            records = json.loads(path.read_text())["records"]
-            table(records)
+            records = read_json(path)["records"]
+            table(records, main_columns(records))
         for record in records:
             names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
             about = ", ".join(f"{name} {record.get(name)}" for name in names)
@@ -213,12 +193,9 @@ def read_records(paths: list[str]) -> list[dict]:
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The command line; what is behind -- is for every run."""
-    parser = Parser(
-        prog="tools.compare",
-        allow_abbrev=False,
-        description="Compare methods, or print the table of kept results.",
-        epilog="after --: further flags, for every run",
-    )
+    about = "Compare methods, or print the table of kept results."
+    epilog = "after --: further flags, for every run"
+    parser = Parser("tools.compare", description=about, epilog=epilog, allow_abbrev=False)
     add = parser.add_argument
     add("rows", nargs="*", metavar="ROW", help=f"what to run: a method, or {', '.join(ROWS)}")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of fine-tuning (%(default)s)")
@@ -234,30 +211,30 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--paired", nargs="+", metavar="ROW", help="and the first one's differences from others")
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
-    args.flags = argv[end + 1 :]
-    args.rows = list(dict.fromkeys(args.rows))
+    args.flags, args.rows = argv[end + 1 :], list(dict.fromkeys(args.rows))
     if bool(args.rows) == bool(args.table):
         parser.error("give rows to run, or --table")
+    for row in args.rows:
+        row_flags(row)
     return args
 
 
 def main(argv: list[str]) -> None:
     """The command line."""
     args = arguments(argv)
-    for row in args.rows:
-        row_flags(row)
     if args.out and not args.table:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     records = read_records(args.table) if args.table else compare(args)
-    print(table(records, args.brief))
+    tables = [table(records, main_columns(records, args.brief))]
     if any(record.get("stages") for record in records):
-        print(f"\n{forms_table(records)}")
+        tables.append(forms_table(records))
     if args.looks:
-        print(f"\n{readings_table(records, LOOKS)}")
+        tables.append(table(records, LOOKS))
     if args.price:
-        print(f"\n{readings_table(records, PRICE)}")
+        tables.append(table(records, PRICE))
     if args.paired:
-        print(f"\n{paired(records, *args.paired)}")
+        tables.append(paired(records, *args.paired))
+    print("\n\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m tools.noise names names.jsonl && python train.py --refiner off --traces names.jsonl
 
-Half of the facts of the training traces are wrong (`--trace_noise 0.5` makes values wrong too):
-"values" as there, "names" of bars in place of their values, or "arithmetic", the numbers of the
-Reasoning clause alone, over true facts. The answers are right. Left out: other levels.
+Half of the facts of the training traces are wrong: "names", of bars, or "arithmetic", the numbers
+of the Reasoning clause alone, over true facts; for values there is train.py --trace_noise. The
+answers are right. Left out: other levels.
 """
 
 import json
@@ -19,7 +19,6 @@ from data.reading import write_whole
 from lib.log import run_program
 
 NOISE = 0.5  # the share of facts that are wrong
-WAYS = ("values", "names", "arithmetic")
 
 
 def rename(rng, stated: list) -> list:
@@ -31,24 +30,19 @@ def rename(rng, stated: list) -> list:
     return found
 
 
-def noisy_trace(example, way: str, rng) -> str:
-    """An example's trace, wrong in one of the WAYS."""
-    observed = concluded = list(map(tuple, example.needed))
-    if way == "names":
-        observed = rename(rng, observed)
-    else:
-        concluded = corrupt(rng, concluded, NOISE)
-        observed = concluded if way == "values" else observed
-    return write_trace(example.task, observed, example.answer, concluded)
-
-
 def main(argv: list[str]) -> None:
     """The command line."""
-    if len(argv) != 2 or argv[0] not in WAYS:
-        raise InputError(f"usage: python -m tools.noise {'|'.join(WAYS)} OUT.jsonl")
+    if len(argv) != 2 or argv[0] not in ("names", "arithmetic"):
+        raise InputError("usage: python -m tools.noise names|arithmetic OUT.jsonl")
     lines = []
     for index, example in enumerate(load_charts("train")):
-        trace = noisy_trace(example, argv[0], np.random.default_rng([0, index]))
+        rng, observed = np.random.default_rng([0, index]), list(map(tuple, example.needed))
+        concluded = observed
+        if argv[0] == "names":
+            observed = rename(rng, observed)
+        else:
+            concluded = corrupt(rng, observed, NOISE)
+        trace = write_trace(example.task, observed, example.answer, concluded)
         lines.append(json.dumps({"id": example.id, "trace": trace}) + "\n")
     write_whole(argv[1], "".join(lines))
 

@@ -49,10 +49,9 @@ SIZES = {
 def build_model(size: Size, device: str, freeze_vision: bool = True):
     """A model of the given shape and its processor, with the tiny model's tokenizer."""
     tokenizer = tiny_tokenizer()
-    text = dict(zip(TEXT, size.text), max_position_embeddings=32768, tie_word_embeddings=True)
+    text = dict(zip(TEXT, size.text), tie_word_embeddings=True)
     if size.tiles:
-        name, placeholder = "llava_onevision", "<image>"
-        tokens = {"image": "<image>", "video": "<video>"}
+        name, placeholder, tokens = "llava_onevision", "<image>", ["<image>", "<video>"]
         tower = dict(zip(SIGLIP, size.tower), patch_size=14, vision_use_head=False)
         tower["model_type"], text["model_type"] = "siglip_vision_model", "qwen2"
         side = tower["image_size"]
@@ -61,25 +60,21 @@ def build_model(size: Size, device: str, freeze_vision: bool = True):
         texts = {"num_image_tokens": (side // 14) ** 2, "vision_feature_select_strategy": "full"}
     else:
         name, placeholder = "qwen2_vl", "<|vision_start|><|image_pad|><|vision_end|>"
-        tokens = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-        tokens |= {part: f"<|{part}|>" for part in ("vision_start", "vision_end")}
-        tokenizer.add_special_tokens({"additional_special_tokens": [*tokens.values()]})
+        tokens = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+        tokenizer.add_special_tokens({"additional_special_tokens": tokens})
         tower, tiles, images, texts = dict(zip(QWEN_TOWER, size.tower)), {}, {}, {}
-        eighth = text["hidden_size"] // text["num_attention_heads"] // 16  # of the frequencies
-        sections = [2 * eighth, 3 * eighth, 3 * eighth]  # rotary, of time, height and width
+        head = size.text[0] // size.text[2]  # rotary frequencies of time, height and width:
+        sections = [head // 8, 3 * head // 16, 3 * head // 16]
         rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
         text["rope_parameters"] = rope
-    ids = {f"{part}_token_id": tokenizer.convert_tokens_to_ids(t) for part, t in tokens.items()}
+    roles = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = dict(zip(roles, tokenizer.convert_tokens_to_ids(tokens)))
     config = transformers.AutoConfig.for_model(
         name, text_config=text, vision_config=tower, tie_word_embeddings=True, **ids, **tiles
     )
     processor_class, image_class = processor_classes(FAMILIES[name])
-    processor = processor_class(
-        image_class(**images),
-        tokenizer,
-        chat_template=tokenizer.chat_template.replace("<image>", placeholder),
-        **texts,
-    )
+    template = tokenizer.chat_template.replace("<image>", placeholder)
+    processor = processor_class(image_class(**images), tokenizer, chat_template=template, **texts)
     torch.manual_seed(0)
     model = transformers.AutoModelForImageTextToText.from_config(config, dtype=size.dtype)
     model = prepare(model.to(device), freeze_vision)

@@ -3,21 +3,32 @@
 Left out: running anything (tools/compare.py).
 """
 
-import functools
 import itertools
 import math
 from statistics import mean, stdev
 
+import numpy as np
+
 TASKS = ("math", "detection", "classification")
-
-
-def cell(values: list, digits: int = 1, scale: float = 100) -> str:
-    """mean ± standard deviation over runs, in percent."""
-    values = [scale * v for v in values if v is not None]
-    if not values:
-        return ""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+FIRST = ("final", None)  # the readings of a record's first split
+# columns by title: what a value is multiplied by, and the names that lead to it in a record
+LOOKS = {  # whose image is looked at, T = 1
+    "own image": (100, *FIRST, "sampled", "accuracy"),
+    "another": (100, *FIRST, "other", "accuracy"),
+    "blank": (100, *FIRST, "blank", "accuracy"),
+    "own: stated facts true": (100, *FIRST, "sampled", "fact_precision"),
+    "another: true of it": (100, *FIRST, "other", "fact_precision"),
+    "true of the own": (100, *FIRST, "other", "true_of_own"),
+    "of neither": (100, *FIRST, "other", "true_of_neither"),
+}
+PRICE = {  # what thinking costs: tokens, and CPU ms, per question
+    "thinking": (100, *FIRST, "greedy", "accuracy"),
+    "tokens": (1, *FIRST, "greedy", "completion_length"),
+    "ms": (1000, *FIRST, "greedy", "seconds"),
+    "direct": (100, *FIRST, "direct", "accuracy"),
+    "direct, tokens": (1, *FIRST, "direct", "completion_length"),
+    "direct, ms": (1000, *FIRST, "direct", "seconds"),
+}
 
 
 def markdown(titles: list[str], rows: list[list[str]]) -> str:
@@ -26,90 +37,104 @@ def markdown(titles: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def table(records: list[dict], brief: bool = False) -> str:
-    """Markdown: a line per row and setting, a column per reading; mean ± standard deviation over
-    the runs, in percent. brief: the columns that differ most between methods alone.
-    """
-    columns, splits = {}, list(records[0]["final"])  # title: where a record has it
-    for split in splits:
-        columns[split] = ("final", split, "greedy", "accuracy")
-        columns[f"{split}, T = 1"] = ("final", split, "sampled", "accuracy")
-    columns["direct"] = ("final", splits[0], "direct", "accuracy")
-    columns["facts true"] = ("final", splits[0], "sampled", "fact_precision")
-    columns["grounded"] = ("final", splits[0], "greedy", "grounded")
-    columns |= {"equal rewards": ("share_equal",), "largest fall": ("largest_fall",)}
-    columns["s"] = ("seconds",)
-    for title in ("direct", "equal rewards", "s") if brief else ():
-        del columns[title]
+def cell(values: list, scale: float = 100, digits: int = 1) -> str:
+    """The mean ± standard deviation of those that aren't None."""
+    values = [scale * value for value in values if value is not None]
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}" if values else ""
 
-    bases = {}  # what the base stage taught, base seed: reading
+
+def find(record: dict, names: tuple) -> float | None:
+    """What the names lead to in a record, None standing for the first one; None for nothing."""
+    for name in names:
+        record = record or {}
+        record = record.get(next(iter(record), None) if name is None else name)
+    return record
+
+
+def by_row(records: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """The records of each row and noise, by noise; a row is named with what tells it from others of
+    its name.
+    """
+    found = {}
+    for record in sorted(records, key=lambda record: record["trace_noise"]):
+        label = record["row"]
+        # Curr-ReFT's steps depend on what its rejected sampling keeps
+        for name in ("base_format_rate", *(() if record.get("stages") else ("steps",))):
+            if len({other.get(name) for other in records if other["row"] == record["row"]}) > 1:
+                label += f", {name} {record.get(name)}"
+        found.setdefault((label, f"{record['trace_noise']:g}"), []).append(record)
+    return found
+
+
+def main_columns(records: list[dict], brief: bool = False) -> dict[str, tuple]:
+    """The columns of the usual table; brief: those that differ most between methods alone."""
+    columns = {}
+    for split in records[0]["final"]:
+        columns[split] = (100, "final", split, "greedy", "accuracy")
+        columns[f"{split}, T = 1"] = (100, "final", split, "sampled", "accuracy")
+    more = {
+        "direct": (100, *FIRST, "direct", "accuracy"),
+        "facts true": (100, *FIRST, "sampled", "fact_precision"),
+        "grounded": (100, *FIRST, "greedy", "grounded"),
+        "equal rewards": (100, "share_equal"),
+        "largest fall": (100, "largest_fall"),
+        "s": (1, "seconds"),
+    }
+    long = ("direct", "equal rewards", "s") if brief else ()
+    return columns | {title: column for title, column in more.items() if title not in long}
+
+
+def table(records: list[dict], columns: dict[str, tuple]) -> str:
+    """Markdown: a line per base, and per row and noise; in each column the mean ± standard
+    deviation over the runs, in percent.
+    """
+    bases = {}  # what the base stage taught; base seed: readings
     for record in records:
         if record["base"]:
             about = f"base, before fine-tuning (format rate {record['base_format_rate']:g}"
             about += ", all tasks and forms)" if len(record.get("base_tasks") or []) > 1 else ")"
-            bases.setdefault(about, {})[record["base_seed"]] = {"final": record["base"]}
-    rows = [(about, "", list(found.values())) for about, found in bases.items()]
-    for (row, noise), runs in sorted(by_row(records).items(), key=lambda group: group[0][1]):
-        rows.append((row, f"{noise:g}", runs))
+            bases.setdefault((about, ""), {})[record["base_seed"]] = {"final": record["base"]}
+    rows = {about: list(found.values()) for about, found in bases.items()} | by_row(records)
     lines = []
-    for row, noise, runs in rows:
-        lines.append([row, noise, str(len(runs))])
-        for title, path in columns.items():
-            found = [functools.reduce(dict.get, path, run) for run in runs]
-            lines[-1].append(cell(found, 0, 1) if title == "s" else cell(found))
+    for about, runs in rows.items():
+        lines.append([*about, str(len(runs))])
+        for title, (scale, *names) in columns.items():
+            values = [find(run, names) for run in runs]
+            lines[-1].append(cell(values, scale, 0 if title == "s" else 1))
     return markdown(["row", "noise", "runs", *columns], lines)
 
 
-# title: reading, name in it, what it is multiplied by; of the first split
-LOOKS = {
-    "own image": ("sampled", "accuracy", 100),
-    "another": ("other", "accuracy", 100),
-    "blank": ("blank", "accuracy", 100),
-    "own: stated facts true": ("sampled", "fact_precision", 100),
-    "another: true of it": ("other", "fact_precision", 100),
-    "true of the own": ("other", "true_of_own", 100),
-    "of neither": ("other", "true_of_neither", 100),
-}
-PRICE = {
-    "thinking": ("greedy", "accuracy", 100),
-    "tokens": ("greedy", "completion_length", 1),
-    "ms": ("greedy", "seconds", 1000),
-    "direct": ("direct", "accuracy", 100),
-    "direct, tokens": ("direct", "completion_length", 1),
-    "direct, ms": ("direct", "seconds", 1000),
-}
-
-
-def readings_table(records: list[dict], columns: dict[str, tuple[str, str, float]]) -> str:
-    """Markdown: a line per row and noise, a column per reading of the first split, by LOOKS (whose
-    image is looked at, T = 1) or PRICE (what thinking costs: tokens, and CPU ms, per question).
+def forms_table(records: list[dict]) -> str:
+    """Markdown for Curr-ReFT: greedy accuracy by form and task, in percent, before and after; mean
+    ± standard deviation over the runs.
     """
-    lines = []
-    for (row, noise), runs in by_row(records).items():
-        finals = [next(iter(run["final"].values())) for run in runs]
-        lines.append([row, f"{noise:g}", str(len(runs))])
-        for reading, name, scale in columns.values():
-            values = [final.get(reading, {}).get(name) for final in finals]
-            lines[-1].append(cell(values, 1, scale))
-    return markdown(["row", "noise", "runs", *columns], lines)
-
-
-def by_row(records: list[dict]) -> dict[tuple[str, float], list[dict]]:
-    """The records of each row, by its label and its noise."""
-    found = {}
+    rows = {}  # row and split: its readings by form, one for each run
     for record in records:
-        found.setdefault((label(record, records), record["trace_noise"]), []).append(record)
-    return found
+        stages = record.get("stages") or {}
+        found = {"base ": record["base"]} if stages else {}
+        found |= {f"{record['row']} after {s}": result.get("final") for s, result in stages.items()}
+        for row, splits in found.items():
+            for split, forms in (splits or {}).items():
+                rows.setdefault((row, split), []).append(forms)
+    columns = list(itertools.product(("judge", "choice", "open"), TASKS))
+    lines = []
+    for about, runs in rows.items():
+        values = ([accuracy(run[form], task) for run in runs] for form, task in columns)
+        lines.append([*about, *map(cell, values)])
+    return markdown(["row", "split", *(f"{form}, {task}" for form, task in columns)], lines)
 
 
-def label(record: dict, records: list[dict]) -> str:
-    """A record's row, with what tells it from other records of this row."""
-    told = record["row"]
-    # Curr-ReFT's steps depend on what its rejected sampling keeps
-    for name in ("base_format_rate",) if record.get("stages") else ("base_format_rate", "steps"):
-        if len({r.get(name) for r in records if r["row"] == record["row"]}) > 1:
-            told += f", {name} {record.get(name)}"
-    return told
+def accuracy(reading: dict, task: str) -> float | None:
+    """The mean of a reading's "accuracy/<task of the data>" that belong to one of the paper's three
+    tasks: detection-*, classification-*, and math, which is all others; None without any.
+    """
+    own = []
+    for name, value in reading.items():
+        kind = name.removeprefix("accuracy/").split("-")[0]
+        if name.startswith("accuracy/") and task == (kind if kind in TASKS else "math"):
+            own.append(value)
+    return mean(own) if own else None
 
 
 def paired(records: list[dict], a: str, *others: str) -> str:
@@ -141,48 +166,10 @@ def paired(records: list[dict], a: str, *others: str) -> str:
 
 
 def student(confidence: float, freedom: int) -> float:
-    """Student's t with so many degrees of freedom that two-sided has this confidence: bisection
-    over its density, integrated with t = sqrt(freedom) tan(angle).
+    """Student's t with so many degrees of freedom that two-sided has this confidence.
+
+    With t = sqrt(freedom) tan(angle) its density is cos(angle) ** (freedom - 1).
     """
-    scale = math.gamma((freedom + 1) / 2) / math.sqrt(math.pi) / math.gamma(freedom / 2)
-    low, high = 0.0, math.pi / 2
-    for _ in range(40):
-        angle = (low + high) / 2
-        middles = [angle * (i + 0.5) / 1000 for i in range(1000)]
-        inside = 2 * scale * angle * mean(math.cos(middle) ** (freedom - 1) for middle in middles)
-        low, high = (angle, high) if inside < confidence else (low, angle)
-    return math.sqrt(freedom) * math.tan(angle)
-
-
-def forms_table(records: list[dict]) -> str:
-    """Markdown for Curr-ReFT: greedy accuracy by form and task, in percent, before and after; mean
-    ± standard deviation over the runs.
-    """
-    rows = {}  # (row, after which stage): its readings by split, one for each run
-    for record in records:
-        if record["base"] and record.get("stages"):
-            rows.setdefault("base ", []).append(record["base"])
-        for stage, result in (record.get("stages") or {}).items():
-            if result.get("final"):
-                rows.setdefault(f"{record['row']} after {stage}", []).append(result["final"])
-    columns = list(itertools.product(("judge", "choice", "open"), TASKS))
-    lines = []
-    for row, found in rows.items():
-        for split in found[0]:
-            cells = [
-                cell([accuracy(r[split][form], task) for r in found]) for form, task in columns
-            ]
-            lines.append([row, split, *cells])
-    return markdown(["row", "split", *(f"{form}, {task}" for form, task in columns)], lines)
-
-
-def accuracy(reading: dict, task: str) -> float | None:
-    """The mean of a reading's "accuracy/<task of the data>" that belong to one of the paper's three
-    tasks: detection-*, classification-*, and math, which is all others; None without any.
-    """
-    own = []
-    for name, value in reading.items():
-        kind = name.removeprefix("accuracy/").split("-")[0]
-        if name.startswith("accuracy/") and task == (kind if kind in TASKS else "math"):
-            own.append(value)
-    return mean(own) if own else None
+    angles = np.linspace(0, math.pi / 2, 100_001)
+    inside = np.cumsum(np.cos((angles[:-1] + angles[1:]) / 2) ** (freedom - 1))
+    return math.sqrt(freedom) * math.tan(np.interp(confidence, inside / inside[-1], angles[1:]))

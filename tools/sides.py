@@ -1,0 +1,172 @@
+"""What tools/bench.py measures: our update, rollout and step, and the usual way's, on one case.
+
+Left out: engines that hold a second copy of the weights.
+"""
+
+import argparse
+import copy
+import tempfile
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import PrinterCallback
+
+import dyme
+from config import Config
+from data.example import THINK, Example
+from grpo import grpo_loss
+from lib.optim import build_optimizer
+from model import image_features, token_logprobs
+from rollout import EXPLORE, SKIP, Group, Row, make_groups, rollout
+from tools.shapes import SIZES, build_model
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def build_case(args: argparse.Namespace) -> SimpleNamespace:
+    """What the sides work on, the same at every call: model, processor, config, P groups of G rows,
+    random completions of C tokens, optimizer; lengths: the arguments of a rollout.
+    """
+    torch.set_num_threads(1)
+    size, G = SIZES[args.size], args.num_generations
+    P, C = args.prompts or size.prompts, size.completion_length
+    case = SimpleNamespace(lengths={"num_generations": G, "max_completion_length": C})
+    case.model, case.processor = build_model(size, DEVICE, not args.train_vision)
+    settings = {"num_iterations": args.num_iterations, "freeze_vision": not args.train_vision}
+    case.config = Config(**case.lengths, **settings, prompts_per_step=P, micro_batch_prompts=1)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (P, *size.image[::-1], 3), dtype=np.uint8)
+    case.examples = [Example(Image.fromarray(p), "What is the value of red", "1") for p in pixels]
+    case.groups = make_groups(case.model, case.processor, case.examples)
+    for group in case.groups:
+        completions = rng.integers(500, size.text[-1], (G, C)).tolist()
+        group.rows = [Row(ids, rng.standard_normal()) for ids in completions]  # as advantages
+    # at learning rate 0 every step starts from the same weights
+    optim = "adamw_bf16" if size.dtype == torch.bfloat16 else "adamw"
+    case.optimizer = build_optimizer(case.model, optim, learning_rate=0.0)
+    return case
+
+
+def update(case: SimpleNamespace) -> None:
+    """Forward and backward of packed rows."""
+    dyme.update(case.model, case.groups, case.config.num_generations, case.config)
+    case.model.zero_grad()
+
+
+def batch(groups: list[Group]) -> dict[str, torch.Tensor]:
+    """Prompts of one length as transformers takes them, one to a row."""
+    rows = [{"input_ids": group.prompt.input_ids, **group.prompt.images} for group in groups]
+    for row, group in zip(rows, groups):
+        if group.prompt.token_types is not None:
+            row["mm_token_type_ids"] = group.prompt.token_types
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def update_padded(case: SimpleNamespace) -> None:
+    """The same update from G rows [prompt, completion] per prompt, the way TRL does it: the vision
+    tower runs G times, the head on completions alone.
+    """
+    for group in case.groups:
+        ids = torch.tensor([row.token_ids for row in group.rows], device=DEVICE)  # (G, C)
+        inputs, length = batch([group] * len(ids)), ids.shape[1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, length))
+        hidden = case.model.model(**inputs, use_cache=False).last_hidden_state  # (G, P + C, width)
+        predictors = hidden[:, -length - 1 : -1].flatten(0, 1)
+        logprobs = token_logprobs(case.model, predictors, ids.flatten())[0].view_as(ids)
+        weights = torch.tensor([row.weight for row in group.rows], device=DEVICE)
+        mask = torch.ones_like(logprobs)
+        grpo_loss(logprobs, None, weights, mask, normalizer=len(ids))[0].backward()
+    case.model.zero_grad()
+
+
+def sample(case: SimpleNamespace) -> None:
+    """Our decode loop."""
+    rollout(case.model, case.processor, case.groups, **case.lengths)
+
+
+def generate(case: SimpleNamespace, top_k: int = 0) -> torch.Tensor:
+    """transformers' generate. Gives token ids (P * G, C). top_k: 1 is greedy."""
+    inputs, (G, C) = batch(case.groups), case.lengths.values()
+    lengths = {"num_return_sequences": G, "max_new_tokens": C, "min_new_tokens": C}
+    tokens = case.model.generate(
+        **inputs,
+        **lengths,
+        attention_mask=torch.ones_like(inputs["input_ids"]),
+        suppress_tokens=case.model.forbidden_ids,
+        pad_token_id=case.processor.tokenizer.pad_token_id,
+        do_sample=True,
+        top_k=top_k,
+    )
+    return tokens[:, -C:]
+
+
+def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
+    """A reward that costs nothing and differs within a group, in the form that TRL calls."""
+    return [float(sum(ids) % 97) for ids in completion_ids]
+
+
+def step(case: SimpleNamespace, skip: bool = False) -> None:
+    """A whole step from the image to the optimizer. skip: every second group is all right."""
+    model, config = case.model, case.config
+    groups = make_groups(model, case.processor, case.examples)
+    for group in groups if config.freeze_vision else []:
+        (group.prompt.features,) = image_features(model, [group.prompt])
+    rollout(model, case.processor, groups, **case.lengths)
+    for group in groups:
+        rewards = reward([response.token_ids for response in group.responses])
+        group.rewards = {"total": torch.tensor(rewards)}
+        group.mode = SKIP if skip and group.place % 2 else EXPLORE
+        group.rows = dyme.rows(config, 0, group, None, case.processor)
+    for _ in range(config.num_iterations):
+        dyme.update(model, groups, config.num_generations, config)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        case.optimizer.step()
+        case.optimizer.zero_grad()
+
+
+def trl_trainer(case: SimpleNamespace):
+    """TRL's GRPOTrainer: one group to a micro-batch, no reference model, the same reward."""
+    import datasets
+    import trl
+
+    # on a CPU TRL's head runs over every position; here as on a GPU, over the completions' alone
+    trl.trainer.utils._use_triton = lambda device: True
+    (G, C), updates = case.lengths.values(), case.config.num_iterations
+    chats = [[{"role": "user", "content": f"{THINK}\n{e.question}"}] for e in case.examples]
+    data = {"image": [example.image for example in case.examples], "prompt": chats}
+    settings = {"output_dir": tempfile.mkdtemp(), "learning_rate": 0.0, "loss_type": "grpo"}
+    settings |= {"per_device_train_batch_size": G, "gradient_accumulation_steps": len(chats)}
+    settings |= {"max_steps": updates, "num_iterations": updates, "gradient_checkpointing": False}
+    settings |= {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+    exact = {"min_new_tokens": C, "suppress_tokens": case.model.forbidden_ids}
+    bf16 = case.model.dtype == torch.bfloat16
+    trainer = trl.GRPOTrainer(
+        model=copy.deepcopy(case.model),
+        reward_funcs=reward,
+        args=trl.GRPOConfig(**settings, **case.lengths, generation_kwargs=exact, bf16=bf16),
+        train_dataset=datasets.Dataset.from_dict(data),
+        processing_class=case.processor,
+    )
+    trainer.remove_callback(PrinterCallback)
+    # with several updates TRL 1.16 hands an argument on to where it isn't known
+    logprobs = trainer._get_per_token_logps_and_entropies
+    trainer._get_per_token_logps_and_entropies = lambda *args, batch_num_images=None, **kwargs: (
+        logprobs(*args, **kwargs)
+    )
+    return trainer
+
+
+SIDES = {
+    "update": update,
+    "update_padded": update_padded,
+    "rollout": sample,
+    "generate_sequences": generate,
+    "grpo_step": step,
+    "dyme_step": lambda case: step(case, skip=True),
+    "trl_step": lambda case: case.trainer.train(),
+}
