@@ -1,14 +1,13 @@
 """load_data: a split of any data set as a list of Examples."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from data.aokvqa import load_aokvqa
-from data.chartqa import load_chartqa
 from data.charts import load_charts
 from data.example import SPLITS, Example, InputError, NoSplit
-from data.gsm8k import load_gsm8k
 from data.images import open_image
-from data.own import attach, load_own
+from data.own import attach, load_own, read_own
+from data.published import load_aokvqa, load_chartqa, load_gsm8k
 from data.tsv import read_tsv
 
 __all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
@@ -17,6 +16,7 @@ __all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
 # line here, and where its knobs differ from ChartQA's an entry in config.DEFAULTS. --dataset
 # mine.jsonl needs no code.
 PUBLISHED = {"chartqa": load_chartqa, "gsm8k": load_gsm8k, "aokvqa": load_aokvqa}
+OWN = {".jsonl": read_own, ".json": read_own, ".tsv": read_tsv}
 
 
 def load_data(
@@ -43,21 +43,19 @@ def load_data(
         raise InputError(f"{name}: size {size} must be 1 or more")
     if name in PUBLISHED and split not in SPLITS:
         raise NoSplit(f"{name} has no split {split}: it has {', '.join(SPLITS)}")
+    ending = Path(name).suffix.lower()
     if name == "charts":
         examples = load_charts(split, size, data_seed, trace_noise, tasks)
     elif name in PUBLISHED:
         examples = PUBLISHED[name](split, data_dir, skip_bad_rows)[:size]
-    elif name.lower().endswith((".jsonl", ".json")):
-        examples = load_own(name, split, data_dir, skip_bad_rows)[:size]
-    elif name.lower().endswith(".tsv"):
-        examples = load_own(name, split, data_dir, skip_bad_rows, read_tsv)[:size]
+    elif ending in OWN:
+        examples = load_own(name, split, data_dir, skip_bad_rows, OWN[ending])[:size]
     else:
         known = ", ".join(["charts", *PUBLISHED])
-        raise InputError(
-            f"--dataset {name}: must be {known}, or a path ending in .jsonl, .json, .tsv"
-        )
+        raise InputError(f"--dataset {name}: must be {known}, or a path to {', '.join(OWN)}")
     if not examples:
         raise NoSplit(f"{name}: no examples in the split {split}")
     for field, path in (("trace", traces), ("facts", facts)):
-        examples = attach(examples, field, path) if path else examples
+        if path:
+            attach(examples, field, path)
     return examples

@@ -1,21 +1,50 @@
-"""The embedded data set: charts drawn on the fly (bars.py), and the tiny model's base texts.
+"""The embedded data set: bar charts drawn on the fly, and the tiny model's base texts about them.
 
-An item is a pure function of (data_seed, split, index), and its facts and thinking are known
-exactly. `trace_noise` makes the training traces pseudo thinking traces in the sense of DyME (arXiv
+Four bars without labels: a bar's name is its colour, its value (1 to 9) its height. Questions have
+no question mark: a tiny model learns best from a name at their end. An item is a pure function of
+(data_seed, split, index). `trace_noise` makes pseudo thinking traces in the sense of DyME (arXiv
 2506.23061): stated facts are wrong, the conclusion is right all the same.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 
-from data.bars import COLOURS, GOALS, KINDS, conclude, corrupt, sample_item, write_trace
 from data.example import DIRECT, TASK_KINDS, THINK, Example, InputError
 
-TASKS = ("chart", "detection", "classification")  # Curr-ReFT's three, "chart" being all of KINDS
+SIDE, UNIT = 32, 3  # pixels: of the image, of height for a value of 1
+COLOURS = {
+    "black": (0, 0, 0),
+    "red": (220, 20, 30),
+    "green": (20, 150, 40),
+    "blue": (30, 60, 230),
+    "yellow": (245, 225, 30),
+    "orange": (255, 140, 0),
+    "purple": (150, 30, 200),
+    "cyan": (0, 205, 220),
+}
+
+# kind: (its goal, a colour); only `ood` asks the kind about that colour, or has it as the answer of
+# max and min. Classification names every colour: nothing can be held out of it.
+TABLE = {
+    "value": ("find value", "purple"),
+    "max": ("find highest", "orange"),
+    "min": ("find lowest", "cyan"),
+    "difference": ("find difference", "green"),
+    "sum": ("find sum", "red"),
+    "comparison": ("compare", "blue"),
+    "detection": ("find box", "yellow"),
+    "classification": ("find colours", None),
+}
+GOALS = {kind: goal for kind, (goal, _) in TABLE.items()}
+HELD_OUT = {kind: colour for kind, (_, colour) in TABLE.items()}
+KINDS = tuple(TABLE)[:6]  # of the task "chart"
+TASKS = ("chart", "detection", "classification")  # Curr-ReFT's three
 
 SIZES = {"train": 1000, "val": 300, "test": 600, "ood": 600}
 SPLIT_IDS = {"train": 0, "val": 1, "test": 2, "ood": 3, "base": 4}
@@ -23,10 +52,162 @@ SPLIT_IDS = {"train": 0, "val": 1, "test": 2, "ood": 3, "base": 4}
 # val, test or ood is ever seen in training, whatever the seeds.
 HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": (9,)}
 
+
+# ---- a chart, a question, its trace -------------------------------------------------------------
+
+
+def sample_chart(rng, homes, count: int = 4) -> tuple[dict, dict]:
+    """({colour: value}, {colour: box}) of a random chart at home in `homes`, from left to right.
+
+    All differ. A box is (left, top, right, bottom) in pixels, right and bottom exclusive.
+    """
+    names = list(COLOURS)
+    while True:
+        colours = rng.permutation(len(names))[:count].tolist()
+        values = rng.permutation(9)[:count].tolist()
+        bars = [(names[c], v + 1) for c, v in zip(colours, values)]
+        if zlib.crc32(repr(bars).encode()) % 10 in homes:
+            break
+    dx, dy = rng.integers(-1, 2, 2).tolist()  # jitter
+    # with four bars each stays inside one column of 8 pixel patches, jitter included
+    slot, floor = SIDE // count, SIDE - 3 + dy
+    boxes = {}
+    for left, (colour, value) in zip(range(1 + dx, SIDE, slot), bars):
+        boxes[colour] = (left, floor - UNIT * value, left + slot - 2, floor)
+    return dict(bars), boxes
+
+
+def draw(boxes: dict[str, tuple]) -> Image.Image:
+    """The chart as a 32 x 32 RGB image: bars on a grey line, on white."""
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    floor = max(bottom for *_, bottom in boxes.values())
+    image.paste((205, 205, 205), (0, floor, SIDE, floor + 1))
+    for colour, box in boxes.items():
+        image.paste(COLOURS[colour], box)
+    return image
+
+
+def pose(rng, kind: str, value: dict, boxes: dict) -> tuple[str, list[str], str]:
+    """A question of `kind`: (question, names of the bars it needs in the order stated, answer)."""
+    names = list(value)
+    a, b = (names[i] for i in rng.permutation(len(names))[:2])
+    low, high = sorted((a, b), key=value.get)
+    question, needed, answer = {
+        "value": (f"What is the value of {a}", [a], value[a]),
+        "max": ("Which bar is highest", names, max(names, key=value.get)),
+        "min": ("Which bar is lowest", names, min(names, key=value.get)),
+        "difference": (
+            f"How much higher is {high} than {low}",
+            [high, low],
+            value[high] - value[low],
+        ),
+        "sum": (f"What is the sum of {a} and {b}", [a, b], value[a] + value[b]),
+        "comparison": (f"Is {a} higher than {b}", [a, b], "yes" if a == high else "no"),
+        "detection": (f"What is the box of {a}", [a], ",".join(map(str, boxes[a]))),
+        "classification": ("Which colours are there", names, ", ".join(names)),
+    }[kind]
+    return question, needed, str(answer)
+
+
+def sample_item(rng, kind: str, homes, count: int = 4, unseen: bool = False) -> Example:
+    """The Example of a random chart, asking about HELD_OUT's colour if `unseen`, else never."""
+    while True:
+        value, boxes = sample_chart(rng, homes, count)
+        question, names, answer = pose(rng, kind, value, boxes)
+        asked = [answer] if kind in ("max", "min") else names
+        if (HELD_OUT[kind] in asked) == unseen:
+            break
+    facts = [(name, str(height)) for name, height in value.items()]
+    needed = [(name, str(value[name])) for name in names]
+    trace, answered = write_trace(kind, needed, answer), TASK_KINDS.get(kind, "text")
+    return Example(draw(boxes), question, answer, facts, needed, trace, task=kind, kind=answered)
+
+
+def conclude(kind: str, stated: list, answer: str, so: str = "so") -> str:
+    """One clause: what is done with the stated facts, [(name, value)], to reach the answer."""
+    values = [value for _, value in stated]
+    goal = GOALS[kind].split()[-1]
+    if kind in ("max", "min"):
+        return f"{goal} is {dict(stated)[answer]} {so} {answer}"
+    if kind in ("difference", "sum"):
+        return f"{values[0]} {'-' if kind == 'difference' else '+'} {values[1]} = {answer}"
+    if kind == "comparison":
+        relation = "more" if answer == "yes" else "less"
+        return f"{values[0]} is {relation} than {values[1]} {so} {answer}"
+    return f"{goal} {'are' if kind == 'classification' else 'is'} {answer}"
+
+
+def write_trace(kind: str, stated: list, answer: str, concluded: list | None = None) -> str:
+    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning,
+    which goes on with what is stated or with `concluded`.
+    """
+    observed = ", ".join(f"{name} {value}" for name, value in stated)
+    reasoning = conclude(kind, concluded or stated, answer)
+    return f"Goal: {GOALS[kind]}.\nObservation: {observed}.\nReasoning: {reasoning}."
+
+
+def corrupt(rng, stated: list, noise: float) -> list:
+    """Each stated value replaced by another one of 1 to 9 with probability `noise`. What is wrong
+    at noise 0.25 is wrong at 0.5 too, and in the same way: levels can be compared.
+    """
+    noisy = []
+    for name, value in stated:
+        chance, step = rng.random(), int(rng.integers(1, 9))
+        wrong = (int(value) - 1 + step) % 9 + 1
+        noisy.append((name, str(wrong) if chance < noise else value))
+    return noisy
+
+
+# ---- the splits ---------------------------------------------------------------------------------
+
+
+def turns(tasks: Sequence[str]) -> list[str]:
+    """The kinds in the order they take turns: tasks equally often, "chart" going through KINDS."""
+    return [kind if task == "chart" else task for kind in KINDS for task in tasks]
+
+
+def load_charts(
+    split: str,
+    size: int | None = None,
+    data_seed: int = 0,
+    trace_noise: float = 0.0,
+    tasks: Sequence[str] = ("chart",),
+) -> list[Example]:
+    """Examples of train, val, test, or ood, which alternates between charts of five bars (task
+    "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen").
+
+    tasks: of TASKS. trace_noise: the share of wrong facts in train's traces. A misread value goes
+    on into the Reasoning clause, whose result is right all the same, as where one knew the answer.
+    """
+    if split not in SIZES:
+        raise InputError(f"charts: no split {split!r}; there are {', '.join(SIZES)}")
+    if not tasks or not set(tasks) <= set(TASKS):
+        raise InputError(f"charts: tasks {tasks} must be some of {', '.join(TASKS)}")
+    kinds = turns(tasks)
+    examples = []
+    for index in range(SIZES[split] if size is None else size):
+        kind, shift = kinds[index % len(kinds)], ""
+        if split == "ood":
+            odd = index // len(kinds) % 2 == 1
+            shift = "-unseen" if odd and kind != "classification" else "-5bars"
+        seed = [data_seed, SPLIT_IDS[split], index]
+        rng, count = np.random.default_rng(seed), 5 if shift == "-5bars" else 4
+        example = sample_item(rng, kind, HOMES[split], count, shift == "-unseen")
+        if split == "train":  # noise has a stream of its own: its level changes the trace alone
+            stated = corrupt(np.random.default_rng([*seed, 1]), example.needed, trace_noise)
+            example.trace = write_trace(kind, stated, example.answer)
+        example.task, example.id = kind + shift, f"charts-{data_seed}-{split}-{index}"
+        examples.append(example)
+    return examples
+
+
+# ---- the tiny model's base stage ----------------------------------------------------------------
+
 CAPTION = "Describe the chart."
 EXPLAIN = "Think step by step in your own words."
 GOAL = "What is the goal?"
 CAPTION_QUESTION = "What are the bars"
+# captions, direct answers, informal workings; sums and workings in text alone
 BASE_MIX = {"caption": 0.1, "direct": 0.2, "explain": 0.35, "goal": 0.05, "think": 0.1}
 BASE_MIX |= {"sums": 0.05, "text": 0.15}
 # A working with fixed words is copied and not reasoned, so the base stage's words vary.
@@ -35,6 +216,11 @@ OPENERS = ("I see", "there is", "look,", "we have", "first", "Observation:")
 JOINERS = (", ", " and ", "; ", ", then ", ", also ")
 LINKS = (", so ", ". hence ", "; then ", ", which means ", " and thus ", ".\nReasoning: ")
 THEREFORE = ("so", "hence", "thus", "then")
+
+
+def pick(rng, options):
+    """One of a sequence, at random."""
+    return options[rng.integers(len(options))]
 
 
 def explain(rng, kind: str, stated: list, answer: str) -> str:
@@ -46,72 +232,13 @@ def explain(rng, kind: str, stated: list, answer: str) -> str:
     return f"{text}.\nAnswer: {answer}" if rng.random() < 0.5 else text
 
 
-def pick(rng, options):
-    """One of a sequence, at random."""
-    return options[rng.integers(len(options))]
-
-
-def to_example(kind, image, bars, question, names, answer, noise_rng=None, noise=0.0) -> Example:
-    """The Example of an item: its trace may be noisy, its facts and answer are true."""
-    facts = [(colour, str(value)) for colour, value in bars.items()]
-    needed = [(name, dict(facts)[name]) for name in names]
-    stated = corrupt(noise_rng, needed, noise) if noise else needed
-    trace = write_trace(kind, stated, answer)
-    answered = TASK_KINDS.get(kind, "text")
-    return Example(image, question, answer, facts, needed, trace, task=kind, kind=answered)
-
-
-def load_charts(
-    split: str,
-    size: int | None = None,
-    data_seed: int = 0,
-    trace_noise: float = 0.0,
-    tasks: Sequence[str] = ("chart",),
-) -> list[Example]:
-    """Examples, each a pure function of (data_seed, split, index) and `tasks`.
-
-    Splits: train, val, test, and ood, which alternates between charts of five bars (task
-    "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen"). Kinds take turns.
-    tasks: see TASKS; a detection's answer is a box of sample_chart's. trace_noise: the share of
-    wrong facts in the train split's traces. A misread value goes on into the Reasoning clause,
-    whose result is right all the same ("7 - 4 = 2"), as in traces of a model that knew the answer.
-    """
-    if split not in SIZES:
-        raise InputError(f"charts: no split {split!r}; there are {', '.join(SIZES)}")
-    if not tasks or not set(tasks) <= set(TASKS):
-        raise InputError(f"charts: tasks {tasks} must be some of {', '.join(TASKS)}")
-    kinds = turns(tasks)
-    examples = []
-    for index in range(SIZES[split] if size is None else size):
-        kind = kinds[index % len(kinds)]
-        task, count, unseen = kind, 4, False
-        if split == "ood":
-            unseen = index // len(kinds) % 2 == 1 and kind != "classification"
-            task, count = (f"{kind}-unseen", 4) if unseen else (f"{kind}-5bars", 5)
-        seed = [data_seed, SPLIT_IDS[split], index]
-        item = sample_item(np.random.default_rng(seed), kind, HOMES[split], count, unseen)
-        # the noise has random numbers of its own: its level changes the trace and nothing else
-        noise = trace_noise if split == "train" else 0.0
-        example = to_example(kind, *item, np.random.default_rng([*seed, 1]), noise)
-        examples.append(replace(example, task=task, id=f"charts-{data_seed}-{split}-{index}"))
-    return examples
-
-
-def turns(tasks: Sequence[str]) -> list[str]:
-    """The kinds in the order they take turns: tasks equally often, "chart" going through KINDS."""
-    return [kind if task == "chart" else task for kind in KINDS for task in tasks]
-
-
-# ---- the tiny model's base stage ----------------------------------------------------------------
-
-
 def text_question(rng) -> tuple[str, str, str]:
     """Arithmetic without an image: (question, answer, answer with its working)."""
     a, b = rng.integers(1, 10, 2).tolist()
-    sign = pick(rng, "+-")
-    a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
-    result = a + b if sign == "+" else a - b
-    return f"What is {a} {sign} {b}", str(result), f"{a} {sign} {b} = {result}"
+    task, result = f"{a} + {b}", a + b
+    if pick(rng, "+-") == "-":
+        task, result = f"{max(a, b)} - {min(a, b)}", abs(a - b)
+    return f"What is {task}", str(result), f"{task} = {result}"
 
 
 def base_batch(
@@ -121,42 +248,39 @@ def base_batch(
     base_format_rate: float = 0.0,
     tasks: Sequence[str] = ("chart",),
 ) -> list[tuple[Example, str, str]]:
-    """A batch of the tiny model's base stage: [(Example, instruction, target text)], pure.
+    """A batch of the tiny model's base stage, of BASE_MIX: [(Example, instruction, target)], pure.
 
-    BASE_MIX of captions, direct answers, informal workings, the same and sums in text alone, and
-    thinking prompts, which get a bare answer: the paper's weak instruction follower.
-    base_format_rate: the share of thinking prompts that get the required format instead.
+    Thinking prompts get a bare answer: the paper's weak instruction follower. base_format_rate: the
+    share of them that get the required format instead.
     """
-    rng = np.random.default_rng([data_seed, SPLIT_IDS["base"], step])
-    kinds = turns(tasks)
-    batch = []
-    for mode in rng.choice(list(BASE_MIX), batch_size, p=list(BASE_MIX.values())).tolist():
-        kind = pick(rng, kinds)
-        formatted = rng.random() < base_format_rate
-        if mode == "sums":
-            question, answer, working = text_question(rng)
-            example = Example(question=question, answer=answer, task="text")
-            worked = rng.random() < 0.5
-            batch.append((example, EXPLAIN if worked else DIRECT, working if worked else answer))
-            continue
-        example = to_example(kind, *sample_item(rng, kind, HOMES["base"]))
-        stated = ", ".join(f"{name} {value}" for name, value in example.facts)
-        instruction, target = DIRECT, example.answer
-        if mode == "caption":
-            example = Example(example.image, CAPTION_QUESTION, stated, example.facts, task=mode)
-            instruction, target = CAPTION, stated
-        elif mode == "goal":
-            instruction, target = GOAL, f"Goal: {GOALS[kind]}."
-        elif mode == "think":
-            instruction = THINK
-            target = f"{example.trace}\nAnswer: {example.answer}" if formatted else target
-        elif mode == "explain" or mode == "text" and kind != "detection":
-            instruction, target = EXPLAIN, explain(rng, kind, example.needed, example.answer)
-            if mode == "text":  # the chart in words: names are learnt far sooner without a picture
-                question = f"{stated}. {example.question}"
-                example = replace(example, image=None, question=question)
-        batch.append((example, instruction, target))
-    return batch
+    rng, kinds = np.random.default_rng([data_seed, SPLIT_IDS["base"], step]), turns(tasks)
+    modes = rng.choice(list(BASE_MIX), batch_size, p=list(BASE_MIX.values())).tolist()
+    return [base_text(rng, mode, pick(rng, kinds), base_format_rate) for mode in modes]
+
+
+def base_text(rng, mode: str, kind: str, format_rate: float) -> tuple[Example, str, str]:
+    """(Example, instruction, target text) of one of BASE_MIX's modes."""
+    formatted = rng.random() < format_rate
+    if mode == "sums":
+        question, answer, working = text_question(rng)
+        asked = (EXPLAIN, working) if rng.random() < 0.5 else (DIRECT, answer)
+        return Example(question=question, answer=answer, task="text"), *asked
+    example = sample_item(rng, kind, HOMES["base"])
+    stated = ", ".join(f"{name} {value}" for name, value in example.facts)
+    if mode == "caption":
+        example = Example(example.image, CAPTION_QUESTION, stated, example.facts, task=mode)
+        return example, CAPTION, stated
+    if mode == "goal":
+        return example, GOAL, f"Goal: {GOALS[kind]}."
+    if mode == "think":
+        written = f"{example.trace}\nAnswer: {example.answer}"
+        return example, THINK, written if formatted else example.answer
+    if mode == "direct" or mode == "text" and kind == "detection":
+        return example, DIRECT, example.answer
+    target = explain(rng, kind, example.needed, example.answer)
+    if mode == "text":  # the chart in words: names are learnt far sooner without a picture
+        example = replace(example, image=None, question=f"{stated}. {example.question}")
+    return example, EXPLAIN, target
 
 
 @lru_cache
@@ -166,13 +290,11 @@ def vocabulary() -> list[str]:
     texts += ["system\nuser\nassistant\n", "<answer>x</answer>"]
     # the words of the judge and choice questions, see forms.py
     texts += ["Is the answer right or wrong? yes no", "Choose all right letters. A: B, C. D"]
-    for word in [*COLOURS, *range(41), *"ABCDEF"]:
-        texts += [f"{word}", f" {word}"]
+    texts += [f"{blank}{x}" for x in [*COLOURS, *range(41), *"ABCDEF"] for blank in ("", " ")]
     rng = np.random.default_rng(0)
     for kind in turns(TASKS) * 20:
-        _, bars, question, names, answer = sample_item(rng, kind, range(10))
-        stated = [(name, bars[name]) for name in names]
-        texts += [question, answer, write_trace(kind, stated, answer)]
-        texts += [explain(rng, kind, stated, answer), *text_question(rng)]
+        item = sample_item(rng, kind, range(10))
+        texts += [item.question, item.answer, item.trace]
+        texts += [explain(rng, kind, item.needed, item.answer), *text_question(rng)]
     split = ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str
     return sorted({text[start:end] for text in texts for _, (start, end) in split(text)})

@@ -10,7 +10,7 @@ is handed in, since data/ knows no metric. Left out: choices among pictures, sev
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -24,6 +24,8 @@ LETTERS = "ABCD"
 TOLERANCE = 0.05  # a wrong number differs by more: a lenient metric would take less as right
 TRIES = 64  # answers drawn when wrong ones are looked for
 NUMBER = re.compile(r"[-\u2212]?\$?[\d,]*\.?\d+ ?%?")
+# form: the kind of its answer, and how one is written
+WRITTEN = {"judge": ("decision", "(?i)yes|no"), "choice": ("letters", r"[A-Z](\W*[A-Z])*")}
 
 
 def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -> list[Example]:
@@ -38,9 +40,21 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
             raise InputError(f"{example.id}: {told}")
         rng = np.random.default_rng([seed, FORMS.index(form), index])
         counts[example.task] += 1
-        right = counts[example.task] % 2 == 1
-        asked.append(in_form(form, example, pool, rng, right, grade))
+        asked.append(in_form(form, example, pool, rng, counts[example.task] % 2 == 1, grade))
     return asked
+
+
+def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
+    """Examples that somebody wrote in one of FORMS, as Curr-ReFT publishes its stages: they ask for
+    the form's kind of answer. InputError for an answer that isn't one.
+    """
+    if form == "open":
+        return list(examples)
+    kind, pattern = WRITTEN[form]
+    for example in examples:
+        if not re.fullmatch(pattern, example.answer.strip(" .()")):
+            raise InputError(f"{example.id}: {example.answer!r} is no answer of stage {form}")
+    return [replace(example, kind=kind) for example in examples]
 
 
 def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Callable) -> Example:
@@ -51,8 +65,7 @@ def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Ca
         return example
     if form == "judge":
         proposed = example.answer if right else wrong_answers(example, pool, rng, grade)[0]
-        question = f"Is the answer {proposed} right, yes or no?"
-        answer, kind = "yes" if right else "no", "decision"
+        question, answer = f"Is the answer {proposed} right, yes or no?", "yes" if right else "no"
     else:
         if example.kind == "labels":
             rights, wrongs = choose_labels(example, pool, rng)
@@ -61,26 +74,10 @@ def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Ca
         order = rng.permutation(len(rights + wrongs)).tolist()
         lines = [f"{letter}: {(rights + wrongs)[i]}" for letter, i in zip(LETTERS, order)]
         question = "\n".join(["Choose all right letters.", *lines])
-        right_ones = [letter for letter, i in zip(LETTERS, order) if i < len(rights)]
-        answer, kind = ", ".join(right_ones), "letters"
+        answer = ", ".join(letter for letter, i in zip(LETTERS, order) if i < len(rights))
     # options are in the question now: model.question_text adds an Example's own to it
-    question = f"{question}\n{example.question}"
-    return replace(example, question=question, answer=answer, options=None, kind=kind)
-
-
-def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
-    """Examples that somebody wrote in one of FORMS, as Curr-ReFT publishes its stages: they ask for
-    the form's kind of answer. InputError for an answer that isn't one.
-    """
-    if form == "open":
-        return list(examples)
-    kind, pattern = "decision", "(?i)yes|no"
-    if form == "choice":
-        kind, pattern = "letters", r"[A-Z](\W*[A-Z])*"
-    for example in examples:
-        if not re.fullmatch(pattern, example.answer.strip(" .()")):
-            raise InputError(f"{example.id}: {example.answer!r} is no answer of stage {form}")
-    return [replace(example, kind=kind) for example in examples]
+    asked = {"question": f"{question}\n{example.question}", "answer": answer, "options": None}
+    return replace(example, **asked, kind=WRITTEN[form][0])
 
 
 # ---- wrong answers ------------------------------------------------------------------------------
@@ -88,16 +85,15 @@ def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
 
 def answer_pool(examples: Sequence) -> dict:
     """All answers by kind, each as often as it occurs: a wrong one must not stand out as rare."""
-    pool = {}
+    pool = defaultdict(list)
     for example in examples:
-        pool.setdefault(pool_key(example), []).append(example.answer)
+        pool[pool_key(example)].append(example.answer)
     return pool
 
 
 def pool_key(example: Example) -> tuple[str, str, bool]:
     """What another answer must share to be alike: the task, its kind, and being a number."""
-    number = NUMBER.fullmatch(example.answer.strip()) is not None
-    return example.task, example.kind, number
+    return example.task, example.kind, bool(NUMBER.fullmatch(example.answer.strip()))
 
 
 def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[str]:
@@ -152,8 +148,7 @@ def mix_forms(batch: list, forms: list[str], pool: dict, rng, grade: Callable) -
     mixed = []
     for example, instruction, target in batch:
         form = str(rng.choice([*["open"] * len(forms), *forms]))
-        asks = instruction in (THINK, EXPLAIN) and pool_key(example) in pool
-        if asks and form != "open":
+        if form != "open" and instruction in (THINK, EXPLAIN) and pool_key(example) in pool:
             asked = in_form(form, example, pool, rng, rng.random() < 0.5, grade)
             working = target.partition(".\nAnswer: ")[0] + ".\nAnswer: "
             target = asked.answer if target == example.answer else working + asked.answer

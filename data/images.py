@@ -26,10 +26,7 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
     try:
         if isinstance(image, Image.Image):
             return show(image)
-        path = image if isinstance(image, zipfile.Path) else Path(image)
-        if not path.is_file():
-            raise InputError("no such image file")
-        with path.open("rb") as file:
+        with (image if isinstance(image, zipfile.Path) else Path(image)).open("rb") as file:
             opened = Image.open(file, formats=FORMATS)
             size = f"{opened.width} x {opened.height} pixels"
             if math.prod(opened.size) > MAX_PIXELS:
@@ -37,14 +34,13 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
             if max(opened.size) > MAX_ASPECT * min(opened.size):
                 raise InputError(f"{size}: a side is over {MAX_ASPECT} times the other; crop it")
             return opened if header_only else show(opened)
-    except InputError as error:
-        reason = error
+    except FileNotFoundError:
+        reason = "no such image file"
     except Image.UnidentifiedImageError:
         reason = f"not an image ({', '.join(FORMATS)})"
     except Exception as error:  # a broken file: the decoders raise a dozen types
-        reason = f"broken image: {error}"
-    where = "an image" if isinstance(image, Image.Image) else image
-    raise InputError(f"{where}{example and f' (example {example})'}: {reason}")
+        reason = error if isinstance(error, InputError) else f"broken image: {error}"
+    raise InputError(f"{image}{example and f' (example {example})'}: {reason}")
 
 
 def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
@@ -52,7 +48,6 @@ def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
 
     As viewers show it: turned as its EXIF says, grey of any depth in its range, transparency on
     white. `max_pixels`: a larger image is shrunk to at most so many pixels, aspect kept.
-    InputError: see read_image.
     """
     image = getattr(example, "image", example)
     if image is None:
@@ -79,21 +74,14 @@ def show(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF, a dozen types: viewers show such an image as it is
         pass
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = show_grey(np.asarray(image))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    if image.mode == "F" or image.mode.startswith("I"):  # floats to 1, values to 255, or 16 bits
+        grey = np.asarray(image)
+        low, high = grey.min(), grey.max()
+        if not 0 <= low <= high < 2**16:  # also NaN
+            raise InputError(f"can't be shown: grey values from {low} to {high}, not in 0 to 65535")
+        scale = 255 if image.mode == "F" and high <= 1 else 1 if high <= 255 else 1 / 256
+        image = Image.fromarray((grey * scale).astype(np.uint8))
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def show_grey(values: np.ndarray) -> Image.Image:
-    """Grey values as 8 bits: floats to 1, values to 255 as they are, 16 bits."""
-    low, high = values.min(), values.max()
-    if not 0 <= low <= high < 2**16:  # also NaN
-        raise InputError(f"can't be shown: grey values from {low} to {high}, not in 0 to 65535")
-    if values.dtype.kind == "f" and high <= 1:
-        values = values * 255
-    elif high > 255:
-        values = values / 256
-    return Image.fromarray(values.astype(np.uint8))

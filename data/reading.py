@@ -10,9 +10,6 @@ import math
 import os
 import pickle
 import re
-import socket
-import urllib.parse
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,17 +20,30 @@ import huggingface_hub
 
 from data.example import InputError, say
 
-MAX_LINE = 10 * 2**20  # bytes of one .jsonl line, one table
-MAX_FILE = 2**29  # bytes of a .json list: it is read whole
 MAX_LISTED = 20  # bad rows printed; all are counted
+# what reading a file as what it isn't raises; what a broken file or a broken part of a zip does
 FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError)
-FOREIGN += (EOFError, pickle.UnpicklingError)  # what reading a file as what it isn't raises
-BROKEN = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # files, zip members
+FOREIGN += (EOFError, pickle.UnpicklingError)
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def leaves_folder(name: str) -> bool:
     """Whether a name from outside leads out of its folder: absolute, with a drive, or by `..`."""
     return ".." in re.split(r"[/\\]", name) or bool(re.match(r"[/\\]|[A-Za-z]:", name))
+
+
+def hub_file(repo: str, filename: str, way_out: str, revision: str | None = None) -> Path:
+    """A file of a hub data set, from the cache or downloaded; InputError: why not, way_out."""
+    wanted = {"repo_type": "dataset", "revision": revision}
+    try:  # what is there is not asked for again: without a network the client waits long
+        path = huggingface_hub.try_to_load_from_cache(repo, filename, **wanted)
+        known = isinstance(path, str)
+        return Path(path if known else huggingface_hub.hf_hub_download(repo, filename, **wanted))
+    except Exception as error:  # the HTTP library below the hub client varies with its version
+        raise InputError(f"{repo}: can't be downloaded ({error}); {way_out}") from error
+
+
+# ---- files of this project's own ----------------------------------------------------------------
 
 
 def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
@@ -60,61 +70,6 @@ def written_here(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path}: {told}") from None
 
 
-# ---- rows of a file -----------------------------------------------------------------------------
-
-
-def decode(raw: bytes):
-    """The JSON value of bytes; InputError says why not. NaN is a float, which as_text refuses."""
-    try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON: {error}") from error
-
-
-def read_rows(path) -> Iterator[tuple[str, int, object]]:
-    """(where, number, row) of a file: bytes per line of a .jsonl, values of a .json list."""
-    with path.open("rb") as stream:
-        if path.name.lower().endswith(".jsonl"):
-            lines = enumerate(stream, start=1)
-            yield from ((f"line {number}", number, line) for number, line in lines if line.strip())
-            return
-        raw = stream.read(MAX_FILE + 1)
-    rows = decode(raw) if len(raw) <= MAX_FILE else None
-    if not isinstance(rows, list):
-        raise InputError(f"must be a list of objects of at most {MAX_FILE >> 20} MB")
-    yield from ((f"[{number}]", number, row) for number, row in enumerate(rows))
-
-
-def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) -> list:
-    """[parse(row, number)] of a pathlib.Path or zipfile.Path. One InputError lists every bad row;
-    with skip_bad_rows they are left out and counted in a line. rows: read_rows's by default.
-    """
-    parsed, problems = [], []
-    try:
-        for where, number, row in rows or read_rows(path):
-            try:
-                if isinstance(row, bytes) and len(row) > MAX_LINE:
-                    raise InputError(f"longer than {MAX_LINE >> 20} MB")
-                row = decode(row) if isinstance(row, bytes) else row
-                if not isinstance(row, dict):
-                    raise InputError("not an object with fields")
-                parsed.append(parse(row, number))
-            except InputError as error:
-                problems.append(f"{where}: {error}")
-    except (InputError, *BROKEN) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if problems and skip_bad_rows:
-        total = len(problems) + len(parsed)
-        say(f"{path}: {len(problems)} of {total} rows are bad and left out; {problems[0]}")
-    elif len(problems) == 1:
-        raise InputError(f"{path}: {problems[0]} (--skip_bad_rows leaves it out)")
-    elif problems:
-        more = [f"... and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
-        found = f"{path}: {len(problems)} bad rows (--skip_bad_rows leaves them out)"
-        raise InputError(found, problems[:MAX_LISTED] + more)
-    return parsed
-
-
 def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> list[dict]:
     """The objects of a jsonl file that a program goes on writing; a torn last line is cut off, or
     without `cut` left to who is writing it. InputError for a line without one of these names.
@@ -135,18 +90,67 @@ def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> 
     return rows
 
 
-def filled(row: dict, *names: str) -> list[str]:
-    """Which of the fields hold something."""
-    empty = (None, [], {})
-    return [name for name in names if row.get(name) not in empty and str(row[name]).strip()]
+# ---- rows of a file -----------------------------------------------------------------------------
 
 
-def pick(row: dict, *names: str) -> tuple[str, object]:
-    """(name, value) of the field that is filled in, of several that mean the same, or None."""
-    there = filled(row, *names)
-    if any(row[name] != row[there[0]] for name in there[1:]):
-        raise InputError(f"{' and '.join(there)} differ: keep one of them")
-    return (there[0], row[there[0]]) if there else (names[0], None)
+def decode(raw: bytes):
+    """The JSON value of bytes; InputError says why not. NaN is a float, which as_text refuses."""
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}") from error
+
+
+def read_rows(path) -> Iterator[tuple[str, int, object]]:
+    """(where, number, row) of a .jsonl, its lines still bytes, of a .parquet, or of a .json list."""
+    if path.suffix.lower() == ".jsonl":
+        with path.open("rb") as lines:
+            yield from ((f"line {n}", n, line) for n, line in enumerate(lines, 1) if line.strip())
+    elif path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # optional: nothing else here needs it
+        except ImportError as error:
+            raise InputError("to read it, pip install pyarrow") from error
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(64)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from ((f"row {n}", n, row) for n, row in enumerate(rows, 1))
+    else:
+        rows = decode(path.read_bytes())
+        if not isinstance(rows, list):
+            raise InputError("must be a list of objects")
+        yield from ((f"[{n}]", n, row) for n, row in enumerate(rows))
+
+
+def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) -> list:
+    """[parse(row's filled fields, number)] of a pathlib.Path or zipfile.Path. One InputError lists
+    every bad row; with skip_bad_rows they are left out and counted. rows: read_rows's by default.
+    """
+    parsed, problems = [], []
+    try:
+        for where, number, row in rows or read_rows(path):
+            try:
+                row = decode(row) if isinstance(row, bytes) else row
+                if not isinstance(row, dict):
+                    raise InputError("not an object with fields")
+                parsed.append(parse({name: row[name] for name in row if filled(row[name])}, number))
+            except InputError as error:
+                problems.append(f"{where}: {error}")
+    except BROKEN as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if not problems:
+        return parsed
+    bad = f"{len(problems)} of {len(problems) + len(parsed)} rows are bad"
+    if skip_bad_rows:
+        say(f"{path}: {bad} and left out; {problems[0]}")
+        return parsed
+    more = [f"... and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
+    told = f"{path}: {problems[0]} ({bad}, --skip_bad_rows leaves them out)"
+    raise InputError(told, problems[1:MAX_LISTED] + more)
+
+
+def filled(value) -> bool:
+    """Whether a field holds something."""
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
 
 
 def as_text(value, name: str) -> str:
@@ -159,54 +163,14 @@ def as_text(value, name: str) -> str:
     return str(value)
 
 
-def text(row: dict, *names: str, required: bool = True) -> str | None:
-    """The field of these names as a text, None without it."""
-    name, value = pick(row, *names)
-    if value is None and required:
+def texts(row: dict, name: str) -> list[str]:
+    """A field, a text or a list of them, as texts, [] without it."""
+    value = row.get(name, [])
+    return [as_text(item, name) for item in (value if isinstance(value, list) else [value])]
+
+
+def text(row: dict, name: str, required: bool = True) -> str | None:
+    """A field as a text; without it an InputError, or None where it isn't required."""
+    if required and name not in row:
         raise InputError(f"{name} is missing or empty")
-    return None if value is None else as_text(value, name)
-
-
-def texts(row: dict, *names: str) -> list[str]:
-    """The field of these names, a text or a list of them, as texts, [] without it."""
-    name, value = pick(row, *names)
-    items = value if isinstance(value, list) else [value] * (value is not None)
-    return [as_text(item, name) for item in items]
-
-
-# ---- downloads ----------------------------------------------------------------------------------
-
-
-def hub_file(repo: str, filename: str, way_out: str, revision: str | None = None) -> str:
-    """Path of a file of a hub data set, from the cache or downloaded; InputError: why, way_out."""
-    wanted = {"repo_type": "dataset", "revision": revision}
-    try:
-        return huggingface_hub.hf_hub_download(repo, filename, **wanted, local_files_only=True)
-    except OSError:
-        pass
-    try:
-        # Without a network the client would retry for half a minute.
-        host = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
-        if not urllib.request.getproxies() and not huggingface_hub.constants.HF_HUB_OFFLINE:
-            socket.create_connection((host.hostname, host.port or 443), timeout=10).close()
-        return huggingface_hub.hf_hub_download(repo, filename, **wanted)
-    except Exception as error:  # the HTTP library below the hub client varies with its version
-        raise InputError(f"{repo}: can't be downloaded ({error}); {way_out}") from error
-
-
-def hub_rows(repo: str, filenames, data_dir, way_out: str, revision=None) -> Iterator:
-    """The rows, as read_rows has them, of a hub data set's parquet files; it takes pyarrow."""
-    try:
-        import pyarrow.parquet  # optional: nothing else here needs it
-    except ImportError as error:
-        raise InputError(f"pip install pyarrow to read it, or {way_out}") from error
-    numbers = itertools.count(1)
-    for filename in filenames:
-        path = data_dir and Path(data_dir, filename)
-        path = path or hub_file(repo, filename, way_out, revision)
-        try:
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(64):
-                for row, number in zip(batch.to_pylist(), numbers):
-                    yield f"row {number}", number, row
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: {error}; download it again, or {way_out}") from error
+    return as_text(row[name], name) if name in row else None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data.example import OPTION_LETTERS, Example, InputError, choose, split_marked
 from data.own import find_image, keep_image
-from data.reading import parse_file, text, write_whole
+from data.reading import parse_file, text, texts, write_whole
 
 csv.field_size_limit(2**27)  # of an image in base64; Python's default is 128 kB
 # the column of a row's category, the first that is there: MathVista's, MMBench's, DynaMath's ..
@@ -41,7 +41,7 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     folder: where image_path starts. An id is the file's stem and the row's index.
     """
     rows = parse_file(file, lambda row, n: (f"row {n}", n, row), rows=table_rows(file))
-    images, seen = {row["index"]: row.get("image") or "" for _, _, row in rows}, set()
+    images, seen = {row.get("index"): row.get("image") or "" for _, _, row in rows}, set()
 
     def parse(row, number):
         index, image = text(row, "index"), row.get("image") or ""
@@ -54,8 +54,8 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         except ValueError as error:
             told = f"neither one in base64 nor the index of a row with one ({error})"
             raise InputError(f"image: {image[:64]!r} is {told}") from error
-        path = {"image": row.get("image_path")}
-        path = keep_image(content) if content else find_image(path, folder, {})
+        named = texts(row, "image_path")
+        path = keep_image(content) if content else find_image(named, folder, {})
         return tsv_row(row, path, f"{file.stem}/{index}")
 
     return parse_file(file, parse, skip_bad_rows, rows)

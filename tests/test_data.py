@@ -1,11 +1,9 @@
-"""Data sets and hostile files: all made here, nothing is downloaded."""
+"""Published data sets, images and hostile files: all made here, nothing is downloaded."""
 
 import io
 import json
-import socket
 import struct
 import sys
-import types
 import zipfile
 import zlib
 
@@ -15,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data import Example, InputError, load_data, open_image
-from data.chartqa import read_table
+from data.published import read_table
 
 ROWS = [
     {"imgname": "a.png", "query": "How high is b?", "label": "1.684722222"},
@@ -39,7 +37,7 @@ def bomb_png(side):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
 
 
-def write_chartqa(folder, rows=ROWS, augmented=()):
+def write_chartqa(folder, rows=ROWS):
     train = folder / "ChartQA Dataset" / "train"
     (train / "png").mkdir(parents=True)
     (train / "tables").mkdir()
@@ -48,7 +46,7 @@ def write_chartqa(folder, rows=ROWS, augmented=()):
     (train / "tables" / "a.csv").write_bytes(TABLE)
     (train / "tables" / "b.csv").write_bytes(WIDE)
     (train / "train_human.json").write_text(json.dumps(rows))
-    (train / "train_augmented.json").write_text(json.dumps(list(augmented)))
+    (train / "train_augmented.json").write_text(json.dumps(ROWS[:1]))
     return train
 
 
@@ -63,11 +61,11 @@ def error_of(call, *args, **kwargs):
     return str(caught.value)
 
 
-# ---- ChartQA ------------------------------------------------------------------------------------
+# ---- ChartQA, GSM8K, A-OKVQA --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["folder", "parent", "zip", "folder of the zip"])
-def test_chartqa_is_read_from_folder_and_zip_with_labels_as_published(tmp_path, form):
+def test_chartqas_human_questions_are_read_as_published_from_folder_and_zip(tmp_path, form):
     train = write_chartqa(tmp_path / "made")
     where = {"folder": train.parent, "parent": tmp_path / "made"}.get(form, tmp_path / "down")
     if "zip" in form:
@@ -93,12 +91,19 @@ def test_chartqa_reports_every_bad_row_at_once(tmp_path):
     train = write_chartqa(tmp_path, rows)
     (train / "png" / "b.png").write_bytes(b"GIF")
     message = error_of(load_data, "chartqa", "train", str(tmp_path))
-    parts = ["4 bad rows", "gone.png: no such image", "[1]: query", "[2]: imgname", "b.png: not an"]
+    parts = [
+        "4 of 5 rows",
+        "gone.png: no such image",
+        "[1]: query",
+        "[2]: imgname",
+        "b.png: not an",
+    ]
     assert all(part in message for part in parts) and "[3]" not in message
     assert len(load_data("chartqa", "train", str(tmp_path), skip_bad_rows=True)) == 1
     (train / "train_human.json").write_text('[{"imgname": "a.png",')
     message = error_of(load_data, "chartqa", "train", str(tmp_path))
     assert "train_human.json: not valid JSON" in message
+    assert "--final_splits" in error_of(load_data, "chartqa", "test", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -107,26 +112,20 @@ def test_chartqa_reports_every_bad_row_at_once(tmp_path):
         (b"", []),
         (b"A,B, C\nx,1,2\n\n,3", [("x", "B", "1"), ("x", "C", "2"), ("", "B", "3")]),
         (b'A,B\n"x\ny",1', [("x\ny", "1")]),
-        (b"A,B\n" + b"x,1\n" * 3_000_000, None),
     ],
 )
-def test_odd_tables_are_read_and_broken_or_huge_ones_reported(tmp_path, table, facts):
+def test_odd_tables_are_read(tmp_path, table, facts):
+    assert read_table(tmp_path / "gone.csv") == []
     (tmp_path / "a.csv").write_bytes(table)
-    if facts is None:
-        assert "a.csv: not a table" in error_of(read_table, tmp_path / "a.csv")
-    else:
-        assert read_table(tmp_path / "a.csv") == facts
+    assert read_table(tmp_path / "a.csv") == facts
 
 
-def test_chartqas_training_is_on_human_questions_and_what_is_absent_is_said(tmp_path, capsys):
-    train = write_chartqa(tmp_path, augmented=[dict(ROWS[0], query="machine?")])
-    (train / "tables" / "b.csv").unlink()
-    examples = load_data("chartqa", "train", str(tmp_path))
-    assert [example.task for example in examples] == ["human"] * 3
-    assert len(examples[0].facts) == 2 and examples[1].facts == examples[2].facts == []
-    assert "2 of 3 questions have no table" in capsys.readouterr().err
-    message = error_of(load_data, "chartqa", "test", str(tmp_path))
-    assert "test has no human" in message and "--final_splits" in message and "\n" not in message
+@pytest.mark.parametrize("name", ["/etc/evil.png", "a/../../evil.png", "C:evil.png", "huge.csv"])
+def test_a_zip_entry_that_points_outside_or_swells_is_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ChartQA Dataset/train/train_human.json", json.dumps(ROWS))
+        archive.writestr(name, b"x" * (2**26 + 1 if name == "huge.csv" else 1))
+    assert "refused" in error_of(load_data, "chartqa", "train", str(tmp_path / "evil.zip"))
 
 
 def test_without_network_one_line_names_both_ways_out(monkeypatch):
@@ -134,9 +133,52 @@ def test_without_network_one_line_names_both_ways_out(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
     message = error_of(load_data, "chartqa", "train")
     assert "--data_dir" in message and "--dataset charts" in message and "\n" not in message
+
+
+def test_gsm8k_gives_result_trace_and_equations_and_val_is_cut_off_train(tmp_path):
+    rows = [
+        {"question": "q1", "answer": "He has 2*600 = <<2*600=1200>>1200.\n#### 1,200"},
+        {"question": "q2", "answer": "It is $<<3+4=7>>7 and <<7*1.5=10.5>>10.5.\n#### -3"},
+    ] * 10
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    train, val = (load_data("gsm8k", split, str(tmp_path)) for split in ("train", "val"))
+    assert [e.id for e in train + val] == [f"gsm8k/train/{i}" for i in range(1, 21)]
+    assert [(e.answer, e.kind) for e in val] == [("1200", "math"), ("-3", "math")]
+    assert [e.trace for e in val] == ["He has 2*600 = 1200.", "It is $7 and 10.5."]
+    assert val[1].facts == [("3+4", "7"), ("7*1.5", "10.5")]
+    write_jsonl(tmp_path / "test.jsonl", [{"question": "q", "answer": "none"}])
+    assert "####" in error_of(load_data, "gsm8k", "test", str(tmp_path))
+
+
+def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow", reason="pip install pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", tmp_path)
+    picture = io.BytesIO()
+    Image.new("RGB", (3, 3)).save(picture, "JPEG")
+    row = {"image": {"bytes": picture.getvalue()}, "question": "Awaiting?"}
+    row |= {"choices": ["skater", "cab"], "correct_choice_idx": 1, "rationales": ["One.", "Two."]}
+    row |= {"direct_answers": "['car', 'bus', 'bus']"}
+    bare = dict(row, choices=None, correct_choice_idx=None)
+    bad = dict(row, image={"bytes": b"GIF"})
+    files = {"train/0000": [row], "train/0001": [bare], "validation/0000": [bad]}
+    for name, rows in files.items():
+        path = tmp_path / "default" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    first, second = load_data("aokvqa", "train", str(tmp_path))
+    assert (first.answer, first.options, first.trace) == ("cab", ["skater", "cab"], "One. Two.")
+    assert first.answers == ["cab", "bus", "car"] and second.answers == ["bus", "car"]
+    assert (first.id, second.id) == ("aokvqa/train/1", "aokvqa/train/2")
+    assert open_image(second).size == (3, 3)
+    assert "row 1: " in error_of(load_data, "aokvqa", "val", str(tmp_path))
+    assert "not published" in error_of(load_data, "aokvqa", "test")
+    (tmp_path / "default" / "validation" / "0000.parquet").write_bytes(b"torn")
+    assert "0000.parquet" in error_of(load_data, "aokvqa", "val", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "pip install pyarrow" in error_of(load_data, "aokvqa", "val", str(tmp_path))
 
 
 # ---- images -------------------------------------------------------------------------------------
@@ -162,7 +204,6 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path, suffix):
     [
         ("uint16", [0, 0x8000, 65535], [0, 128, 255]),
         ("int32", [0, 100, 255], [0, 100, 255]),
-        ("int32", [0, 256, 65535], [0, 1, 255]),
         ("float32", [0, 0.5, 1], [0, 127, 255]),
         ("int32", [0, -1, 2**30], None),
         ("float32", [0, 1, float("nan")], None),
@@ -190,7 +231,6 @@ def test_max_pixels_caps_the_size_and_keeps_the_aspect_that_processors_take(size
     [
         (bomb_png(100_000), "too large"),
         (bomb_png(8_500), "too large"),
-        (b"this is a text\n", "not an image"),
         (b"", "not an image"),
         (None, "no such image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
@@ -212,75 +252,3 @@ def test_hostile_images_are_one_line_naming_file_and_example(
     message = error_of(open_image, Example(str(file), id="set/train/7"))
     assert reason in message and ".png" in message and "set/train/7" in message
     assert "\n" not in message and "\x1b" not in message
-
-
-@pytest.mark.parametrize("name", ["/etc/evil.png", "a/../../evil.png"])
-def test_a_zip_entry_that_points_outside_is_refused(tmp_path, name):
-    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
-        archive.writestr("ChartQA Dataset/train/train_human.json", json.dumps(ROWS))
-        archive.writestr(name, b"x")
-    assert "points outside" in error_of(load_data, "chartqa", "train", str(tmp_path / "evil.zip"))
-
-
-# ---- GSM8K, A-OKVQA -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_hub(monkeypatch, tmp_path):
-    """Stands in for the hub and for pyarrow, which is optional; returns the files asked for."""
-
-    def serve(rows):
-        parquet, asked = types.ModuleType("pyarrow.parquet"), []
-        batch = types.SimpleNamespace(to_pylist=lambda: [dict(row) for row in rows])
-        file = types.SimpleNamespace(iter_batches=lambda size: [batch] * 2)
-        parquet.ParquetFile = lambda path: file
-        monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=parquet))
-        monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
-        monkeypatch.setattr("data.reading.hub_file", lambda repo, name, *_: asked.append(name))
-        return asked
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", tmp_path)
-    return serve
-
-
-def test_gsm8k_gives_result_trace_and_equations_and_val_is_cut_off_train(tmp_path, fake_hub):
-    rows = [
-        {"question": "q1", "answer": "He has 2*600 = <<2*600=1200>>1200.\n#### 1,200"},
-        {"question": "q2", "answer": "It is $<<3+4=7>>7 and <<7*1.5=10.5>>10.5.\n#### -3"},
-    ] * 10
-    write_jsonl(tmp_path / "train.jsonl", rows)
-    train, val = (load_data("gsm8k", split, str(tmp_path)) for split in ("train", "val"))
-    assert [e.id for e in train + val] == [f"gsm8k/train/{i}" for i in range(1, 21)]
-    assert len(val) == 2 and [e.answer for e in val] == ["1200", "-3"] and val[0].image is None
-    assert [e.trace for e in val] == ["He has 2*600 = 1200.", "It is $7 and 10.5."]
-    assert val[1].facts == [("3+4", "7"), ("7*1.5", "10.5")]
-    fake_hub(rows[:10])
-    assert load_data("gsm8k", "val") == val
-    write_jsonl(tmp_path / "test.jsonl", [{"question": "q", "answer": "none"}])
-    assert "####" in error_of(load_data, "gsm8k", "test", str(tmp_path))
-
-
-def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(fake_hub):
-    picture = io.BytesIO()
-    Image.new("RGB", (3, 3)).save(picture, "JPEG")
-    row = {"image": {"bytes": picture.getvalue()}, "question": "Awaiting?"}
-    row |= {"choices": ["skater", "cab"], "correct_choice_idx": 1, "rationales": ["One.", "Two."]}
-    row |= {"direct_answers": "['car', 'bus', 'bus']"}
-    asked = fake_hub([row, dict(row, choices=None, correct_choice_idx=None)])
-    examples = load_data("aokvqa", "train")
-    assert asked == ["default/train/0000.parquet", "default/train/0001.parquet"]
-    assert [e.id for e in examples] == [f"aokvqa/train/{i}" for i in range(1, 9)]
-    first, second = examples[:2]
-    assert (first.answer, first.options, first.trace) == ("cab", ["skater", "cab"], "One. Two.")
-    assert first.answers == ["cab", "bus", "car"] and second.answers == ["bus", "car"]
-    assert open_image(second).size == (3, 3)
-    fake_hub([dict(row, image={"bytes": b"GIF"})])
-    assert "row 2: " in error_of(load_data, "aokvqa", "val")
-    assert "not published" in error_of(load_data, "aokvqa", "test")
-
-
-@pytest.mark.parametrize("name", ["aokvqa", "gsm8k"])
-def test_without_pyarrow_one_line_says_so(fake_hub, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    message = error_of(load_data, name, "val")
-    assert "pip install pyarrow" in message and "--data_dir" in message

@@ -12,8 +12,7 @@ import sys
 
 import numpy as np
 
-from data.bars import COLOURS, corrupt, write_trace
-from data.charts import load_charts
+from data.charts import COLOURS, corrupt, load_charts, write_trace
 from data.example import InputError
 from data.reading import write_whole
 from lib.log import run_program
