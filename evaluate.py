@@ -12,6 +12,7 @@ VLMEvalKit scores (`vlmutil eval`).
 
 import argparse
 import json
+import math
 import sys
 import time
 import zlib
@@ -31,13 +32,11 @@ from data.tsv import final_answer, read_tsv, write_predictions
 from lib.answers import matches, split_response
 from lib.claims import claimed_facts
 from lib.log import progress, run_program
-from lib.readings import mean, pass_at_k, readings, show_accuracies
+from lib.readings import mean, readings, show_accuracies
 from lib.trained import find_model, load
 from rollout import Group, make_groups, rollout
 
 LOOKS = 300  # questions that are asked about images not their own, at the end
-
-# ---- readings of a split ------------------------------------------------------------------------
 
 
 def respond(
@@ -63,10 +62,8 @@ def respond(
 
 
 def marks(group: Group, tolerance: float = 0.0, belongs: Example | None = None) -> dict:
-    """What the one response of a Group is worth: checker.score's rewards, counts of its facts.
-
-    belongs: whose question it is, where the image shown and the facts of group.example are another
-    Example's; "true_of_own" counts the facts that are true there.
+    """What the one response of a Group is worth: checker.score's rewards, counts of its facts;
+    belongs: the question's own Example, where another's image is shown; see "true_of_own".
     """
     example, (response,) = group.example, group.responses
     asked = replace(belongs or example, scale=example.scale)
@@ -108,13 +105,9 @@ def evaluate_all(model, processor, examples: Sequence[Example], **asked) -> dict
     return found | looks(model, processor, examples, LOOKS, **asked)
 
 
-# ---- does it look? ------------------------------------------------------------------------------
-
-
 def looks(model, processor, examples: Sequence[Example], most: int, **asked) -> dict[str, dict]:
     """`readings` at temperature 1 of the first `most` examples, each shown an "other" item's image,
-    or a "blank" one; nothing without images. The answer asked for is the question's own; of the
-    stated facts, fact_precision is the share true of the image shown, true_of_own of the own one.
+    or a "blank" one; nothing without images. fact_precision is of the image shown.
     """
     examples = [examples[i] for i in range(min(most, len(examples)))]
     asked["temperature"] = 1.0
@@ -136,33 +129,29 @@ def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
     return replace(example, image=other.image, facts=other.facts, needed=[])
 
 
-# ---- many responses, or one that is kept --------------------------------------------------------
-
-
 def pass_at_ks(
     model, processor, examples: Sequence[Example], samples: int, *, tolerance: float = 0.0, **asked
 ) -> dict:
     """{"pass@k": share, for k = 1, 2, 4 .. samples, and "right": how many samples of each example
-    give the right marked answer, which is all that a share is computed from}; asked: see respond.
+    give the right marked answer}; asked: see respond. pass@k is the unbiased estimate of the chance
+    that one of k samples is right (Chen et al. 2021, arXiv 2107.03374, eq. 1).
     """
     groups = respond(model, processor, examples, num_generations=samples, **asked)
-    right = []
+    found = {"right": []}
     for group in progress(groups, "pass@k", total=len(examples), unit="question"):
-        texts = [response.text for response in group.responses]
-        found = score(texts, group.example, tolerance=tolerance)["accuracy"]
-        right.append(int((found > 0.5).sum()))
-    ks = [2**i for i in range(samples.bit_length())]
-    found = {f"pass@{k}": mean([pass_at_k(samples, count, k) for count in right]) for k in ks}
-    return {**found, "right": right}
+        scored = score([r.text for r in group.responses], group.example, tolerance=tolerance)
+        found["right"].append(int((scored["accuracy"] > 0.5).sum()))
+    for k in (2**i for i in range(samples.bit_length())):
+        wrong = [math.comb(samples - n, k) / math.comb(samples, k) for n in found["right"]]
+        found[f"pass@{k}"] = 1 - mean(wrong)
+    return found
 
 
 def predict(
     model, processor, examples: Sequence[Example], path: Path, how: dict, *, tolerance=0.0, **asked
 ) -> list[dict]:
-    """One response to each example, a line of the jsonl file at `path`; in the examples' order.
-
-    how: what the questions are. It is in each line, with `asked` (see respond) and a checksum of
-    the weights: what came about in the same way isn't asked again.
+    """One response to each example, a line of the jsonl file at `path`, which isn't asked for again
+    by the same weights, the same `how` (what the questions are) and `asked` (see respond).
     """
     weights = 0
     for parameter in model.parameters():
@@ -187,8 +176,8 @@ def predict(
 
 
 def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Namespace:
-    """The command line of this program or of sample.py, what is left open as in training; model is
-    what to load, asked respond's settings. InputError, also for a number of the run's result.json.
+    """The command line of this program or of sample.py, with respond's settings as args.asked; what
+    is left open is as in training. InputError, also for the run's result.json.
     """
     parser = Parser(description=about, allow_abbrev=False)
     add = parser.add_argument
@@ -250,15 +239,14 @@ def ask_split(argv: list[str]) -> None:
         found = pass_at_ks(*load(args.model), examples, args.pass_at_k, **asked)
         print(", ".join(f"{k} {100 * v:.1f} %" for k, v in found.items() if k != "right"))
         return
-    folder = Path(args.ckpt)
-    folder = folder if folder.is_dir() else Path("out", args.ckpt.replace("/", "--"))  # the hub's
-    name = f"{folder.resolve().name}_{source.stem}.tsv" if args.data else "predictions.jsonl"
-    path = Path(args.out or folder / name)
-    if args.data and (path.suffix != ".tsv" or path.resolve() == source.resolve()):
-        raise InputError(f"--out {path}: a benchmark's predictions are another .tsv")
+    folder = args.ckpt if Path(args.ckpt).is_dir() else f"out/{args.ckpt.replace('/', '--')}"
+    name = f"{Path(folder).resolve().name}_{source.stem}.tsv" if args.data else "predictions.jsonl"
+    path, wanted = Path(args.out or f"{folder}/{name}"), Path(name).suffix
+    if path.suffix != wanted or path.resolve() == Path(args.data or "").resolve():
+        raise InputError(f"--out {path}: must be a {wanted}, and not what --data is")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines_path = path.with_suffix(".jsonl") if args.data else path
-    lines = predict(*load(args.model), examples, lines_path, {**how, "ckpt": args.ckpt}, **asked)
+    how["ckpt"] = args.ckpt
+    lines = predict(*load(args.model), examples, path.with_suffix(".jsonl"), how, **asked)
     if args.data:
         responses = {line["id"]: line["response"] for line in lines}
         write_predictions(source, path, responses)

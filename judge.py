@@ -4,23 +4,18 @@
 what it doesn't answer checker.Rules does. It asks beside decoding and updates, where the paper pays
 43 to 58 % of a step: a response is judged while others are decoded, a group's update waits for its
 own calls alone, and nothing is asked that the update won't use. The questions are in prompts.py.
-Left out: a judge on the training's own GPU. Ahead of training it writes what the data lacks, facts
-(by a vision-language model, for train.py --facts) and from facts the traces (for --traces):
+Left out: a judge on the training's own GPU. Ahead of training, facts off images, traces from facts:
 
-    python judge.py facts --dataset mine.jsonl --out facts.jsonl \\
-        --judge_url http://127.0.0.1:8000/v1 --judge_model name
+    python judge.py facts --dataset mine.jsonl --out facts.jsonl --judge_url ... --judge_model ...
     python judge.py refine --dataset mine.jsonl --facts facts.jsonl --out traces.jsonl ...
 """
 
 import itertools
 import json
-import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from functools import partial
 from pathlib import Path
 from queue import PriorityQueue
 
@@ -28,14 +23,14 @@ import dyme
 from checker import Rules, total_reward
 from config import Parser, least
 from data import load_data
-from data.example import Example, InputError
+from data.example import InputError
 from data.reading import read_lines, write_whole
 from lib.answers import split_response
 from lib.chat import Chat, ChatError
 from lib.log import progress, run_program
 from lib.ranks import Ranks, broadcast_object
-from prompts import TEMPLATE, is_structured, judge_thinking, propose_template, read_off
-from prompts import written_trace
+from prompts import TEMPLATE, is_structured, judge_thinking, propose_template
+from prompts import read_off, written_trace
 from rollout import EXPLORE, MEMORIZE, Group
 
 TRACE = None  # key of a call, where a thinking is the key of its score
@@ -44,8 +39,6 @@ MAX_FAILED = 10  # in a row that end the work ahead of training
 # rules score after all, traces asked for, those that the rules write after all, seconds waited
 COUNTS = ("judge_calls", "judge_cache_hits", "judge_ratings", "judge_failures")
 COUNTS += ("refiner_calls", "refiner_fallbacks", "judge_wait_s")
-
-# ---- the scorer of the loop ---------------------------------------------------------------------
 
 
 class Judge(Rules):
@@ -57,6 +50,7 @@ class Judge(Rules):
         super().__init__(config)
         self.chat = Chat(config, Path(config.output_dir, "judge_cache.sqlite"))
         self.chat.first_question(config.force)
+        self.close = self.chat.close
         self.step = 0  # the one under way
         self.calls = defaultdict(dict)  # group.place -> {a thinking, or TRACE: Future}
         self.queue, self.order = PriorityQueue(), itertools.count()
@@ -134,7 +128,6 @@ class Judge(Rules):
             group.rewards["total"] = total_reward(group.rewards, self.config.reward_weights)
 
     def trace(self, group: Group) -> str | None:
-        """The thinking that is memorized: the judge's, else what the rules say."""
         call = self.calls[group.place].get(TRACE)
         return (call and call.result()) or super().trace(group)
 
@@ -153,9 +146,7 @@ class Judge(Rules):
         return counts
 
     def learn_template(self, step: int, groups: list[Group]) -> None:
-        """One proposal at a time, from a structured response judged high; taken over at a later
-        step if the judge preferred it.
-        """
+        """From a structured response judged high; one proposal at a time, ready at a later step."""
         if self.proposal and self.proposal.done():
             if better := self.proposal.result():
                 self.templates.append({"step": step + 1, "template": better})
@@ -165,7 +156,7 @@ class Judge(Rules):
                 for thinking, call in self.calls[group.place].items():
                     if call.result() == 1.0 and is_structured(thinking):
                         about = (thinking, group.example, self.templates[-1]["template"])
-                        self.proposal = self.ask(math.inf, None, propose_template, *about)
+                        self.proposal = self.ask(float("inf"), None, propose_template, *about)
                         return
 
     def resume(self, step: int) -> None:
@@ -175,108 +166,85 @@ class Judge(Rules):
         self.templates = [row for row in rows if row["step"] <= step] or self.templates
 
     def summary(self) -> str | None:
-        """For the run's last lines: how often the rules answered in the judge's place."""
-        failed = self.totals["judge_failures"], self.totals["refiner_fallbacks"]
-        of = self.totals["judge_ratings"], self.totals["refiner_calls"]
-        told = "the rules stood in for the judge in {} of {} ratings and {} of {} traces; its last "
-        told += f"error: {self.chat.last_error or 'none'}"
-        return told.format(failed[0], of[0], failed[1], of[1]) if any(failed) else None
-
-    def close(self) -> None:
-        """Drop the calls that haven't begun, wait for those under way."""
-        self.chat.close()
+        total = self.totals
+        failed = total["judge_failures"] + total["refiner_fallbacks"]
+        asked = total["judge_ratings"] + total["refiner_calls"]
+        told = f"the rules stood in for {failed} of {asked} ratings and traces of the judge"
+        return f"{told}; its last error: {self.chat.last_error or 'none'}" if failed else None
 
 
 def scored_thinking(group: Group) -> list[str | None]:
-    """(G,) the thinking of each response that has ended; None where there are no facts to rate it
-    by, or its format is wrong, so that the reward is 0.
-    """
-    rated = [group.example.facts and right > 0.5 for right in group.rewards["format"].tolist()]
-    pairs = zip(group.responses, rated)
-    return [split_response(response.text)[0] if fine else None for response, fine in pairs]
+    """(G,) None where it isn't rated: not ended, wrong format (reward 0), no facts to rate it by."""
+    rated = [group.example.facts and right for right in group.rewards["format"].tolist()]
+    return [split_response(r.text)[0] if fine else None for r, fine in zip(group.responses, rated)]
 
 
 # ---- ahead of training --------------------------------------------------------------------------
 
 
-def write_ahead(
-    chat: Chat, examples: Sequence[Example], path: Path, name: str, write: Callable, unit: str
-) -> None:
-    """Append what a jsonl file lacks: each example's id, question, answer, and as `name` what
-    write(chat, example) gives; None leaves it out. One call per `unit`: an image, or a text.
-
-    Says how many came about, and what it cost. Exit code 1 where calls fail (MAX_FAILED in a row
-    end the work) or nothing is there; the same command goes on.
+def write_ahead(args, chat: Chat) -> None:
+    """Append to args.out what it lacks: each example's id, question, answer, and its facts or trace
+    where there are any; one call for all questions about an image. Exit code 1 where calls fail,
+    MAX_FAILED in a row at once, or nothing is there; the same command goes on.
     """
-    done, groups = {row["id"] for row in read_lines(path)}, defaultdict(list)
-    for example in examples:
+    unit = args.unit if args.what == "facts" else "question"  # what a call is about
+    how = {"size": args.size, "skip_bad_rows": args.skip_bad_rows, "facts": args.facts}
+    done, groups = {row["id"] for row in read_lines(args.out)}, defaultdict(list)
+    for example in load_data(args.dataset, "train", args.data_dir, **how):
         if example.id not in done:
             groups[str(example.image) if unit == "image" else example.id].append(example)
 
-    def work(group: list[Example]) -> dict | Exception | None:
+    def work(group):
         try:
-            return write(chat, group[0])
+            if unit == "question":
+                return written_trace(chat, group[0])
+            return read_off(chat, group[0], unit)
         except (ChatError, InputError) as error:
             return error
 
+    chat.first_question()
     chat.counts.clear()
-    counts, in_a_row, why, start = Counter(old=len(done)), 0, "", time.perf_counter()
-    with open(path, "a", encoding="utf-8") as file:
-        bar = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups), unit=unit)
-        for group, made in zip(groups.values(), bar):
-            if isinstance(made, Exception):
-                counts["failed"] += len(group)
-                in_a_row, why = in_a_row + 1, f"{group[0].id}: {made}"
-                if in_a_row == MAX_FAILED:
-                    break
-                continue
-            in_a_row = 0
-            counts["written" if made else "left out"] += len(group)
-            for e in group if made else ():
-                row = {"id": e.id, "question": e.question, "answer": e.answer, name: made}
+    counts, in_a_row, why, start = Counter(old=len(done)), 0, "nothing to ask", time.perf_counter()
+    with open(args.out, "a", encoding="utf-8") as file:
+        made = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups))
+        for group, value in zip(groups.values(), made):
+            failed = isinstance(value, Exception)
+            counts["failed" if failed else "written" if value else "left out"] += len(group)
+            in_a_row = in_a_row + 1 if failed else 0
+            why = f"{group[0].id}: {value}" if failed else why
+            if in_a_row == MAX_FAILED:
+                break
+            for e in group if value and not failed else ():
+                row = {"id": e.id, "question": e.question, "answer": e.answer}
+                row["trace" if unit == "question" else "facts"] = value
                 file.write(json.dumps(row) + "\n")
             file.flush()
     rate = len(groups) / (time.perf_counter() - start)
-    told = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    cost = (
-        "{judge_calls} calls, {judge_cache_hits} replies from the cache, {tokens_in:,} tokens in, "
-    )
-    cost = (cost + "{tokens_out:,} out").format_map(chat.counts)
-    print(f"{path}: {told}; {cost}, {rate:.2f} {unit}s per second")
-    if not counts["written"] + counts["old"]:
-        why = why or "not one example has the image, the text or the facts that this takes"
-    if why:
-        sys.exit(f"{path}: not complete: {why}; mend it, and the same command goes on")
+    told = ", ".join(f"{number:,} {name}" for name, number in (counts + chat.counts).items())
+    print(f"{args.out}: {told.replace('_', ' ')}, {rate:.2f} {unit}s per second")
+    if counts["failed"] or not counts["written"] + counts["old"]:
+        sys.exit(f"{args.out}: not complete: {why}; mend it, and the same command goes on")
 
 
 def main(argv: list[str]) -> None:
     """The command line."""
-    parser = Parser(prog="judge.py", description="Ask a language model ahead of training.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    facts = commands.add_parser("facts", help="write visual facts, for --facts", allow_abbrev=False)
-    traces = commands.add_parser("refine", help="write traces, for --traces", allow_abbrev=False)
-    facts.add_argument("--from", dest="unit", default="image", choices=["image", "text"])
-    traces.add_argument("--facts", help="jsonl of visual facts, see judge.py facts")
-    for add in (facts.add_argument, traces.add_argument):
-        add("--dataset", required=True, help="as for train.py")
-        add("--data_dir", help="its folder or zip")
-        add("--size", type=least(1), help="the first so many examples")
-        add("--skip_bad_rows", action="store_true", help="leave out, and count, what can't be read")
-        add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
-        add("--judge_url", required=True, help="http://host:8000/v1")
-        add("--judge_model", required=True, help="its model name")
+    parser = Parser(prog="judge.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("what", choices=["facts", "refine"], help="write facts, for --facts; traces, for --traces")
+    add("--from", dest="unit", default="image", choices=["image", "text"], help="of facts")
+    add("--facts", help="of refine: jsonl of visual facts")
+    add("--dataset", required=True, help="as for train.py")
+    add("--data_dir", help="its folder or zip")
+    add("--size", type=least(1), help="the first so many examples")
+    add("--skip_bad_rows", action="store_true", help="leave out, and count, what can't be read")
+    add("--out", required=True, type=Path, help="the .jsonl to write; resumed if there")
+    add("--judge_url", required=True, help="http://host:8000/v1")
+    add("--judge_model", required=True, help="its model name")
     args = parser.parse_args(argv)
-    read = {"size": args.size, "skip_bad_rows": args.skip_bad_rows}
-    if args.command == "facts":
-        unit, name, write = args.unit, "facts", partial(read_off, source=args.unit)
-    else:
-        unit, name, write, read["facts"] = "question", "trace", written_trace, args.facts
-    examples = load_data(args.dataset, "train", args.data_dir, **read)
     chat = Chat(args, f"{args.out}.cache")
     chat.timeout = 300.0  # a table takes longer to write than a rating
     try:
-        chat.first_question()
-        write_ahead(chat, examples, args.out, name, write, unit)
+        write_ahead(args, chat)
     finally:
         chat.close()
 

@@ -6,7 +6,6 @@ VLMEvalKit asks them; these want a letter. Left out: several images to a questio
 evaluation (MMBench's: a question is right only if it is in every order of its options).
 """
 
-import ast
 import base64
 import csv
 import io
@@ -22,7 +21,9 @@ csv.field_size_limit(2**27)  # of an image in base64; Python's default is 128 kB
 # the column of a row's category, the first that is there: MathVista's, MMBench's, DynaMath's ..
 CATEGORIES = ("task", "category", "subject", "problem_version")
 PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}|<")  # in a free answer, not in a mathematical one
-CHOICES = ("multi_choice", "multi-choice", "multiple choice")  # of question_type or answer_type
+CHOICES = {"multi_choice", "multi-choice", "multiple choice"}  # of question_type or answer_type
+INSIDE = r"(?:[^{}]|\{%s\})*"  # what is between braces, here with braces in it 3 deep
+BOXED = re.compile(r"\\boxed\{(%s)\}" % (INSIDE % INSIDE % INSIDE % "[^{}]*"))
 
 
 def table_rows(file: Path) -> Iterator[tuple[str, int, dict]]:
@@ -36,10 +37,7 @@ def table_rows(file: Path) -> Iterator[tuple[str, int, dict]]:
 
 
 def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
-    """The Examples of a TSV; a row without an answer (a test split's) has the answer "".
-
-    folder: where image_path starts. An id is the file's stem and the row's index.
-    """
+    """The Examples of a TSV, whose image_path starts from `folder`; an answer may be missing: ""."""
     rows = parse_file(file, lambda row, n: (f"row {n}", n, row), rows=table_rows(file))
     images, seen = {row.get("index"): row.get("image") or "" for _, _, row in rows}, set()
 
@@ -61,15 +59,6 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     return parse_file(file, parse, skip_bad_rows, rows)
 
 
-def literal_list(value: str | None) -> list[str]:
-    """The texts of a list written in Python, [] for anything else."""
-    try:
-        items = ast.literal_eval(value or "[]")
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return []
-    return list(map(str, items)) if isinstance(items, list) else []
-
-
 def tsv_row(row: dict, image: str | None, name: str) -> Example:
     """An Example of a row; where its question, not a column, holds choices a letter is wanted."""
     answer, hint = (text(row, column, required=False) or "" for column in ("answer", "hint"))
@@ -77,17 +66,17 @@ def tsv_row(row: dict, image: str | None, name: str) -> Example:
     options = list(filter(None, cells))
     if options != cells[: len(options)]:
         raise InputError("an option is empty and a later one isn't")
-    choices, kind, answer = literal_list(row.get("choices")), "text", answer.strip()
-    types = (row.get("question_type"), row.get("answer_type"))
+    chosen = (row.get("choices") or "[]") != "[]"
+    chosen = chosen or CHOICES & {row.get("question_type"), row.get("answer_type")}
+    answer, kind = answer.strip(), "text"
     if options:
         answer = choose(answer, options)
         if answer and answer not in options:
             raise InputError(f"the answer {answer!r} is none of the options")
-    elif answer and (choices or any(name in CHOICES for name in types)):
-        kind, answer = "letters", text(row, "answer_option", required=False) or answer
-        answer = dict(zip(choices, OPTION_LETTERS)).get(answer, answer).strip("() .")
+    elif answer and chosen:
+        kind, answer = "letters", (row.get("answer_option") or answer).strip("() .")
         if not re.fullmatch("[A-Z]", answer):
-            raise InputError(f"the answer {answer!r} is no letter, and none of the choices")
+            raise InputError(f"the answer {answer!r} is no letter")
     elif answer.lower() in ("yes", "no"):
         kind, answer = "decision", answer.lower()
     elif re.search(r"\d|\\[a-z]", answer) and not PROSE.search(answer):
@@ -101,15 +90,8 @@ def tsv_row(row: dict, image: str | None, name: str) -> Example:
 def final_answer(response: str) -> str:
     """What is behind the answer marker; without one, in the last \\boxed{} or the last line."""
     marked = split_marked(response)[1]
-    if marked is not None:
-        return marked
-    _, boxed, inside = response.rpartition("\\boxed{")
-    depth = 1
-    for end, character in enumerate(inside if boxed else ""):
-        depth += (character == "{") - (character == "}")
-        if not depth:
-            return inside[:end]
-    return (response.strip().splitlines() or [""])[-1].strip()
+    found = BOXED.findall(response) or response.strip().splitlines() or [""]
+    return found[-1].strip() if marked is None else marked
 
 
 def write_predictions(source: Path, out: Path, responses: dict[str, str]) -> None:

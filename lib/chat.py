@@ -1,9 +1,9 @@
 """A chat model behind a server: one question, one reply, whatever the network does.
 
-A client of the OpenAI-compatible /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, a
-public API): bounded retries, a cache on disk, a thread pool. A server that fails too often in a row
-is left alone for the rest of a step; each later step tries one call. The key comes from
-DYME_JUDGE_KEY and is shown in no message. Left out: streaming, tools, redirects.
+A client of /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, a public API): retries, a
+cache on disk, a thread pool. A server that fails too often in a row is left alone for the rest of a
+step; each later step tries one call. The key is DYME_JUDGE_KEY, and in no message. Left out:
+streaming, tools, redirects, Retry-After.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import urllib.request
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,30 +26,31 @@ from tqdm import tqdm
 from data.example import InputError, shorten
 
 PARALLEL = 8  # requests at a time
-MAX_WAIT = 30.0  # seconds between two attempts, whatever Retry-After says
 # Without urllib's usual handlers every status is an answer, and a redirect's target is sent no key.
 OPENER = urllib.request.OpenerDirector()
-for handler in ("ProxyHandler", "HTTPHandler", "HTTPSHandler"):
-    OPENER.add_handler(getattr(urllib.request, handler)())
+for handler in (
+    urllib.request.ProxyHandler,
+    urllib.request.HTTPHandler,
+    urllib.request.HTTPSHandler,
+):
+    OPENER.add_handler(handler())
 
 
 class ChatError(Exception):
-    """A call without a reply: why, in one line; whether to try again; Retry-After in seconds."""
+    """A call without a reply: why, in one line; whether to try again."""
 
-    def __init__(self, reason: str, retry: bool = True, wait: float | None = None):
+    def __init__(self, reason: str, retry: bool = True):
         super().__init__(shorten(reason))
-        self.retry, self.wait = retry, wait
+        self.retry = retry
 
 
 class Chat:
-    """A server, its cache, and what all calls share.
-
-    flags: has judge_url and judge_model. cache: an sqlite file, which several processes may share.
-    InputError for an address, model, key or cache that can't work.
+    """A server, flags.judge_url and judge_model, and what all calls share. cache: an sqlite file,
+    which several processes may share. InputError where one of them, or the key, can't work.
     """
 
     timeout = 60.0  # seconds without a sign of the server
-    max_retries = 3
+    max_retries = 4
     backoff = 1.0  # seconds before the first retry, doubled at each
     max_failures = 5  # calls in a row without a reply that make a server dead
 
@@ -70,6 +70,9 @@ class Chat:
             self.cache.execute(f"CREATE TABLE IF NOT EXISTS replies ({columns})")
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"{cache}: not usable as a cache ({error}); move it away") from None
+        # urllib's own User-Agent is turned away by some public APIs
+        self.headers = {"Content-Type": "application/json", "User-Agent": "dyme"}
+        self.headers |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="chat")
         self.lock, self.counts = threading.Lock(), Counter()
         self.failed_in_a_row, self.last_error = 0, ""
@@ -87,78 +90,60 @@ class Chat:
             self.counts.update(numbers)
 
     def first_question(self, force: bool = False) -> None:
-        """InputError where a first question has no reply: better now than after hours. With force a
-        warning, and the server is dead.
-        """
+        """InputError where a first question has no reply; with force the server is dead."""
+        self.failed_in_a_row = self.max_failures - 1  # one call without a reply is enough
         try:
             self.ask("Reply with one word: yes.", fresh=True)
         except ChatError as error:
-            told = f"--judge_url {self.url}: doesn't answer the first question: {error}"
             if not force:
-                told += "; start it; train.py --force goes by the rules until it does"
-                raise InputError(told) from None
-            tqdm.write(f"{told}; going on without it", file=sys.stderr)
-            self.failed_in_a_row = self.max_failures
+                told = f"doesn't answer the first question: {error}; start it; train.py has --force"
+                raise InputError(f"--judge_url {self.url}: {told}")
 
     def ask(
         self, prompt: str | list[dict], fresh: bool = False, max_tokens: int = 300
     ) -> tuple[str, bool]:
-        """(text, finished) of the reply to a prompt or a chat's messages; cut off by max_tokens it
-        is not finished. From the cache where the same model was asked the same before, unless
-        `fresh`. Raises ChatError without a reply.
+        """(text, finished: not cut off by max_tokens) of the reply to a prompt or to messages; from
+        the cache if the same was asked before, unless `fresh`. Raises ChatError without a reply.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        body = {"model": self.model, "messages": messages, "temperature": 0.0}
-        body = json.dumps({**body, "max_tokens": max_tokens}, sort_keys=True).encode()
+        how = {"model": self.model, "temperature": 0.0, "max_tokens": max_tokens}
+        body = json.dumps({"messages": messages, **how}, sort_keys=True).encode()
         key = hashlib.sha256(body).hexdigest()
-        found = self.query("SELECT text, finished FROM replies WHERE key = ?", key)
+        known = "SELECT text, finished FROM replies WHERE key = ?"
+        with self.lock:
+            found = self.cache.execute(known, (key,)).fetchone()
         if found and not fresh:
             self.count(judge_cache_hits=1)
             return found[0], bool(found[1])
         reply = self.ask_server(body)
-        self.query("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", key, *reply)
+        with self.lock, self.cache:
+            self.cache.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, *reply))
         return reply
-
-    def query(self, sql: str, *values) -> tuple | None:
-        """First row of a statement on the cache; one that breaks costs calls, not the run."""
-        try:
-            with self.lock, self.cache:
-                return self.cache.execute(sql, values).fetchone()
-        except sqlite3.Error as error:
-            warnings.warn(f"the judge's cache fails, going on without it: {error}")  # said once
 
     def ask_server(self, body: bytes) -> tuple[str, bool]:
         """`post` with retries. Raises ChatError, at once where the server is dead."""
-        with self.lock:
-            if self.failed_in_a_row >= self.max_failures and not self.may_try:
-                raise ChatError(f"{self.url} is dead: {self.last_error}")
-            self.may_try = False
+        if self.failed_in_a_row >= self.max_failures and not self.may_try:
+            raise ChatError(f"{self.url} is dead: {self.last_error}")
+        self.may_try = False
         for attempt in itertools.count():
             try:
                 reply = self.post(body)
                 self.failed_in_a_row = 0
                 return reply
             except ChatError as error:
-                alive = self.failed_in_a_row < self.max_failures
-                if error.retry and alive and attempt < self.max_retries:
-                    wait = self.backoff * 2**attempt if error.wait is None else error.wait
-                    time.sleep(min(wait, MAX_WAIT))
-                    continue
-                with self.lock:
+                dead = self.failed_in_a_row >= self.max_failures
+                if dead or not error.retry or attempt >= self.max_retries:
                     self.last_error = str(error)
                     self.failed_in_a_row += 1
                     if self.failed_in_a_row == self.max_failures:
                         told = f"{self.url} fails, one call per step tries it again; {error}"
                         tqdm.write(f"judge: {told}", file=sys.stderr)
-                raise
+                    raise
+                time.sleep(self.backoff * 2**attempt)
 
     def post(self, body: bytes) -> tuple[str, bool]:
         """One attempt: (text, finished). Raises ChatError for whatever goes wrong."""
-        # urllib's own User-Agent is turned away by some public APIs
-        headers = {"Content-Type": "application/json", "User-Agent": "dyme"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", body, headers)
+        request = urllib.request.Request(f"{self.url}/chat/completions", body, self.headers)
         self.count(judge_calls=1)
         try:
             with OPENER.open(request, timeout=self.timeout) as answer:
@@ -170,17 +155,15 @@ class Chat:
             if self.key:  # some servers repeat a wrong one
                 said = said.replace(self.key, "***")
             retry = answer.status in (408, 429) or answer.status >= 500
-            wait = answer.headers.get("Retry-After", "")
-            wait = float(wait) if wait.isdecimal() else None
-            raise ChatError(f"HTTP {answer.status} {said}", retry, wait)
+            raise ChatError(f"HTTP {answer.status} {said}", retry)
         try:
             reply = json.loads(raw)
             choice, usage = reply["choices"][0], reply.get("usage") or {}  # some don't say
             # a reasoning model's own thoughts name every level; lone surrogates can't be stored
             text = choice["message"]["content"].encode(errors="replace").decode()
             text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL).strip()
-            tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
-            self.count(tokens_in=tokens_in or 0, tokens_out=tokens_out or 0)
+            self.count(tokens_in=usage.get("prompt_tokens") or 0)
+            self.count(tokens_out=usage.get("completion_tokens") or 0)
             return text, choice.get("finish_reason") != "length"
         except (ValueError, LookupError, TypeError, AttributeError):
             raise ChatError("the reply is no chat completion with a text") from None

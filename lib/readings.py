@@ -2,21 +2,19 @@
 
 import math
 
-# a right answer counts as grounded when the visual checker gives its thinking at least this
-GROUNDED = 0.8
-MEANS = {"fact_f1": "thinking", "completion_length": "length"}
-MEANS |= {name: name for name in ("format", "truncated")}
+GROUNDED = 0.8  # what the visual checker gives thinking with which a right answer is grounded
+# readings by marks: means over responses, and shares of the facts that are stated
+MEANS = [("format", "format"), ("fact_f1", "thinking"), ("completion_length", "length")]
+MEANS += [("truncated", "truncated")]
 SHARES = {"fact_precision": "true", "true_of_own": "true_of_own", "true_of_neither": "untrue"}
 
 
 def readings(rows: list[dict]) -> dict[str, float]:
-    """Shares in [0, 1] of some `marks`, completion_length (tokens) and count.
-
-    fact_f1: the visual checker; grounded: of the right answers, those with thinking of at least
-    GROUNDED; SHARES: of the stated facts, None where nothing is stated.
+    """Shares in [0, 1] of some `marks`, SHARES None where nothing is stated, grounded of the right
+    answers; completion_length (tokens) and count.
     """
     stated = sum(row["stated"] for row in rows)
-    found = {name: mean([row[mark] for row in rows]) for name, mark in MEANS.items()}
+    found = {name: mean([row[mark] for row in rows]) for name, mark in MEANS}
     for name, mark in SHARES.items():
         found[name] = sum(row[mark] for row in rows) / stated if stated else None
     found["grounded"] = mean([row["thinking"] >= GROUNDED for row in rows if row["accuracy"] > 0.5])
@@ -52,10 +50,3 @@ def interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / width
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / width
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The unbiased estimate of the chance that at least one of k samples is right, when `correct`
-    of `samples` are, k <= samples (Chen et al. 2021, arXiv 2107.03374, eq. 1).
-    """
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
