@@ -493,7 +493,7 @@ def test_facts_ahead_of_training_cost_a_call_per_image_and_go_on_after_any_failu
     with pytest.raises(SystemExit, match="l/13: a reply without facts.*the same command goes on"):
         j.main(["facts", *command, str(out)])  # the second and third image, then ten in a row
     assert [json.loads(line)["id"][10:] for line in out.open()] == ["2", "17", "3", "18"]
-    assert "22 failed, 4 written, 27 judge calls, " in capfd.readouterr().out
+    assert "22 failed, 4 written, " in capfd.readouterr().out
     out.write_bytes(out.read_bytes()[:-20])  # torn: the last one's reply comes from the cache
 
     last = data_url(Image.new("RGB", (8, 8), (14, 0, 0)))
