@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.charts import load_charts
+from data.charts import SIZES, load_charts
 from data.example import SPLITS, Example, InputError, NoSplit
 from data.images import open_image
 from data.own import attach, load_own, read_own
@@ -35,15 +35,12 @@ def load_data(
     """The Examples of a split: "train", "val" or "test" (charts also "ood") of a data set.
 
     name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl, .json, .tsv. data_dir: where
-    its files are. size: the first so many; of charts, how many are drawn. data_seed, trace_noise,
-    tasks (charts.TASKS): charts only. traces, facts: a .jsonl of reference traces, of visual facts.
-    skip_bad_rows: they are left out and counted, not an InputError.
+    its files are. size: the first so many. data_seed, trace_noise, tasks: of charts. traces, facts:
+    .jsonl files of them. skip_bad_rows: they are left out and counted, not an InputError.
     """
-    if size is not None and size < 1:
-        raise InputError(f"{name}: size {size} must be 1 or more")
-    if name in PUBLISHED and split not in SPLITS:
-        raise NoSplit(f"{name} has no split {split}: it has {', '.join(SPLITS)}")
-    ending = Path(name).suffix.lower()
+    ending, splits = Path(name).suffix.lower(), SIZES if name == "charts" else SPLITS
+    if split not in splits:
+        raise NoSplit(f"{name} has no split {split}: it has {', '.join(splits)}")
     if name == "charts":
         examples = load_charts(split, size, data_seed, trace_noise, tasks)
     elif name in PUBLISHED:

@@ -57,10 +57,9 @@ def fact_value(fact: tuple) -> str:
 
 
 def split_marked(response: str) -> tuple[str, str | None]:
-    """(thinking, answer): the text before the one answer marker, and the line behind it as it is.
-
-    Markers are "Answer: x" (to the end of its line) and "<answer>x</answer>". Without a marker, or
-    with several, the answer is None: one that says everything has said nothing.
+    """(thinking, answer): the text before the one marker, "Answer: x" or "<answer>x</answer>", and
+    the line behind it as it is. Without a marker, or with several, the answer is None: one that
+    says everything has said nothing.
     """
     markers = list(MARKER.finditer(response))
     if len(markers) != 1:

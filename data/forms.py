@@ -4,7 +4,6 @@
     choice   lettered options, several may be right      A, C
     open     the item as it is
 
-The curriculum asks them (curr_reft.py), and the tiny model's base has met them (lib/tiny.py).
 `grade(example, text, tolerance=0.0)`, in [0, 1], says whether a text answers an Example right: it
 is handed in, since data/ knows no metric. Left out: choices among pictures, several boxes.
 """
@@ -30,7 +29,6 @@ WRITTEN = {"judge": ("decision", "(?i)yes|no"), "choice": ("letters", r"[A-Z](\W
 
 def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -> list[Example]:
     """The Examples in one of FORMS, pure; half of a task's judge questions propose a right answer.
-
     InputError for an answer that is none of its own kind, and where there is no wrong one to offer.
     """
     pool, counts, asked = answer_pool(examples), Counter(), []
@@ -45,8 +43,8 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
 
 
 def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
-    """Examples that somebody wrote in one of FORMS, as Curr-ReFT publishes its stages: they ask for
-    the form's kind of answer. InputError for an answer that isn't one.
+    """Examples that somebody wrote in one of FORMS, as Curr-ReFT publishes its stages, with the
+    form's kind of answer. InputError for an answer that isn't one.
     """
     if form == "open":
         return list(examples)
@@ -97,10 +95,9 @@ def pool_key(example: Example) -> tuple[str, str, bool]:
 
 
 def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[str]:
-    """Distinct wrong answers like the right one, in random order, at least one (InputError).
-
-    The other options, yes or no, other values or other names of the chart, if the right answer is
-    one of these; else answers to other questions, of the same task where it has any.
+    """Distinct wrong answers, in random order, at least one (InputError): the other options, yes or
+    no, other values or names of the chart, if the right answer is one of these; else answers to
+    other questions, of the same task where it has any.
     """
     values = [fact[-1] for fact in example.facts]
     names = [name for fact in example.facts for name in fact[:-1]]
@@ -113,8 +110,8 @@ def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[st
         wrong = [text for text in drawn if grade(example, text, tolerance=TOLERANCE) < 1]
         if wrong:
             return wrong
-    told = f"there is no wrong answer of the kind of {example.answer!r} to offer"
-    raise InputError(f"{example.id}: {told}; add examples of its task, or --stages open reject")
+    told = f"no wrong answer like {example.answer!r} to offer; add examples of its task"
+    raise InputError(f"{example.id}: {told}, or --stages open reject")
 
 
 def choose_labels(example: Example, pool: dict, rng) -> tuple[list[str], list[str]]:
@@ -139,11 +136,9 @@ def split_labels(answer: str) -> set[str]:
 
 
 def mix_forms(batch: list, forms: list[str], pool: dict, rng, grade: Callable) -> list:
-    """A batch of charts.base_batch with some questions in other forms, for the tiny model's base.
-
-    A pretrained model has met decisions and lettered options; without them no sample of a stage's
-    form would ever come. forms: of "judge", "choice". Half of the questions to be thought about or
-    explained get one of them; a working then ends in the form's answer. pool: see answer_pool.
+    """A batch of charts.base_batch, half of its questions to be thought about or explained in other
+    forms ("judge", "choice"), which a pretrained model would have met; a working then ends in the
+    form's answer. pool: see answer_pool.
     """
     mixed = []
     for example, instruction, target in batch:

@@ -1,7 +1,6 @@
 """Images from outside, which may be wrong or hostile, in the form in which a viewer shows them.
 
-They are opened only when used and never decoded when too large. All that goes wrong is an
-InputError. Left out: several frames, colour profiles.
+All that goes wrong is an InputError. Left out: several frames, colour profiles.
 """
 
 import base64
@@ -28,11 +27,11 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
             return show(image)
         with (image if isinstance(image, zipfile.Path) else Path(image)).open("rb") as file:
             opened = Image.open(file, formats=FORMATS)
-            size = f"{opened.width} x {opened.height} pixels"
+            told = f"{opened.width} x {opened.height} pixels: "
             if math.prod(opened.size) > MAX_PIXELS:
-                raise InputError(f"image too large, {size}, of at most {MAX_PIXELS}")
+                raise InputError(f"{told}too large, of at most {MAX_PIXELS}")
             if max(opened.size) > MAX_ASPECT * min(opened.size):
-                raise InputError(f"{size}: a side is over {MAX_ASPECT} times the other; crop it")
+                raise InputError(f"{told}a side is over {MAX_ASPECT} times the other; crop it")
             return opened if header_only else show(opened)
     except FileNotFoundError:
         reason = "no such image file"
@@ -44,10 +43,8 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
 
 
 def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
-    """RGB image of an Example (or of what its `image` may be), None where it has none.
-
-    As viewers show it: turned as its EXIF says, grey of any depth in its range, transparency on
-    white. `max_pixels`: a larger image is shrunk to at most so many pixels, aspect kept.
+    """RGB image of an Example (or of what its `image` may be), None where it has none; one of more
+    than `max_pixels` is shrunk to so many, its aspect kept.
     """
     image = getattr(example, "image", example)
     if image is None:
@@ -69,7 +66,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def show(image: Image.Image) -> Image.Image:
-    """The image in RGB as a viewer shows it."""
+    """In RGB, turned as its EXIF says, grey of any depth in its range, transparency on white."""
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF, a dozen types: viewers show such an image as it is

@@ -1,7 +1,4 @@
-"""A .jsonl or .json of one's own, or DyME's published lists: rows as Examples, splits, traces.
-
-Left out: how files are read safely (reading.py).
-"""
+"""A .jsonl or .json of one's own, or DyME's published lists: rows as Examples, splits, traces."""
 
 import hashlib
 import ntpath
@@ -36,18 +33,16 @@ def read_facts(value) -> list[tuple]:
 
 
 def object_facts(value) -> list[tuple]:
-    """Facts from DyME's `visual_fact`, as JSON or as its text; a failed answer of the LLM has none.
-
-    [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects",
-    gives ("bag", "red") and ("bag", "left").
+    """Facts from DyME's `visual_fact`, as JSON or as its text; a failed answer of the LLM has none:
+    [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects".
     """
     try:
         value = decode(value.encode()) if isinstance(value, str) else value
         facts = []
         for thing in value["objects"] if isinstance(value, dict) else value or []:
-            seen = thing.get("attributes")
+            name, seen = thing.get("name") or thing["object"], thing.get("attributes")
             seen = [*(seen if isinstance(seen, list) else [seen]), thing.get("position")]
-            facts += [(str(thing.get("name") or thing["object"]), str(x)) for x in seen if x]
+            facts += [(str(name), str(x)) for x in seen if x]
         return facts
     except (ValueError, TypeError, LookupError, AttributeError):
         return []
@@ -59,8 +54,7 @@ def object_facts(value) -> list[tuple]:
 MATHEMATICS = re.compile(r"\\[a-z]|\^|^\$.*\$$|^[-−]?[\d.,]*\d(?: ?%| ?/ ?\d+)?$")
 ALIASES = {"images": "image", "problem": "question", "hint": "trace", "choices": "options"}
 KNOWN = "image question answer answers solution trace facts options task caption".split()
-# DyME's lists have these, too; question_wo_prompt comes before question
-KNOWN += [*ALIASES, "question_wo_prompt", "visual_fact", "human_or_machine"]
+KNOWN += [*ALIASES, "question_wo_prompt", "visual_fact", "human_or_machine"]  # of DyME's lists
 # The last word of a name that is about a row: such a field is not used. Any other unknown field is
 # an error, for it may hold what belongs to the prompt or to the target.
 ABOUT = (
@@ -70,9 +64,8 @@ ABOUT = (
 
 
 def known_fields(row: dict) -> dict:
-    """The fields by the first of their names; a solution beside an answer is a trace.
-
-    InputError for an unknown field that may matter, and for two of one meaning that differ.
+    """The fields by the first of their names; a solution beside an answer is a trace. InputError
+    for an unknown field that may matter, and for two of one meaning that differ.
     """
     fields = {}
     for name, value in row.items():
@@ -92,11 +85,11 @@ def find_image(names: list[str], folder, moved: dict) -> str | None:
     """The path of a row's image, checked; a gone absolute one is looked for in the folder by the
     longest end of its path that is there, and noted in `moved`.
     """
-    if len(names) > 1:
-        raise InputError(f"the image has {len(names)} entries: one image per question")
     if not names:
         return None
-    name = names[0]
+    name, *more = names
+    if more:
+        raise InputError(f"the image has {len(names)} entries: one image per question")
     path = os.path.join(folder, name)  # an absolute path stays as it is
     if not os.path.isabs(name) and not ntpath.isabs(name):
         if leaves_folder(name):
@@ -122,8 +115,7 @@ def keep_image(raw: bytes) -> str:
 
 def read_options(value) -> list[str]:
     """The texts that are to be chosen from, without letters of their own."""
-    if isinstance(value, dict) and list(value) == list(OPTION_LETTERS[: len(value)]):
-        value = list(value.values())
+    value = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(value, list) or len(value) > len(OPTION_LETTERS):
         raise InputError(f"options must be a list of at most {len(OPTION_LETTERS)} texts")
     options = [as_text(option, "options") for option in value]
@@ -132,10 +124,8 @@ def read_options(value) -> list[str]:
 
 
 def own_row(row: dict, name: str, image: str | None = None) -> Example:
-    """An Example, its id `name`, from known_fields.
-
-    An answer that is written as "thinking \n Answer: x" is taken apart, an option's letter becomes
-    its text, and an <image> at the head of a question, as in Curr-ReFT's data, goes.
+    """An Example, its id `name`, from known_fields. An answer with thinking before it is taken
+    apart, an option's letter becomes its text, an <image> at the head of a question goes.
     """
     question = text(row, "question_wo_prompt", required=False) or text(row, "question")
     question = (re.sub(r"^\s*<image>", "", question) if image else question).strip()
@@ -158,20 +148,11 @@ def own_row(row: dict, name: str, image: str | None = None) -> Example:
         question = f"{question}\n{FORM}"
         if not all(map(read_box, answers)):
             raise InputError(f"{answers[0]!r} is not one box: left, top, right, bottom")
-    thinking = text(row, "trace", required=False) or (pairs[0][1] and pairs[0][0])
-    return Example(
-        image,
-        question,
-        answers[0],
-        read_facts(row.get("facts")) or object_facts(row.get("visual_fact")),
-        trace=clean_trace(thinking),
-        task=task,
-        kind=kind,
-        id=name,
-        options=options or None,
-        answers=answers,
-        caption=text(row, "caption", required=False),
-    )
+    facts = read_facts(row.get("facts")) or object_facts(row.get("visual_fact"))
+    trace = text(row, "trace", required=False) or (pairs[0][1] and pairs[0][0])
+    read = {"trace": clean_trace(trace), "caption": text(row, "caption", required=False)}
+    read |= {"options": options or None, "answers": answers, "task": task, "kind": kind}
+    return Example(image, question, answers[0], facts, id=name, **read)
 
 
 # ---- a file, its splits, traces and facts -------------------------------------------------------
@@ -204,10 +185,8 @@ def load_own(
     path: str, split: str, data_dir, skip_bad_rows: bool = False, read: Callable = read_own
 ) -> list[Example]:
     """A split of one's own file: the file is train; val and test are files beside it, own.val.jsonl
-    or own_val.jsonl beside own.jsonl, val.json beside train.json.
-
-    Without a val file the last tenth is held out. Relative images start from `data_dir`, else from
-    the file's folder; where an absolute one is gone, it is looked for there by its name.
+    or own_val.jsonl beside own.jsonl, val.json beside train.json. Without a val file the last tenth
+    is held out. Images start from `data_dir`, else from the file's folder.
     """
     path = Path(path)
 
@@ -230,10 +209,8 @@ def load_own(
 
 
 def attach(examples: list[Example], name: str, path: str):
-    """Sets the field `name`, "trace" or "facts", from judge.py's .jsonl of {"id", name}.
-
-    An example's last line counts. An id whose "question" is another one (the data changed) fits
-    none; how many do is said.
+    """Sets the field `name`, "trace" or "facts", from judge.py's .jsonl of {"id", name}, of which
+    an example's last line counts; an id with another "question" (the data changed) fits none.
     """
 
     def parse(row, number):

@@ -5,7 +5,6 @@ From the hub or from --data_dir, labels as published. Left out: A-OKVQA's test, 
 
 import ast
 import csv
-import functools
 import io
 import itertools
 import re
@@ -13,26 +12,21 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from data.example import SPLITS, Example, InputError, NoSplit, say
+from data.example import SPLITS, Example, InputError, NoSplit
 from data.images import read_image
 from data.own import hold_out, keep_image, own_row
-from data.reading import BROKEN, hub_file, leaves_folder, parse_file, text, texts
+from data.reading import BROKEN, find_file, leaves_folder, parse_file, read_rows, text, texts
 
 CHARTQA = "ChartQA Dataset"
 MAX_ENTRY = 2**26  # bytes of a file in it, unpacked
-CHARTS_INSTEAD = "or take --dataset charts"
-AOKVQA = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"
-AOKVQA_PARTS = {"train": ("train/0000", "train/0001"), "val": ("validation/0000",)}
-
-
-# ---- ChartQA ------------------------------------------------------------------------------------
+AOKVQA, PARQUET = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"  # the hub's copy as parquet
+AOKVQA_PARTS = {"train": ["default/train/0000.parquet", "default/train/0001.parquet"]}
+AOKVQA_PARTS["val"] = ["default/validation/0000.parquet"]
 
 
 def find_chartqa(path: Path):
-    """The folder that holds train/, val/, test/, as a pathlib.Path or a zipfile.Path.
-
-    path: that folder, its parent, the zip, or the folder that the zip is in. InputError for a
-    broken or a hostile zip.
+    """The folder that holds train/, val/, test/, as a pathlib.Path or a zipfile.Path; path: it, its
+    parent, the zip, or where the zip is. InputError for a broken or a hostile zip.
     """
     path = path / f"{CHARTQA}.zip" if (path / f"{CHARTQA}.zip").is_file() else path
     if path.is_file():
@@ -48,13 +42,13 @@ def find_chartqa(path: Path):
     for folder in (path, path / CHARTQA):
         if any((folder / split).is_dir() for split in SPLITS):
             return folder
-    raise InputError(f"{path}: has no folders train, val, test of ChartQA; {CHARTS_INSTEAD}")
+    raise InputError(f"{path}: has no folders train, val, test of ChartQA; give --data_dir its zip")
 
 
 def read_table(table) -> list[tuple]:
     """The cells of a .csv: (row, column, value), or (row, value) of a table of two columns.
 
-    Its first row and column are headers. Empty and nan cells are no facts; nor is a missing file.
+    The first row and column are headers. Empty and nan cells are no facts, nor is a missing file.
     """
     if not table.is_file():
         return []
@@ -76,38 +70,26 @@ def load_chartqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Exam
     """The human questions of train, as DyME takes them, or all of another split; facts (DyME's I_c)
     are the cells of the charts' tables, and there are no traces.
     """
-    way_out = f"give --data_dir the ChartQA zip or folder, {CHARTS_INSTEAD}"
-    root = find_chartqa(
-        Path(data_dir or hub_file("ahmed-masry/ChartQA", f"{CHARTQA}.zip", way_out))
-    )
-
-    @functools.lru_cache(maxsize=64)  # a chart's questions are neighbours
-    def read_chart(name):
-        if leaves_folder(name):
-            raise InputError(f"imgname {name!r} leaves its folder")
-        image = root / split / "png" / name
-        read_image(image, header_only=True)
-        facts = read_table(root / split / "tables" / f"{name.removesuffix('.png')}.csv")
-        return image if isinstance(image, zipfile.Path) else str(image), facts
-
+    root = Path(data_dir) if data_dir else find_file(None, "ahmed-masry/ChartQA", f"{CHARTQA}.zip")
+    root = find_chartqa(root)
     examples = []
     for kind in ("human",) if split == "train" else ("human", "augmented"):
 
         def parse(row, number):
-            image, facts = read_chart(text(row, "imgname"))
-            name = f"chartqa/{split}/{kind}/{number}"
+            chart, name = text(row, "imgname"), f"chartqa/{split}/{kind}/{number}"
+            if leaves_folder(chart):
+                raise InputError(f"imgname {chart!r} leaves its folder")
+            image = root / split / "png" / chart
+            read_image(image, header_only=True)
+            facts = read_table(root / split / "tables" / f"{chart.removesuffix('.png')}.csv")
+            image = image if isinstance(image, zipfile.Path) else str(image)
             return Example(image, text(row, "query"), text(row, "label"), facts, task=kind, id=name)
 
         file = root / split / f"{split}_{kind}.json"
         examples += parse_file(file, parse, skip_bad_rows) if file.is_file() else []
     if not examples:
         raise NoSplit(f"{root}: no questions of {split} here (another split: --final_splits)")
-    if bare := sum(not example.facts for example in examples):
-        say(f"chartqa {split}: {bare} of {len(examples)} questions have no table: no facts")
     return examples
-
-
-# ---- GSM8K, A-OKVQA -----------------------------------------------------------------------------
 
 
 def load_gsm8k(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
@@ -116,10 +98,8 @@ def load_gsm8k(split: str, data_dir, skip_bad_rows: bool = False) -> list[Exampl
     The trace is the solution without its <<annotations>>, the facts are these: ("48/2", "24").
     """
     published = "test" if split == "test" else "train"
-    path = Path(data_dir or ".", f"{published}.jsonl")
-    if data_dir is None:
-        file = f"main/{published}-00000-of-00001.parquet"
-        path = hub_file("openai/gsm8k", file, f"give --data_dir a folder with {path}")
+    file = f"{published}.jsonl" if data_dir else f"main/{published}-00000-of-00001.parquet"
+    path = find_file(data_dir, "openai/gsm8k", file)
 
     def parse(row, number):
         solution, marker, answer = text(row, "answer").rpartition("####")
@@ -141,10 +121,8 @@ def load_aokvqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Examp
     """
     if split not in AOKVQA_PARTS:
         raise NoSplit(f"aokvqa: the labels of {split} are not published")
-    numbers = itertools.count(1)  # through all parts
 
-    def parse(row, _):
-        name = f"aokvqa/{split}/{next(numbers)}"
+    def parse(row, number):
         if isinstance(row.get("direct_answers"), str):  # "['a', 'b']", a literal
             row["direct_answers"] = ast.literal_eval(row["direct_answers"])
         direct = [answer for answer, _ in Counter(texts(row, "direct_answers")).most_common()]
@@ -152,13 +130,8 @@ def load_aokvqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Examp
         right = [options[row["correct_choice_idx"]]] if options else []
         read = {"question": text(row, "question"), "answers": right + direct, "options": options}
         read["trace"] = " ".join(texts(row, "rationales"))
-        return own_row(read, name, keep_image(row["image"]["bytes"]))
+        return own_row(read, f"aokvqa/{split}/{number}", keep_image(row["image"]["bytes"]))
 
-    examples = []
-    for part in AOKVQA_PARTS[split]:
-        file = f"default/{part}.parquet"
-        path = Path(data_dir or "", file)
-        if not data_dir:
-            path = hub_file(AOKVQA[0], file, f"give --data_dir a folder with {file}", AOKVQA[1])
-        examples += parse_file(path, parse, skip_bad_rows)
-    return examples
+    parts = [find_file(data_dir, AOKVQA, file, PARQUET) for file in AOKVQA_PARTS[split]]
+    rows = (row for part in parts for _, row in read_rows(part))
+    return parse_file(parts[0].parent, parse, skip_bad_rows, enumerate(rows, 1))

@@ -4,7 +4,6 @@ Every bad row is reported before training starts; nothing is unpickled or run as
 leaves its folder. All that goes wrong is an InputError. Left out: images (images.py).
 """
 
-import itertools
 import json
 import math
 import os
@@ -21,10 +20,9 @@ import huggingface_hub
 from data.example import InputError, say
 
 MAX_LISTED = 20  # bad rows printed; all are counted
-# what reading a file as what it isn't raises; what a broken file or a broken part of a zip does
-FOREIGN = (LookupError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError)
-FOREIGN += (EOFError, pickle.UnpicklingError)
+# what a broken file or part of a zip raises; what reading a file as what it isn't does
 BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+FOREIGN = (LookupError, TypeError, AttributeError, pickle.UnpicklingError, *BROKEN[1:])
 
 
 def leaves_folder(name: str) -> bool:
@@ -32,18 +30,18 @@ def leaves_folder(name: str) -> bool:
     return ".." in re.split(r"[/\\]", name) or bool(re.match(r"[/\\]|[A-Za-z]:", name))
 
 
-def hub_file(repo: str, filename: str, way_out: str, revision: str | None = None) -> Path:
-    """A file of a hub data set, from the cache or downloaded; InputError: why not, way_out."""
-    wanted = {"repo_type": "dataset", "revision": revision}
+def find_file(data_dir, repo: str, filename: str, revision: str | None = None) -> Path:
+    """A file below `data_dir`, else of a hub data set, from its cache or downloaded; InputError."""
+    if data_dir:
+        return Path(data_dir, filename)
+    asked = {"repo_type": "dataset", "revision": revision}
     try:  # what is there is not asked for again: without a network the client waits long
-        path = huggingface_hub.try_to_load_from_cache(repo, filename, **wanted)
+        path = huggingface_hub.try_to_load_from_cache(repo, filename, **asked)
         known = isinstance(path, str)
-        return Path(path if known else huggingface_hub.hf_hub_download(repo, filename, **wanted))
+        return Path(path if known else huggingface_hub.hf_hub_download(repo, filename, **asked))
     except Exception as error:  # the HTTP library below the hub client varies with its version
+        way_out = "give --data_dir where its files are, or take --dataset charts"
         raise InputError(f"{repo}: can't be downloaded ({error}); {way_out}") from error
-
-
-# ---- files of this project's own ----------------------------------------------------------------
 
 
 def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
@@ -90,9 +88,6 @@ def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> 
     return rows
 
 
-# ---- rows of a file -----------------------------------------------------------------------------
-
-
 def decode(raw: bytes):
     """The JSON value of bytes; InputError says why not. NaN is a float, which as_text refuses."""
     try:
@@ -101,41 +96,38 @@ def decode(raw: bytes):
         raise InputError(f"not valid JSON: {error}") from error
 
 
-def read_rows(path) -> Iterator[tuple[str, int, object]]:
-    """(where, number, row) of a .jsonl, its lines still bytes, of a .parquet, or of a .json list."""
+def read_rows(path) -> Iterator[tuple[int, object]]:
+    """(number, row) of a .jsonl, as its lines, of a .parquet (pip install pyarrow), of a .json."""
     if path.suffix.lower() == ".jsonl":
         with path.open("rb") as lines:
-            yield from ((f"line {n}", n, line) for n, line in enumerate(lines, 1) if line.strip())
+            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     elif path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # optional: nothing else here needs it
-        except ImportError as error:
-            raise InputError("to read it, pip install pyarrow") from error
+        import pyarrow.parquet  # optional: nothing else here needs it
+
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(64)
-        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from ((f"row {n}", n, row) for n, row in enumerate(rows, 1))
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     else:
         rows = decode(path.read_bytes())
         if not isinstance(rows, list):
             raise InputError("must be a list of objects")
-        yield from ((f"[{n}]", n, row) for n, row in enumerate(rows))
+        yield from enumerate(rows)
 
 
 def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) -> list:
     """[parse(row's filled fields, number)] of a pathlib.Path or zipfile.Path. One InputError lists
     every bad row; with skip_bad_rows they are left out and counted. rows: read_rows's by default.
     """
-    parsed, problems = [], []
+    parsed, problems, word = [], [], "line" if path.suffix == ".jsonl" else "row"
     try:
-        for where, number, row in rows or read_rows(path):
+        for number, row in rows or read_rows(path):
             try:
                 row = decode(row) if isinstance(row, bytes) else row
                 if not isinstance(row, dict):
                     raise InputError("not an object with fields")
                 parsed.append(parse({name: row[name] for name in row if filled(row[name])}, number))
             except InputError as error:
-                problems.append(f"{where}: {error}")
-    except BROKEN as error:
+                problems.append(f"{word} {number}: {error}")
+    except (ImportError, *BROKEN) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not problems:
         return parsed

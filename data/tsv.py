@@ -26,20 +26,19 @@ INSIDE = r"(?:[^{}]|\{%s\})*"  # what is between braces, here with braces in it 
 BOXED = re.compile(r"\\boxed\{(%s)\}" % (INSIDE % INSIDE % INSIDE % "[^{}]*"))
 
 
-def table_rows(file: Path) -> Iterator[tuple[str, int, dict]]:
-    """(where, number, row) of a TSV, as reading.read_rows has them; cells are texts."""
+def table_rows(file: Path) -> Iterator[tuple[int, dict]]:
+    """(number, row) of a TSV, as reading.read_rows has them; cells are texts."""
     with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
         rows = csv.DictReader(stream, delimiter="\t")
         if absent := {"index", "question"} - set(rows.fieldnames or []):
             raise InputError(f"has no column {' and '.join(sorted(absent))}; is it VLMEvalKit's?")
-        for number, row in enumerate(rows, start=1):
-            yield f"row {number}", number, row
+        yield from enumerate(rows, start=1)
 
 
 def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     """The Examples of a TSV, whose image_path starts from `folder`; an answer may be missing: ""."""
-    rows = parse_file(file, lambda row, n: (f"row {n}", n, row), rows=table_rows(file))
-    images, seen = {row.get("index"): row.get("image") or "" for _, _, row in rows}, set()
+    rows = parse_file(file, lambda row, n: (n, row), rows=table_rows(file))
+    images, seen = {row.get("index"): row.get("image") or "" for _, row in rows}, set()
 
     def parse(row, number):
         index, image = text(row, "index"), row.get("image") or ""
@@ -96,7 +95,7 @@ def final_answer(response: str) -> str:
 
 def write_predictions(source: Path, out: Path, responses: dict[str, str]) -> None:
     """The TSV without its images, with responses by id, for `vlmutil eval <dataset> <out>`."""
-    rows = [(f"{source.stem}/{row['index']}", row) for _, _, row in table_rows(source)]
+    rows = [(f"{source.stem}/{row['index']}", row) for _, row in table_rows(source)]
     rows = [{**row, "prediction": responses[name]} for name, row in rows if name in responses]
     names = [name for name in rows[0] if name not in ("image", None)]
     form = {"delimiter": "\t", "quoting": csv.QUOTE_ALL, "lineterminator": "\n"}

@@ -2,10 +2,8 @@
 
 import io
 import json
-import struct
 import sys
 import zipfile
-import zlib
 
 import huggingface_hub
 import numpy as np
@@ -26,15 +24,14 @@ TABLE = (
 WIDE = b"Year,Men,Women\n2001,5,nan\n2002,6,8\n"
 
 
-def bomb_png(side):
-    """The header of a huge picture, with no picture behind it."""
+def png(mode, size) -> bytes:
+    """A plain picture as a PNG; of 1 bit a huge one is small."""
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
 
-    def chunk(kind, body):
-        checksum = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + checksum
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+BOMB = png("1", (9000, 9000))
 
 
 def write_chartqa(folder, rows=ROWS):
@@ -91,14 +88,8 @@ def test_chartqa_reports_every_bad_row_at_once(tmp_path):
     train = write_chartqa(tmp_path, rows)
     (train / "png" / "b.png").write_bytes(b"GIF")
     message = error_of(load_data, "chartqa", "train", str(tmp_path))
-    parts = [
-        "4 of 5 rows",
-        "gone.png: no such image",
-        "[1]: query",
-        "[2]: imgname",
-        "b.png: not an",
-    ]
-    assert all(part in message for part in parts) and "[3]" not in message
+    for part in ("4 of 5", "gone.png: no such", "row 1: query", "row 2: imgname", "b.png: not an"):
+        assert part in message and "row 3" not in message
     assert len(load_data("chartqa", "train", str(tmp_path), skip_bad_rows=True)) == 1
     (train / "train_human.json").write_text('[{"imgname": "a.png",')
     message = error_of(load_data, "chartqa", "train", str(tmp_path))
@@ -106,18 +97,16 @@ def test_chartqa_reports_every_bad_row_at_once(tmp_path):
     assert "--final_splits" in error_of(load_data, "chartqa", "test", str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "table, facts",
-    [
+def test_odd_tables_are_read(tmp_path):
+    path = tmp_path / "a.csv"
+    assert read_table(path) == []
+    for table, facts in (
         (b"", []),
         (b"A,B, C\nx,1,2\n\n,3", [("x", "B", "1"), ("x", "C", "2"), ("", "B", "3")]),
         (b'A,B\n"x\ny",1', [("x\ny", "1")]),
-    ],
-)
-def test_odd_tables_are_read(tmp_path, table, facts):
-    assert read_table(tmp_path / "gone.csv") == []
-    (tmp_path / "a.csv").write_bytes(table)
-    assert read_table(tmp_path / "a.csv") == facts
+    ):
+        path.write_bytes(table)
+        assert read_table(path) == facts
 
 
 @pytest.mark.parametrize("name", ["/etc/evil.png", "a/../../evil.png", "C:evil.png", "huge.csv"])
@@ -156,18 +145,14 @@ def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_pa
     pyarrow = pytest.importorskip("pyarrow", reason="pip install pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", tmp_path)
-    picture = io.BytesIO()
-    Image.new("RGB", (3, 3)).save(picture, "JPEG")
-    row = {"image": {"bytes": picture.getvalue()}, "question": "Awaiting?"}
+    row = {"image": {"bytes": png("RGB", (3, 3))}, "question": "Awaiting?"}
     row |= {"choices": ["skater", "cab"], "correct_choice_idx": 1, "rationales": ["One.", "Two."]}
     row |= {"direct_answers": "['car', 'bus', 'bus']"}
-    bare = dict(row, choices=None, correct_choice_idx=None)
-    bad = dict(row, image={"bytes": b"GIF"})
-    files = {"train/0000": [row], "train/0001": [bare], "validation/0000": [bad]}
-    for name, rows in files.items():
+    bare, bad = dict(row, choices=None, correct_choice_idx=None), dict(row, image={"bytes": b"GIF"})
+    for name, line in (("train/0000", row), ("train/0001", bare), ("validation/0000", bad)):
         path = tmp_path / "default" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        parquet.write_table(pyarrow.Table.from_pylist([line]), path)
     first, second = load_data("aokvqa", "train", str(tmp_path))
     assert (first.answer, first.options, first.trace) == ("cab", ["skater", "cab"], "One. Two.")
     assert first.answers == ["cab", "bus", "car"] and second.answers == ["bus", "car"]
@@ -175,10 +160,10 @@ def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_pa
     assert open_image(second).size == (3, 3)
     assert "row 1: " in error_of(load_data, "aokvqa", "val", str(tmp_path))
     assert "not published" in error_of(load_data, "aokvqa", "test")
-    (tmp_path / "default" / "validation" / "0000.parquet").write_bytes(b"torn")
-    assert "0000.parquet" in error_of(load_data, "aokvqa", "val", str(tmp_path))
+    path.write_bytes(b"torn")
+    assert "validation: " in error_of(load_data, "aokvqa", "val", str(tmp_path))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert "pip install pyarrow" in error_of(load_data, "aokvqa", "val", str(tmp_path))
+    assert "pyarrow" in error_of(load_data, "aokvqa", "val", str(tmp_path))
 
 
 # ---- images -------------------------------------------------------------------------------------
@@ -199,56 +184,44 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path, suffix):
         assert shown.size == (32, 16) and corners == [True, False, False, False]
 
 
-@pytest.mark.parametrize(
-    "kind, values, seen",
-    [
+def test_grey_of_any_depth_is_shown_in_its_range_or_refused(tmp_path):
+    file = tmp_path / "grey.tif"
+    for kind, values, seen in (
         ("uint16", [0, 0x8000, 65535], [0, 128, 255]),
         ("int32", [0, 100, 255], [0, 100, 255]),
         ("float32", [0, 0.5, 1], [0, 127, 255]),
-        ("int32", [0, -1, 2**30], None),
-        ("float32", [0, 1, float("nan")], None),
-    ],
-)
-def test_grey_of_any_depth_is_shown_in_its_range_or_refused(tmp_path, kind, values, seen):
-    Image.fromarray(np.array([values], kind)).save(tmp_path / "grey.tif")
-    if seen is None:
-        assert "grey.tif: can't be shown" in error_of(open_image, tmp_path / "grey.tif")
-    else:
-        shown = open_image(tmp_path / "grey.tif")
-        assert [shown.getpixel((x, 0))[0] for x in range(3)] == seen
+    ):
+        Image.fromarray(np.array([values], kind)).save(file)
+        assert [open_image(file).getpixel((x, 0))[0] for x in range(3)] == seen
+    for kind, values in (("int32", [0, -1, 2**30]), ("float32", [0, 1, float("nan")])):
+        Image.fromarray(np.array([values], kind)).save(file)
+        assert "grey.tif: can't be shown" in error_of(open_image, file)
 
 
 @pytest.mark.parametrize("size", [(400, 100), (5000, 1), (1, 5000), (10, 10), (101, 20_000)])
 def test_max_pixels_caps_the_size_and_keeps_the_aspect_that_processors_take(size):
     width, height = open_image(Image.new("RGB", size), max_pixels=1000).size
     assert 1 <= width * height <= 1000 and max(width, height) <= 200 * min(width, height)
-    expected = {(400, 100): (63, 15), (10, 10): (10, 10)}
-    assert (width, height) == expected.get(size, (width, height))
+    assert size != (400, 100) or (width, height) == (63, 15)
 
 
-@pytest.mark.parametrize(
-    "content, reason",
-    [
-        (bomb_png(100_000), "too large"),
-        (bomb_png(8_500), "too large"),
-        (b"", "not an image"),
-        (None, "no such image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
-        ("half", "broken image"),
-        ("strip", "1 x 300 pixels: a side is over 200 times the other"),
-    ],
-)
+HOSTILE = [
+    (None, "no such image"),
+    (BOMB, "too large"),
+    (png("L", (1, 300)), "1 x 300 pixels: a side is over 200 times the other"),
+    (png("RGB", (64, 64))[:60], "broken image"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+]
+
+
+@pytest.mark.parametrize("content, reason", HOSTILE)
 def test_hostile_images_are_one_line_naming_file_and_example(
     tmp_path, monkeypatch, content, reason
 ):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as others set it
-    Image.effect_noise((64, 64), 90).save(tmp_path / "full.png")
-    Image.new("L", (1, 300)).save(tmp_path / "strip.png")
-    made = {"half": (tmp_path / "full.png").read_bytes()[:2000]}
-    made["strip"] = (tmp_path / "strip.png").read_bytes()
     file = tmp_path / "bad\x1b[31m.png"
     if content is not None:
-        file.write_bytes(made.get(content, content))
+        file.write_bytes(content)
     message = error_of(open_image, Example(str(file), id="set/train/7"))
     assert reason in message and ".png" in message and "set/train/7" in message
     assert "\n" not in message and "\x1b" not in message
