@@ -63,9 +63,23 @@ class Curriculum(Config):
     # with the published G of 2 in stage choice an advantage is +-0.7 or 0
     num_generations: int = knob(4, "G: responses to a prompt", SAMPLES, low=2)
     beta: float = knob(0.04, "KL to the model before the curriculum", SAMPLES, low=0)
-    max_steps: int | None = knob(None, "of all RL stages", SAMPLES, low=1, group="optimization")
+    max_completion_length: int | None = knob(  # on the charts to name five colours twice
+        {"charts": 64, "*": 300}, "most tokens of a response", low=1
+    )
+    reward_weights: list[float] | None = knob(
+        {"charts": [0.5, 1.0, 0.0], "*": [1.0, 1.0, 0.0]},
+        "of format, accuracy, thinking",
+        SAMPLES,
+        low=0,
+        group="rewards",
+    )
+    # a form that the model only guesses at gives noisy advantages: at 1e-3 they ruin it
+    learning_rate: float | None = knob({"charts": 3e-4, "*": 1e-6}, "peak", above=0)
+    max_steps: int | None = knob(
+        {"charts": 200}, "of all RL stages", SAMPLES, low=1, group="optimization"
+    )
     num_train_epochs: float | None = knob(
-        None, "passes, of all RL stages", EPOCHS, SAMPLES, above=0
+        {"*": 4}, "passes, of all RL stages", EPOCHS, SAMPLES, above=0
     )
     base_format_rate: float = knob(0.1, "how often that shows the format", TINY, low=0, high=1)
     base_tasks: list[str] = knob(
@@ -87,23 +101,10 @@ class Curriculum(Config):
     mix_share: float = knob(0.3, "share of mixed-in examples", REJECT, MIXED, low=0, high=0.99)
 
 
-# what a None means here; max_steps and epochs are those of all RL stages together
-DEFAULTS = {
-    "charts": dict(
-        max_completion_length=64,  # to name five colours twice
-        reward_weights=[0.5, 1.0, 0.0],
-        # a form that the model only guesses at gives noisy advantages: at 1e-3 they ruin it
-        learning_rate=3e-4,
-        max_steps=200,
-    ),
-    "*": dict(reward_weights=[1.0, 1.0, 0.0], learning_rate=1e-6, num_train_epochs=4),
-}
-
-
 def read_flags(argv: list[str]) -> Curriculum:
     """The command line; see config.parse."""
     about = {"prog": "curr_reft.py", "description": "Curr-ReFT: a curriculum, then reject."}
-    config = parse(argv, Curriculum, DEFAULTS, **about)
+    config = parse(argv, Curriculum, **about)
     if config.resume not in (None, "last"):
         raise InputError("--resume: give no folder, the stage to go on with is found")
     if config.dry_run and config.stages == ["reject"]:
@@ -135,7 +136,7 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     tasks = {stage: stage_task(config, stage) for stage in stages}
     if config.mix:  # so that a bad file doesn't cost the stages before it
         mix_examples(config, 1)
-    tasks = dict(zip(stages, check_input(config, list(tasks.values()), ranks, log)))
+    tasks = dict(zip(stages, check_input(config, list(tasks.values()), ranks, log)[0]))
     finals = load_finals(config, log)
     size = config.eval_size
     forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}
@@ -155,7 +156,7 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
         return found
 
     results, model, base = {}, config.model, {}
-    if config.eval_base or config.eval_base is None and model == "tiny":
+    if config.eval_base:
         base = once(folder / "base.json", read_model, model, finals, forms)
     for stage, task in tasks.items():
         path = folder / stage / "finished.json"

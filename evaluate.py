@@ -24,16 +24,16 @@ import torch
 from PIL import Image
 
 from checker import score
-from config import Config, Parser, check_range, knobs, least, tolerances
+from config import Parser, least, tolerances
 from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
 from data.tsv import final_answer, read_tsv, write_predictions
 from lib.answers import matches, split_response
+from lib.checkpoint import find_model, load
 from lib.claims import claimed_facts
 from lib.log import progress, run_program
 from lib.readings import mean, readings, show_accuracies
-from lib.trained import find_model, load
 from rollout import Group, make_groups, rollout
 
 LOOKS = 300  # questions that are asked about images not their own, at the end
@@ -192,16 +192,15 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
     for name, options in flags.items():
         add(f"--{name}", **options)
     args = parser.parse_args(argv)
-    args.model, trained = find_model(args.ckpt)
-    for flag in knobs(Config):
-        check_range(flag, trained.get(flag.name))
-    args.dataset = vars(args).get("data") or args.dataset
-    if args.dataset not in (None, trained.get("dataset")):
-        trained = {"max_pixels": trained.get("max_pixels")}
-    trained = {"dataset": "chartqa", "max_completion_length": 300, **trained}
-    for name in ("dataset", "data_dir", "max_completion_length", "max_pixels", "tolerance"):
-        if getattr(args, name) is None:
-            setattr(args, name, trained.get(name))
+    model, trained = find_model(args.ckpt)
+    used = ["max_pixels", "max_completion_length", "tolerance", "dataset", "data_dir"]
+    if (vars(args).get("data") or args.dataset) not in (None, trained.get("dataset")):
+        used = ["max_pixels"]
+    known = {"dataset": "chartqa", "max_completion_length": 300}
+    known |= {name: trained[name] for name in used if trained.get(name) is not None}
+    # before what is typed: so it is checked like it, and gives way to it
+    args = parser.parse_args([*(f"--{name}={value}" for name, value in known.items()), *argv])
+    args.model, args.dataset = model, vars(args).get("data") or args.dataset
     args.tolerance = tolerances(args)[1]
     asked = ("max_completion_length", "max_pixels", "temperature", "seed")
     args.asked = {name: getattr(args, name) for name in asked}

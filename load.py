@@ -1,4 +1,4 @@
-"""What a run is made of: its data, checked before the first step, and its model.
+"""What a run is made of: its data, checked before the first step, its model, a step's prompts.
 
 Left out: how a data set is read (data/), and what differs between model families (lib/families.py).
 """
@@ -16,7 +16,8 @@ from lib.families import load_vlm, prepare
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object
 from lib.tiny import base_folder, tiny_vlm
-from model import special_token
+from model import Prompt, encode_prompts, image_features, special_token
+from rollout import Group, make_group
 
 
 @dataclass
@@ -30,75 +31,8 @@ class Task:
 
 def load_task(config: Config, log: Log) -> Task:
     """The splits that the flags name."""
-    return Task(
-        load_split(config, "train", config.train_size),
-        load_split(config, "val", config.eval_size),
-        load_finals(config, log),
-    )
-
-
-def check_task(config: Config, task: Task, processor, log: Log) -> Task:
-    """The task without the rows that are known to be bad before the first step; says what there is
-    to know about the others. Nothing to check on the charts, which this project draws itself.
-
-    A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
-    no response could match would be memorized for ever, so its row is left out of training.
-    """
-    if config.dataset == "charts":
-        return task
-
-    def without(bad: list[Example], examples: Sequence[Example], why: str, fatal=False):
-        told = f"{len(bad)} examples, {', '.join(example.id or '?' for example in bad[:3])}: {why}"
-        if bad and fatal:
-            raise InputError(f"{told}; take it out, or give --skip_bad_rows")
-        if bad:
-            log.say(f"warning: left out: {told}")
-        ids = {id(example) for example in bad}
-        return [example for example in examples if id(example) not in ids]
-
-    def askable(examples: Sequence[Example]) -> list[Example]:
-        bad = [example for example in examples if special_token(processor, example)]
-        why = "the question or an option has a special token of the model"
-        return without(bad, examples, why, fatal=not config.skip_bad_rows)
-
-    train = askable(task.train)
-    bad = unmatchable(train, tolerances(config)[0])
-    labels = ", ".join(repr(example.answer[:40]) for example in bad[:3])
-    train = without(bad, train, f"no response could match the label ({labels})")
-    if not train:
-        raise InputError(f"{config.dataset}: no row is left to train on; see the warnings above")
-    for line in thinking_lines(train) if config.thinking == "on" else ():
-        log.say(line)
-    if hasattr(processor, "image_processor") and not any(e.image is not None for e in train):
-        log.say("warning: the model sees images, and not one example has any")
-    finals = {split: askable(examples) for split, examples in task.finals.items()}
-    return Task(train, askable(task.val), finals)
-
-
-def first_load(config: Config, ranks: Ranks):
-    """load_model; of several processes the first makes the tiny base, and the others find it."""
-    if config.model == "tiny" and ranks.world_size > 1:
-        if ranks.rank == 0:
-            load_model(config, ranks.device)
-        broadcast_object(None, ranks)
-    return load_model(config, ranks.device)
-
-
-def load_model(config: Config, device: torch.device):
-    """The model to train and its processor: from the hub, from a folder, or the tiny one after its
-    base stage. On the device "meta" its sizes alone, before anything is downloaded or trained.
-    """
-    if config.model == "tiny" and device.type == "meta":
-        model, processor = tiny_vlm()
-        return prepare(model, config.freeze_vision), processor
-    if config.model == "tiny":
-        flags = {flag: value for flag, value in vars(config).items() if flag.startswith("base_")}
-        name, bf16 = str(base_folder(**flags)), False
-    else:
-        bf16 = config.dtype == "bf16" or config.dtype is None and device.type == "cuda"
-        name = config.model
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    return load_vlm(name, dtype=dtype, device=device, freeze_vision=config.freeze_vision)
+    train = load_split(config, "train", config.train_size)
+    return Task(train, load_split(config, "val", config.eval_size), load_finals(config, log))
 
 
 def load_split(
@@ -107,17 +41,16 @@ def load_split(
     """One split of the configured data set; of the training split alone the noise, the choice, the
     traces and the facts.
     """
-    training = split == "train"
+    written = {"traces": config.traces, "facts": config.facts} if split == "train" else {}
     examples = load_data(
         config.dataset,
         split,
         config.data_dir,
         size=size,
         trace_noise=config.trace_noise,
-        traces=config.traces if training else None,
-        facts=config.facts if training else None,
         tasks=tasks,
         skip_bad_rows=config.skip_bad_rows,
+        **written,
     )
     if config.thinking == "on":
         return examples
@@ -139,3 +72,116 @@ def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
             log.say(f"{error}; evaluating val in its place")
             finals["val"] = load_split(config, "val", config.eval_size)
     return finals
+
+
+def check_task(config: Config, task: Task, processor, log: Log) -> Task:
+    """The task without the rows that are known to be bad before the first step; says what there is
+    to know about the others. Nothing to check on the charts, which this project draws itself.
+
+    A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
+    no response could match would be memorized for ever, so its row is left out of training.
+    """
+    if config.dataset == "charts":
+        return task
+
+    def without(bad: list[Example], examples: Sequence[Example], why: str, skip=True):
+        told = f"{len(bad)} examples, {', '.join(example.id or '?' for example in bad[:3])}: {why}"
+        if bad and not skip:
+            raise InputError(f"{told}; take it out, or give --skip_bad_rows")
+        if bad:
+            log.say(f"warning: left out: {told}")
+        ids = {id(example) for example in bad}
+        return [example for example in examples if id(example) not in ids]
+
+    def askable(examples: Sequence[Example]) -> list[Example]:
+        bad = [example for example in examples if special_token(processor, example)]
+        why = "the question or an option has a special token of the model"
+        return without(bad, examples, why, config.skip_bad_rows)
+
+    train = askable(task.train)
+    bad = unmatchable(train, tolerances(config)[0])
+    labels = ", ".join(repr(example.answer[:40]) for example in bad[:3])
+    train = without(bad, train, f"no response could match the label ({labels})")
+    if not train:
+        raise InputError(f"{config.dataset}: no row is left to train on; see the warnings above")
+    for line in thinking_lines(train) if config.thinking == "on" else ():
+        log.say(line)
+    if hasattr(processor, "image_processor") and not any(e.image is not None for e in train):
+        log.say("warning: the model sees images, and not one example has any")
+    finals = {split: askable(examples) for split, examples in task.finals.items()}
+    return Task(train, askable(task.val), finals)
+
+
+def first_load(config: Config, ranks: Ranks, processor=None):
+    """load_model; of several processes the first makes the tiny base, and the others find it."""
+    if config.model == "tiny" and ranks.world_size > 1:
+        if ranks.rank == 0:
+            load_model(config, ranks.device)
+        broadcast_object(None, ranks)
+    return load_model(config, ranks.device, processor)
+
+
+def load_model(config: Config, device: torch.device, processor=None):
+    """The model to train and its processor: from the hub, from a folder, or the tiny one after its
+    base stage. On the device "meta" its sizes alone, before anything is downloaded or trained.
+    processor: the model's, where it is loaded already.
+    """
+    name, bf16 = config.model, config.dtype == "bf16"
+    if name == "tiny":
+        if device.type == "meta":
+            model, processor = tiny_vlm()
+            return prepare(model, config.freeze_vision), processor
+        flags = {flag: value for flag, value in vars(config).items() if flag.startswith("base_")}
+        name, bf16, processor = str(base_folder(**flags)), False, None
+    elif config.dtype is None:
+        bf16 = device.type == "cuda"
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    how = dict(dtype=dtype, device=device, freeze_vision=config.freeze_vision)
+    return load_vlm(name, processor=processor, **how)
+
+
+# ---- the prompts of a step ----------------------------------------------------------------------
+
+
+def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:
+    """The P examples of a step; a new shuffle each epoch.
+
+    A pure function of (seed, step), so that a resumed run needs no state for it.
+    """
+    first, orders, picked = step * config.prompts_per_step, {}, []
+    for count in range(first, first + config.prompts_per_step):
+        epoch, place = divmod(count, len(data))
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            orders[epoch] = torch.randperm(len(data), generator=generator).tolist()
+        picked.append(data[orders[epoch][place]])
+    return picked
+
+
+def encode(
+    config: Config, model, processor, share: Sequence[tuple[int, Example]], log: Log
+) -> list[Group]:
+    """Examples, each with its place in the step, as Groups, with their image's features where the
+    vision tower is frozen.
+
+    With --skip_bad_rows without the rows that only now turn out to be bad: their slots stay empty,
+    so that the order of the others never moves. Without it InputError.
+    """
+    groups = []
+    prompts = encode_prompts(processor, [example for _, example in share], config.max_pixels)
+    most = model.config.get_text_config().max_position_embeddings - config.max_completion_length
+    for (place, example), prompt in zip(share, prompts):
+        if isinstance(prompt, Prompt) and (length := prompt.input_ids.shape[1]) > most:
+            prompt = InputError(  # nothing is ever truncated
+                f"{example.id}: its prompt has {length} tokens, the model has room for {most} "
+                "before --max_completion_length; lower --max_pixels, or give --skip_bad_rows"
+            )
+        if isinstance(prompt, Prompt):
+            groups.append(make_group(model, place, example, prompt))
+        elif config.skip_bad_rows:
+            log.say(f"warning: left out: {prompt}")
+        else:
+            raise prompt
+    for group in groups if config.freeze_vision else []:  # once, for rollout and first update
+        (group.prompt.features,) = image_features(model, [group.prompt])
+    return groups

@@ -1,66 +1,133 @@
-"""What train.py's loop is built on: the prompts of a step, evaluate, save, log.
+"""What train.py's loop is built on: load, the prompts of a step, evaluate, save, log.
 
     <output_dir>/  the last model (config.json, model.safetensors, its processor's files)
-    result.json    every flag, all readings          checkpoints/   step-000123/, best.json
-    metrics.jsonl  a line per step (lib/log.py)      groups.jsonl   a few groups, for tools.report
+    result.json    every flag, all readings          checkpoints/   step-000123/ ..
+    metrics.jsonl  a line per step (lib/groups.py)   groups.jsonl   a few groups, for tools.report
 
-Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: what comes
-before the first step (start.py), how a checkpoint is written so that it is whole or not there
+Kept out of train.py so that the loop there stays the paper's algorithm box. Left out: what is
+checked before (start.py), how a checkpoint is written so that it is whole or not there
 (lib/checkpoint.py).
 """
 
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 
 import torch
-from tqdm import tqdm
 
 import variants
-from checker import Rules
 from config import Config, eval_settings
-from data.example import Example, InputError
+from data.example import InputError
+from data.fingerprint import fingerprint
 from dyme import memorizes
 from evaluate import evaluate, evaluate_all, looks
 from lib import checkpoint
-from lib.families import save_model
-from lib.groups import group_line, told_response
-from lib.log import Log, group_sums, means, progress
-from lib.ranks import Interrupt, Ranks, gather_lists, reduce_sums, shard
+from lib.answers import reader
+from lib.families import checkpoint_activations, parameter_counts, save_model
+from lib.groups import group_line, group_sums, means, told_response
+from lib.log import Log, open_tracker, progress
+from lib.memory import FLAGS
+from lib.optim import build_optimizer
+from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, reduce_sums, shard
 from lib.readings import interval
-from load import Task
-from model import Prompt, encode_prompts, get_tokenizer, image_features
-from rollout import MEMORIZE, MODE_NAMES, Group, make_group
+from load import Task, encode, first_load, load_model, load_task, step_examples
+from model import get_tokenizer
+from rollout import MEMORIZE, MODE_NAMES, Group
+from start import KEPT, check_input, find_run, finish_config, open_scorer, preview, resume
 
-KEPT = 2  # checkpoints, besides the best one
 SAVE_MINUTES = 15  # a checkpoint whenever so many have passed
 LOOKS_ON_THE_WAY = 100  # questions of a validation that are asked about other images too
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 
 
-@dataclass
+@contextmanager
+def start(config: Config, ranks: Ranks, task: Task | None = None) -> Iterator["Run"]:
+    """A Run, ready for its next step; behind the loop its last evaluation. Whatever error ends it,
+    the last whole step is saved where the weights are still its; memory or disk that runs out ends
+    it in one line.
+    """
+    # of a dry run nothing stays
+    folder = tempfile.TemporaryDirectory() if config.dry_run else nullcontext(config.output_dir)
+    with folder as config.output_dir:
+        run = Run(config, ranks, task)
+        try:
+            with Interrupt() as run.interrupt:
+                yield run
+            run.finish()
+        except Exception as error:
+            run.optimizer.zero_grad()
+            saved = run.save()
+            if isinstance(error, torch.OutOfMemoryError):
+                told = f"out of memory; {saved}; what helps: {FLAGS}; then --resume"
+                raise InputError(told) from None
+            if checkpoint.disk_full(error):
+                told = f"{config.output_dir}: disk full; {saved}; free some space and --resume"
+                raise InputError(told) from None
+            run.log.say(f"ended by an error; {saved}")
+            raise
+        finally:
+            run.scorer.close()
+
+
 class Run:
     """Everything that the loop holds on to. state is what a checkpoint remembers of it, JSON."""
 
-    config: Config
-    ranks: Ranks
-    log: Log
-    model: torch.nn.Module
-    processor: object
-    task: Task
-    scorer: Rules
-    optimizer: torch.optim.Optimizer
-    ref_model: torch.nn.Module | None
-    state: dict
-    weights_step: int | None = None  # the step whose weights these are; None inside an update
-    interrupt: Interrupt | None = None
-    bar: tqdm | None = None
-    saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was
-    skipped: int = 0  # prompts of this step that were left out
-    due: list = field(default_factory=list)  # of variants.due: what this step memorizes
-    rate: float = 1.0  # what the learning rate is multiplied by
-    clock: dict[str, float] = field(default_factory=dict)
-    pace: float = 0.0  # seconds per answer of the last validation
+    def __init__(self, config: Config, ranks: Ranks, task: Task | None = None):
+        """Load everything, resume if asked to, read the starting model; InputError before anything
+        is written over.
+        """
+        self.config, self.ranks = config, ranks
+        self.log = log = Log(config.output_dir, ranks.rank == 0)
+        log.lock()
+        found = broadcast_object(find_run(config) if log.active else None, ranks)
+        self.scorer = open_scorer(config)
+        tasks, processor = check_input(config, [task or load_task(config, log)], ranks, log)
+        (self.task,) = tasks
+        train = self.task.train
+        finish_config(config, ranks, len(train))
+        self.state = {"step": 0, "seconds": 0.0, "updates": 0, "bad_steps": 0}
+        self.state |= {"val": [], "base": {}, "data": {}, "buffer": []}
+        if config.dataset != "charts":
+            self.state["data"] = {**fingerprint(train), "reader": reader(train)}
+        positions = {}
+        if found:
+            self.state, positions = resume(config, found, self.state, log)
+        if config.report_to != "none" and log.active and not config.dry_run:
+            about = (config.output_dir, asdict(config), self.state["step"])
+            log.track = open_tracker(config.report_to, *about)
+
+        self.model, self.processor = first_load(config, ranks, processor)
+        if config.gradient_checkpointing:
+            checkpoint_activations(self.model)
+        self.ref_model = None
+        if config.beta > 0:
+            reference = replace(config, model=config.ref_model or config.model)
+            self.ref_model = load_model(reference, ranks.device)[0].requires_grad_(False)
+        settings = (config.learning_rate, config.weight_decay, (0.9, config.adam_beta2))
+        self.optimizer = build_optimizer(self.model, *settings, seed=config.seed)
+        counts = "{:,} parameters train, {:,} are frozen".format(*parameter_counts(self.model))
+        log.say(f"{config.model}, from {self.model.name_or_path}: {counts}")
+        per_step = f"{config.max_steps} steps of {config.prompts_per_step} prompts"
+        log.say(f"{len(train)} training examples, {per_step}")
+        if found:
+            checkpoint.load_checkpoint(found, self.model, self.optimizer)
+        log.begin(positions)
+        if log.active:  # from there on it takes its own way
+            start_step = self.state["step"] if found else -1
+            checkpoint.prune(config.output_dir, start_step, KEPT, self.best_step())
+        self.weights_step = self.state["step"]  # whose weights these are; None inside an update
+        self.interrupt, self.bar, self.clock = None, None, {}
+        self.saved_at = time.monotonic()  # when the last checkpoint was
+        self.pace = 0.0  # seconds per answer of the last validation
+        self.scorer.resume(self.state["step"])
+        if config.dry_run:
+            example = step_examples(train, config, 0)[0]
+            groups = encode(config, self.model, self.processor, [(0, example)], log)
+            log.say(preview(example, groups, self.scorer, get_tokenizer(self.processor)))
+        elif config.eval_base and not self.state["base"]:
+            self.state["base"] = self.read_finals("base")
 
     # ---- a step ---------------------------------------------------------------------------------
 
@@ -74,43 +141,14 @@ class Run:
             # prompts that a rule has noted, mostly none, go before the step's own
             self.due = variants.due(config, self.state["buffer"])
             noted = [step_examples(data, config, past)[place] for past, place in self.due]
-            examples = noted or step_examples(data, config, step)
-            self.rate = variants.sft_rate(config) if self.due else 1.0
-            share = shard(examples, self.ranks)
-            groups = self.encode(share)
+            self.rate = variants.sft_rate(config) if self.due else 1.0  # times the learning rate
+            share = shard(noted or step_examples(data, config, step), self.ranks)
+            groups = encode(config, self.model, self.processor, share, self.log)
             self.skipped = len(share) - len(groups)
             if self.due or memorizes(config, step):  # nobody would look at the responses
                 for group in groups:
                     group.mode = MEMORIZE
             yield step, groups
-
-    def encode(self, share: Sequence[tuple[int, Example]]) -> list[Group]:
-        """Examples, each with its place in the step, as Groups, with their image's features where
-        the vision tower is frozen.
-
-        With --skip_bad_rows without the rows that only now turn out to be bad: their slots stay
-        empty, so that the order of the others never moves. Without it InputError.
-        """
-        config, groups = self.config, []
-        examples = [example for _, example in share]
-        prompts = encode_prompts(self.processor, examples, config.max_pixels)
-        most = self.model.config.get_text_config().max_position_embeddings
-        most -= config.max_completion_length
-        for (place, example), prompt in zip(share, prompts):
-            if isinstance(prompt, Prompt) and (length := prompt.input_ids.shape[1]) > most:
-                prompt = InputError(  # nothing is ever truncated
-                    f"{example.id}: its prompt has {length} tokens, the model has room for {most} "
-                    "before --max_completion_length; lower --max_pixels, or give --skip_bad_rows"
-                )
-            if isinstance(prompt, Prompt):
-                groups.append(make_group(self.model, place, example, prompt))
-            elif config.skip_bad_rows:
-                self.log.say(f"warning: left out: {prompt}")
-            else:
-                raise prompt
-        for group in groups if config.freeze_vision else []:  # once, for rollout and first update
-            (group.prompt.features,) = image_features(self.model, [group.prompt])
-        return groups
 
     def tick(self, part: str) -> None:
         """A part of the step is over: its seconds are what has passed since the last one."""
@@ -121,22 +159,50 @@ class Run:
     def end_step(self, step: int, groups: list[Group], stats: dict, moved: dict) -> None:
         """Log the step, evaluate and save where it is due; the end on a signal."""
         config, state, log = self.config, self.state, self.log
+        self.write_step(step, groups, stats, moved)
+        if variants.buffer_size(config):
+            wrong = [g.place for g in groups if g.responses and not g.rewards["correct"].any()]
+            noted = sorted(gather_lists(wrong, self.ranks))
+            state["buffer"] += [[step, place] for place in noted]
+            if self.due:
+                state["buffer"] = variants.left(config, state["buffer"])
+        state["step"] = self.weights_step = step + 1
+        state["bad_steps"] = 0 if moved["finite"] else state["bad_steps"] + 1
+        stuck = state["bad_steps"] >= MAX_BAD_STEPS
+        due = step + 1 == config.max_steps or (step + 1) % config.save_steps == 0
+        due = due or stuck or time.monotonic() - self.saved_at > 60 * SAVE_MINUTES
+        best = (step + 1) % config.eval_steps == 0 and self.validate()
+        saved = self.save() if best or due else ""
+        if stuck:
+            raise InputError(
+                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row; {saved} with "
+                "the last good weights; lower --learning_rate and --resume"
+            )
+        if signal := self.interrupt.agreed(self.ranks):
+            log.say(f"interrupted: {self.save()}; go on with --resume")
+            raise SystemExit(128 + signal)
+
+    def write_step(self, step: int, groups: list[Group], stats: dict, moved: dict) -> None:
+        """A line of metrics.jsonl, on the bar what matters of it, and now and then some groups."""
+        config, log, clock = self.config, self.log, self.clock
         stats = {**stats, **group_sums(groups, MODE_NAMES), "skipped": self.skipped}
         stats["loss"] = stats.get("loss", 0.0) / config.num_iterations
         sums = reduce_sums(stats, self.ranks)
         line = {"step": step, **means(sums, MODE_NAMES), **moved}
-        self.clock["seconds_cpu"] = time.process_time() - self.clock["cpu"]  # of all threads
-        line |= {name: value for name, value in self.clock.items() if name.startswith("seconds_")}
-        line["step_time"] = self.clock["now"] - self.clock["start"]  # seconds
+        clock["seconds_cpu"] = time.process_time() - clock["cpu"]  # of all threads
+        line |= {name: value for name, value in clock.items() if name.startswith("seconds_")}
+        line["step_time"] = clock["now"] - clock["start"]  # seconds
         line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
         log.append("metrics.jsonl", line)
-        if not state["seconds"]:
+        log.track(step, {name: value for name, value in line.items() if name != "step"})
+        if not self.state["seconds"]:
             took, steps = line["step_time"], config.max_steps
             told = f"the first step took {took:.1f} s, {steps} like it {took * steps / 60:.1f} min"
             log.say(f"{config.method}: {told}, the evaluations aside")
         if config.dry_run:
             log.say("nothing was kept")
             raise SystemExit(0)
+        self.state["seconds"] += line["step_time"]
         shown = ("reward", "correct", *(f"share_{name}" for name in MODE_NAMES))
         shown = {name.removeprefix("share_"): f"{line[name]:.2f}" for name in shown if name in line}
         self.bar.set_postfix(shown, refresh=False)
@@ -148,29 +214,6 @@ class Run:
             for group in groups[:1]:
                 log.say(told_response(step, group, MODE_NAMES[group.mode]))
 
-        if variants.buffer_size(config):
-            wrong = [g.place for g in groups if g.responses and not g.rewards["correct"].any()]
-            noted = sorted(gather_lists(wrong, self.ranks))
-            state["buffer"] += [[step, place] for place in noted]
-            if self.due:
-                state["buffer"] = variants.left(config, state["buffer"])
-        state["step"] = self.weights_step = step + 1
-        state["seconds"] += line["step_time"]
-        state["bad_steps"] = 0 if moved["finite"] else state["bad_steps"] + 1
-        best = state["step"] % config.eval_steps == 0 and self.validate()
-        stuck = state["bad_steps"] >= MAX_BAD_STEPS
-        due = state["step"] % config.save_steps == 0 or state["step"] == config.max_steps
-        due = due or time.monotonic() - self.saved_at > 60 * SAVE_MINUTES
-        saved = self.save(best) if best or stuck or due else ""
-        if stuck:
-            raise InputError(
-                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row; {saved} with "
-                "the last good weights; lower --learning_rate and --resume"
-            )
-        if signal := self.interrupt.agreed(self.ranks):
-            log.say(f"interrupted: {self.save()}; go on with --resume")
-            raise SystemExit(128 + signal)
-
     # ---- evaluate and save ----------------------------------------------------------------------
 
     def validate(self) -> bool:
@@ -178,96 +221,68 @@ class Run:
         past, step = self.state["val"], self.state["step"]
         settings, start = eval_settings(self.config), time.perf_counter()
         reading = evaluate(self.model, self.processor, self.task.val, **settings)
-        best = reading["accuracy"] > max((old["accuracy"] for old in past), default=-1.0)
         seen = looks(self.model, self.processor, self.task.val, LOOKS_ON_THE_WAY, **settings)
         answers = sum(each["count"] for each in (reading, *seen.values()))
         self.pace = (time.perf_counter() - start) / max(answers, 1)
         past.append({"step": step, **reading, **seen})
         scalars = {f"val/{name}": reading[name] for name in ("accuracy", "format")}
-        self.log.track(step - 1, **scalars)  # with the step that led here: a resumed run is behind
+        self.log.track(step - 1, scalars)  # with the step that led here: a resumed run is behind
         found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
         self.log.say(f"step {step}, val: {found}")
-        return best
+        return self.best_step() == step
+
+    def best_step(self) -> int | None:
+        """The first of the steps with the highest accuracy on val."""
+        readings = self.state["val"]
+        return max(readings, key=lambda each: each["accuracy"], default={}).get("step")
 
     def read_finals(self, title: str) -> dict[str, dict]:
         """evaluate_all on each of the last evaluation's splits, said as lines."""
-        splits = " and ".join(f"{len(asked)} of {name}" for name, asked in self.task.finals.items())
+        finals, readings = self.task.finals, {}
+        splits = " and ".join(f"{len(asked)} of {name}" for name, asked in finals.items())
         told = f"{title}: is read now, on the questions of {splits}, up to five answers to each"
-        if self.pace:
-            count = sum(map(len, self.task.finals.values()))
-            told += f", about {5 * count * self.pace:.0f} s"
-        self.log.say(told)
-        readings = {}
-        for split, examples in self.task.finals.items():
-            readings[split] = evaluate_all(
-                self.model, self.processor, examples, **eval_settings(self.config)
-            )
+        seconds = 5 * sum(map(len, finals.values())) * self.pace
+        self.log.say(f"{told}, about {seconds:.0f} s" if self.pace else told)
+        for split, examples in finals.items():
+            asked = eval_settings(self.config)
+            readings[split] = evaluate_all(self.model, self.processor, examples, **asked)
             self.log.say(summary(f"{title}, {split}", readings[split]))
         return readings
 
-    def save(self, best: bool = False) -> str:
+    def save(self) -> str:
         """A checkpoint of the last whole step, by the first process; says whether it is there.
 
         Where the weights are no longer that step's, an error having come in the middle of an
         update, nothing is written.
         """
-        step, written = self.state["step"], True
+        config, step, written = self.config, self.state["step"], True
         if self.weights_step != step:
             return f"step {step} is not saved, an update was under way"
         self.saved_at = time.monotonic()
         if self.log.active:
-            state = {**self.state, "positions": self.log.positions(), "config": asdict(self.config)}
-            written = checkpoint.save_checkpoint(
-                self.config.output_dir,
-                step,
-                self.model,
-                self.processor,
-                self.optimizer,
-                state,
-                save_total_limit=KEPT,
-                best=best,
-            )
+            state = {**self.state, "positions": self.log.positions(), "config": asdict(config)}
+            loaded = (self.model, self.processor, self.optimizer)
+            written = checkpoint.save_checkpoint(config.output_dir, step, *loaded, state)
+            if written:
+                checkpoint.prune(config.output_dir, step, KEPT, self.best_step())
         return f"step {step} is saved" if written else f"step {step} could NOT be saved"
 
-    def finish(self) -> dict:
-        """The last evaluation; model and result.json are written. Returns the result."""
-        config = self.config
-        result = {"config": asdict(config), **self.state, "final": self.read_finals(config.method)}
+    def finish(self) -> None:
+        """The last evaluation; result.json and then the model are written."""
+        config, log = self.config, self.log
+        final = self.read_finals(config.method)
+        self.result = {"config": asdict(config), **self.state, "final": final}
         if told := self.scorer.summary():
-            result["judge"] = told
-            self.log.say(f"warning: {told}")
+            self.result["judge"] = told
+            log.say(f"warning: {told}")
         if not self.state["updates"]:
             told = "every group was skipped, left out or of equal reward"
-            self.log.say(f"warning: not one parameter has moved: {told}")
-        if self.log.active:
-            self.log.write("result.json", result)
-            try:
-                save_model(config.output_dir, self.model, self.processor)
-            except Exception as error:
-                if not checkpoint.disk_full(error):
-                    raise
-                raise InputError(
-                    f"{config.output_dir}: disk full; the result and the last checkpoint are "
-                    "there, the final model is not: free some space and --resume"
-                ) from error
-            self.log.say(f"model, metrics and result are in {config.output_dir}")
-            self.log.say(f"ask it: python sample.py --ckpt {config.output_dir}")
-        return result
-
-
-def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:
-    """The P examples of a step; a new shuffle each epoch.
-
-    A pure function of (seed, step), so that a resumed run needs no state for it.
-    """
-    first, orders, picked = step * config.prompts_per_step, {}, []
-    for count in range(first, first + config.prompts_per_step):
-        epoch, place = divmod(count, len(data))
-        if epoch not in orders:
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            orders[epoch] = torch.randperm(len(data), generator=generator).tolist()
-        picked.append(data[orders[epoch][place]])
-    return picked
+            log.say(f"warning: not one parameter has moved: {told}")
+        log.write("result.json", self.result)
+        if log.active:
+            save_model(config.output_dir, self.model, self.processor)
+        log.say(f"model, metrics and result are in {config.output_dir}")
+        log.say(f"ask it: python sample.py --ckpt {config.output_dir}")
 
 
 def summary(title: str, readings: dict[str, dict]) -> str:

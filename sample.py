@@ -16,9 +16,9 @@ from data import load_data, open_image
 from data.example import Example, InputError
 from evaluate import marks, parse
 from lib.answers import split_response
+from lib.checkpoint import load
 from lib.claims import claimed_facts
 from lib.log import run_program, visible
-from lib.trained import load
 from model import get_tokenizer
 from rollout import Group, make_groups, rollout
 

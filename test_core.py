@@ -528,7 +528,7 @@ def test_the_base_stage_has_met_every_word_of_the_format(vlm):
         ("--num_generations 1", "--num_generations"),
         ("--temperature 0", "--temperature"),
         ("--temperature inf", "--temperature"),
-        ("--max_grad_norm -1", "--max_grad_norm"),
+        ("--learning_rate -1", "--learning_rate"),
         ("--micro_batch_prompts 0", "--micro_batch_prompts"),
         ("--seed -1", "--seed"),
         ("--reward_weights 0 0 0", "--reward_weights"),

@@ -6,8 +6,8 @@
 
 The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, update. The
 other methods are the same loop with another `choose` (dyme.py): SFT always memorizes, GRPO always
-explores, two-stage does one after the other; ten more rules are in variants.py. What comes before
-the first step, loading and resuming, is in start.py, what the loop calls, evaluating and saving, in
+explores, two-stage does one after the other; ten more rules are in variants.py. What is checked
+before the first step is in start.py, what the loop stands on, loading, evaluating and saving, in
 run.py; every flag in config.py. Curr-ReFT is a program above this one: curr_reft.py. Left out:
 learned rewards, value networks, LoRA.
 """
@@ -26,8 +26,7 @@ from lib.optim import lr_at
 from lib.ranks import Ranks, cleanup, setup_distributed, sum_gradients
 from load import Task
 from rollout import rollout
-from run import Run
-from start import start
+from run import Run, start
 
 
 def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
@@ -36,7 +35,7 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
     task: what to learn from, by default what config names. Returns what is written to
     <output_dir>/result.json.
     """
-    with start(config, ranks, task) as run:  # resumed if asked; what ends the loop is saved
+    with start(config, ranks, task) as run:  # resumed if asked, evaluated at the end
         model, processor, scorer = run.model, run.processor, run.scorer
         for step, groups in run.steps():  # this process's share of the step's P prompts, encoded
             # ---- G responses to each, unless they would not be looked at; scored as they end
@@ -76,7 +75,7 @@ def train(config: Config, ranks: Ranks, task: Task | None = None) -> dict:
             # ---- log, evaluate, save
             stats.update(scorer.end_step(step, groups, ranks))
             run.end_step(step, groups, stats, moved)
-    return run.finish()
+    return run.result
 
 
 def optimizer_step(run: Run, step: int) -> dict[str, float | bool]:

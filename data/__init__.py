@@ -13,7 +13,7 @@ from data.tsv import read_tsv
 __all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
 
 # To add a data set: load(split, data_dir, skip_bad_rows), which returns a list of Examples, its
-# line here, and where its knobs differ from ChartQA's an entry in config.DEFAULTS. --dataset
+# line here, and where its knobs differ from ChartQA's an entry in its default in config.py. --dataset
 # mine.jsonl needs no code.
 PUBLISHED = {"chartqa": load_chartqa, "gsm8k": load_gsm8k, "aokvqa": load_aokvqa}
 OWN = {".jsonl": read_own, ".json": read_own, ".tsv": read_tsv}

@@ -1,16 +1,15 @@
-"""A run that can't be lost: checkpoints, and going on from one.
+"""A run that can't be lost: checkpoints, going on from one, and finding a model that was trained.
 
 A checkpoint is written under a temporary name, flushed to the disk, then renamed, and only then are
 older ones removed: whatever moment a kill falls on, a whole one exists. state.json comes last and
 lists the sizes of the other files, so a folder without it, or with other sizes, isn't whole.
-No random state is kept: what is drawn is keyed by (seed, step, place), see rollout.py, or has a
-generator of its own in the optimizer's state.
+No random state is kept: what is drawn is keyed by (seed, step, place), see rollout.py and optim.py.
 """
 
-import errno
 import json
 import os
 import shutil
+import traceback
 from pathlib import Path
 
 import torch
@@ -18,68 +17,56 @@ from safetensors import safe_open
 
 from data.example import InputError, say
 from data.reading import write_whole, written_here
-from lib.families import NO_CODE, one_line, save_model
-
+from lib.families import NO_CODE, load_vlm, one_line, save_model
 
 # ---- writing ------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
-    output_dir: str | Path,
-    step: int,
-    model,
-    processor,
-    optimizer,
-    state: dict,
-    *,
-    save_total_limit: int | None = None,
-    best: bool = False,
+    output_dir: str | Path, step: int, model, processor, optimizer, state: dict
 ) -> bool:
-    """Writes `<output_dir>/checkpoints/step-000123`; False, after a warning, if the disk is full.
-
-    state: whatever JSON the run needs to go on (config, positions in the logs, ...). best: the
-    best step so far, which pruning spares. save_total_limit: how many of the newest are kept
-    besides; None or 0 keeps all. Only the first process calls this.
+    """Writes `<output_dir>/checkpoints/step-000123`, by the first process alone, unless it is there;
+    False, after a warning, if the disk is full. state: whatever JSON the run needs to go on.
     """
     root = Path(output_dir) / "checkpoints"
     final = root / f"step-{step:06d}"
+    if final.is_dir():
+        return True
     temporary = root / f"{final.name}.tmp-{os.getpid()}"
-    state = json.loads(json.dumps({**state, "step": step}))  # as it will be read
     try:
-        if not final.is_dir() or read_state(final) != state:
-            temporary.mkdir(parents=True)
-            write_files(temporary, model, processor, optimizer, state)
-            shutil.rmtree(final, ignore_errors=True)  # of a run that took another way
-            os.rename(temporary, final)
-            flush(root)
-        if best:
-            name_best(output_dir, step)
+        temporary.mkdir(parents=True)
+        save_model(temporary, model, processor)
+        with open(temporary / "optimizer.pt", "wb") as file:  # by path a full disk is no OSError
+            torch.save(optimizer.state_dict(), file)
+        sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+        for name in sizes:
+            flush(temporary / name)
+        state = {**state, "step": step, "sizes": sizes}
+        write_whole(temporary / "state.json", json.dumps(state, indent=1))
+        flush(temporary)
+        os.rename(temporary, final)
+        flush(root)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not disk_full(error):
             raise
         kept = [folder.name for folder in step_folders(root)] or ["none"]
-        say(
-            f"warning: {root}: disk full, step {step} is not saved; the last checkpoint: {kept[-1]}"
-        )
+        told = f"disk full, step {step} is not saved; the last checkpoint: {kept[-1]}"
+        say(f"warning: {root}: {told}")
         return False
-    for folder in step_folders(root)[:-save_total_limit] if save_total_limit else []:
-        if folder != best_checkpoint(output_dir):
-            shutil.rmtree(folder)
     return True
 
 
-def write_files(folder: Path, model, processor, optimizer, state: dict) -> None:
-    """All files of a checkpoint, flushed to the disk; state.json comes last."""
-    save_model(folder, model, processor)
-    with open(folder / "optimizer.pt", "wb") as file:  # a path would hide a full disk's OSError
-        torch.save(optimizer.state_dict(), file)
-    sizes = {}
-    for path in folder.iterdir():
-        flush(path)
-        sizes[path.name] = path.stat().st_size
-    write_whole(folder / "state.json", json.dumps({**state, "sizes": sizes}, indent=1))
-    flush(folder)
+def prune(output_dir: str | Path, step: int, newest: int, best: int | None) -> None:
+    """Removes, by the first process alone, all checkpoints but so many of the newest up to `step`,
+    and the best step's; and what a kill left half written.
+    """
+    root = Path(output_dir) / "checkpoints"
+    known = [folder for folder in step_folders(root) if step_of(folder) <= step]
+    kept = known[-newest:] + [folder for folder in known if step_of(folder) == best]
+    for folder in root.glob("step-*"):
+        if folder not in kept:
+            shutil.rmtree(folder)
 
 
 def check_room(output_dir: str | Path, model, count: int, force: bool = False) -> None:
@@ -91,29 +78,9 @@ def check_room(output_dir: str | Path, model, count: int, force: bool = False) -
     held = sum(file.stat().st_size for file in Path(output_dir).glob("**/checkpoints/*/*"))
     free, needed = shutil.disk_usage(output_dir).free + held, count * sum(sizes)
     if free < needed and not force:
-        told = (
-            f"{needed / 2**30:.2f} GiB are needed for {count} checkpoints, {free / 2**30:.2f} free"
-        )
-        raise InputError(f"--output_dir {output_dir}: {told}; free some, or try it with --force")
-
-
-def name_best(output_dir: str | Path, step: int) -> None:
-    """Lets `best.json` name a step's checkpoint, if there is one: the best by validation."""
-    folder = Path(output_dir) / "checkpoints" / f"step-{step:06d}"
-    if folder.is_dir():
-        write_whole(folder.with_name("best.json"), json.dumps({"folder": folder.name}))
-
-
-def clean_checkpoints(output_dir: str | Path, step: int) -> None:
-    """At a run's start, by the first process: removes what a kill left half written, and what is
-    further than `step`, where it starts: from there it takes its own way.
-    """
-    root = Path(output_dir) / "checkpoints"
-    for leftover in root.glob("*.tmp-*"):
-        leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
-    for folder in step_folders(root):
-        if int(folder.name[5:]) > step:
-            shutil.rmtree(folder)
+        told = f"{needed / 2**30:.2f} GiB are needed for {count} checkpoints"
+        way_out = f"{free / 2**30:.2f} free; free some, or try it with --force"
+        raise InputError(f"--output_dir {output_dir}: {told}, {way_out}")
 
 
 def flush(path: Path) -> None:
@@ -123,24 +90,29 @@ def flush(path: Path) -> None:
     os.close(handle)
 
 
-def disk_full(error: BaseException | None) -> bool:
+def disk_full(error: BaseException) -> bool:
     """safetensors has no error number to look at, and torch hides the OSError in the context."""
-    while error is not None:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    told = "".join(traceback.format_exception(error))
+    return "No space left" in told or "quota exceeded" in told
 
 
 # ---- finding and loading ------------------------------------------------------------------------
 
 
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder, by its name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def step_folders(root: Path) -> list[Path]:
+    """The checkpoints under `root`, oldest first."""
+    found = [folder for folder in root.glob("step-*") if folder.name[5:].isdigit()]
+    return sorted(found, key=step_of)
+
+
 def find_checkpoint(path: str | Path) -> Path | None:
     """The newest whole checkpoint of a run's output folder, None without one; or `path` itself if
-    it is one. What isn't whole is passed over with a warning.
-
-    InputError where the one that was asked for is damaged, or of the older layout.
+    it is one. What isn't whole is passed over with a warning, or an InputError if it was asked for.
     """
     path = Path(path)
     if path.parent.name == "checkpoints" or (path / "state.json").exists():
@@ -155,12 +127,7 @@ def find_checkpoint(path: str | Path) -> Path | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint can't be loaded, in a few words; None for a whole one. InputError for one
-    that an older version of this code wrote.
-    """
-    if (folder / "complete.json").exists():
-        way_out = "go on with that version, or start anew"
-        raise InputError(f"--resume: {folder} is of an older version's layout; {way_out}")
+    """Why a checkpoint can't be loaded, in a few words; None for a whole one."""
     name = "state.json"
     try:
         for name, size in read_json(folder / name)["sizes"].items():
@@ -177,74 +144,53 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def best_checkpoint(output_dir: str | Path) -> Path | None:
-    """The checkpoint that `best.json` names, if it is there."""
-    pointer = Path(output_dir) / "checkpoints" / "best.json"
-    if not pointer.exists():
-        return None
-    with written_here(pointer):
-        folder = pointer.with_name(read_json(pointer)["folder"])
-    return folder if folder.is_dir() else None
-
-
-def step_folders(root: Path) -> list[Path]:
-    """The checkpoints under `root`, oldest first."""
-    found = [folder for folder in root.glob("step-*") if folder.name[5:].isdigit()]
-    return sorted(found, key=lambda folder: int(folder.name[5:]))
-
-
-def load_checkpoint(path: str | Path, model, optimizer=None) -> dict:
-    """Puts a checkpoint into `model` and `optimizer`; returns the state it was saved with.
-
-    No file is unpickled as code. InputError if the checkpoint is another model's or another
-    optimizer's.
-    """
-    path = Path(path)
-    load_weights(path, model)
-    if optimizer is not None:
-        content = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        if content.keys() != optimizer.state_dict().keys():
-            raise InputError(f"{path}: saved with another --dtype; resume with the same one")
-        try:
-            optimizer.load_state_dict(content)
-        except ValueError as error:
-            raise InputError(f"{path}: other weights were trained ({error})") from None
-    return read_state(path)
-
-
-def load_weights(path: Path, model) -> None:
-    """Copies the weights in place, so that an optimizer built on `model` stays valid."""
-    kind = read_json(path / "config.json").get("model_type")
-    if kind != model.config.model_type:
-        raise InputError(f"{path}: holds a {kind} model, not a {model.config.model_type}")
-    # The files have the hub's names, so the class itself reads them; bf16 fits into fp32 exactly.
-    mixed = len({param.dtype for param in model.parameters()}) > 1
-    knobs = dict(dtype=torch.float32 if mixed else model.dtype, output_loading_info=True)
-    saved, info = type(model).from_pretrained(path, **knobs, **NO_CODE)
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{path}: has no {missing[0]} ({len(missing)} tensors are missing)")
-    try:
-        model.load_state_dict(saved.state_dict())
-    except RuntimeError as error:
-        raise InputError(f"{path}: has not the shapes of --model; {one_line(error)}") from None
-
-
-def read_state(folder: Path) -> dict:
-    """What save_checkpoint was given as `state`, and the step."""
-    return {k: v for k, v in read_json(folder / "state.json").items() if k != "sizes"}
-
-
 def read_json(path: Path):
     """What a JSON file of this project's holds. InputError where it can't be one."""
     with written_here(path):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def changed_flags(old: dict, new: dict, ignore=()) -> list[str]:
-    """One line for each flag that the resumed run has otherwise than the saved one."""
-    new = json.loads(json.dumps(new))  # as the saved ones: lists for tuples
-    return [
-        f"--{name}: was {old.get(name)!r}, is now {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in ignore and old.get(name) != new.get(name)
-    ]
+def load_checkpoint(path: str | Path, model, optimizer) -> None:
+    """Puts a checkpoint into `model`, in place, and `optimizer`. No file is unpickled as code.
+    InputError if it is another model's, or of other trained weights.
+    """
+    # The files have the hub's names, so the class itself reads them; bf16 fits into fp32 exactly.
+    mixed = len({param.dtype for param in model.parameters()}) > 1
+    how = dict(dtype=torch.float32 if mixed else model.dtype, output_loading_info=True, **NO_CODE)
+    state = torch.load(Path(path) / "optimizer.pt", map_location="cpu", weights_only=True)
+    try:
+        saved, info = type(model).from_pretrained(path, **how)
+        if info["missing_keys"]:
+            raise ValueError(f"it has no {min(info['missing_keys'])}")
+        model.load_state_dict(saved.state_dict())
+        optimizer.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        told = "holds another model's weights, or others are trained"
+        raise InputError(f"{path}: {told}; {one_line(error)}") from None
+
+
+def find_model(ckpt: str) -> tuple[str, dict]:
+    """What to load for --ckpt, and the flags it was trained with ({} for a hub name)."""
+    folder = Path(ckpt)
+    if not folder.is_dir():
+        if len(folder.parts) == 2 and folder.parts[0] not in ("out", ".", "..", "/"):
+            return ckpt, {}
+        told = "no such folder; give a run's folder, a checkpoint or a hub name (org/name)"
+        raise InputError(f"--ckpt {ckpt}: {told}")
+    if not (folder / "config.json").is_file():
+        folder = find_checkpoint(folder)  # of a run that hasn't ended: its newest
+    if folder is None:
+        raise InputError(f"--ckpt {ckpt}: holds no model and no complete checkpoint")
+    paths = [path for path in (folder / "result.json", folder / "state.json") if path.is_file()]
+    if not paths:
+        return str(folder), {}
+    with written_here(paths[0]):
+        return str(folder), dict(read_json(paths[0])["config"])
+
+
+def load(model: str):
+    """A model, ready to be asked, and its processor; in bf16 on a GPU."""
+    on_gpu = torch.cuda.is_available()
+    dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
+    loaded, processor = load_vlm(model, dtype=dtype, device=device)
+    return loaded.eval(), processor

@@ -63,12 +63,14 @@ def load_vlm(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     freeze_vision: bool = True,
+    processor=None,
 ):
     """A model and its processor from a hub name or a folder; a text-only model's is its tokenizer.
 
     freeze_vision: the vision tower gets no gradient (as published); the projector always trains.
-    device: "meta" is without weights, and so without their download. InputError for a name that
-    can't be had, a family that isn't supported, no chat template.
+    device: "meta" is without weights, and so without their download. processor: the model's, where
+    it is loaded already. InputError for a name that can't be had, a family that isn't supported, no
+    chat template.
     """
     bare = torch.device(device).type == "meta"
     try:
@@ -76,7 +78,7 @@ def load_vlm(
         refuse_unsupported(config)
         family = FAMILIES.get(config.model_type)
         auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
-        processor = load_processor(name_or_path, family)
+        processor = processor or load_processor(name_or_path, family)
         if bare:
             with torch.device("meta"):
                 model = auto_class.from_config(config, dtype=dtype, **NO_CODE)

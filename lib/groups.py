@@ -1,39 +1,98 @@
-"""A few groups written down: for the report, which shows what was sampled and what became of it
-(groups.jsonl), and for the person who watches.
+"""A step's Groups written down: in numbers, a line of metrics.jsonl; a few of them whole, a line
+each of groups.jsonl, for the report; one response, for the person who watches.
+
+The numbers are sums first, so that several processes can add theirs up; then means, under TRL's
+names where TRL has one. What to watch, and why, is in the README.
 """
 
-from PIL import Image
+from collections import Counter
+
+from PIL import Image, ImageOps
 
 from data.example import Example
 from data.images import data_url, open_image
 from lib.log import visible
 
+# sums of a step's responses: the name of their mean
+PER_RESPONSE = {
+    "total": "reward",
+    "format": "rewards/format/mean",
+    "accuracy": "rewards/accuracy/mean",
+    "thinking": "rewards/thinking/mean",
+    "correct": "correct",  # right and in the right format: what the switch counts
+    "length": "completions/mean_length",  # tokens
+    "truncated": "completions/clipped_ratio",
+    "distinct": "distinct",
+    "advantage": "advantage",  # its size
+}
+REWARDS = list(PER_RESPONSE)[:5]
+# of the groups, beside their modes
+PER_GROUP = {"equal": "frac_reward_zero_std", "all_wrong": "all_wrong", "all_right": "all_right"}
+# of the tokens that were sampled and learned from
+PER_TOKEN = {"kl": "kl", "ratio": "ratio", "approx_kl": "approx_kl"}
+PER_TOKEN |= {"clip_low": "clip_ratio/low_mean", "clip_high": "clip_ratio/high_mean"}
+
+
+def group_sums(groups: list, mode_names: tuple[str, ...]) -> Counter:
+    """Sums over some Groups and their responses, to be added up over processes; see `means`."""
+    sums = Counter(groups=len(groups), length=0)
+    for group in groups:
+        sums[f"share_{mode_names[group.mode]}"] += 1
+        if not group.responses:
+            continue
+        total, correct = group.rewards["total"], group.rewards["correct"]
+        sums["equal"] += bool((total == total[0]).all())
+        sums["all_wrong"] += not correct.any()
+        sums["all_right"] += bool(correct.all())
+        for name in REWARDS:
+            sums[name] += group.rewards[name].sum().item()
+        sums["responses"] += len(group.responses)
+        sums["length"] += sum(len(response.token_ids) for response in group.responses)
+        sums["truncated"] += sum(response.truncated for response in group.responses)
+        sums["distinct"] += len({tuple(response.token_ids) for response in group.responses})
+        sums["advantage"] += group.advantages.abs().sum().item()
+    return sums
+
+
+def means(sums: dict[str, float], mode_names: tuple[str, ...]) -> dict[str, float]:
+    """A metrics line's shares and means from the step's sums."""
+    sums = Counter(sums)  # what is not there is 0
+
+    def divided(names: dict[str, str], by: str) -> dict[str, float]:
+        return {shown: sums[name] / max(sums[by], 1) for name, shown in names.items()}
+
+    line = divided({f"share_{name}": f"share_{name}" for name in mode_names}, "groups")
+    if sums["responses"]:
+        line |= divided(PER_GROUP, "groups") | divided(PER_RESPONSE, "responses")
+    line |= divided(PER_TOKEN, "sampled_tokens") | divided({"entropy": "entropy"}, "tokens")
+    if sums["memorized_rows"]:
+        line |= divided({"nll": "nll"}, "memorized_rows")
+    line |= {"loss": sums["loss"], "skipped_prompts": sums["skipped"]}
+    asked = {name: sums[name] for name in sums if name.startswith(("judge_", "refiner_"))}
+    return {**line, **asked}
+
 
 def thumbnail(example: Example, side: int = 320) -> str | None:
-    """The image as a small PNG data address; tiny ones are enlarged without smoothing."""
+    """The image as a PNG data address of that size; a smaller one is enlarged without smoothing."""
     image = open_image(example)
     if image is None:
         return None
-    scale = side / max(image.size)
-    size = [max(1, round(length * scale)) for length in image.size]
-    if scale < 1 or max(image.size) <= 64:
-        smooth = Image.Resampling.LANCZOS if scale <= 1 else Image.Resampling.NEAREST
-        image = image.resize(size, smooth)
-    return data_url(image)
+    smooth = Image.Resampling.LANCZOS if max(image.size) > side else Image.Resampling.NEAREST
+    return data_url(ImageOps.contain(image, (side, side), smooth))
 
 
 def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
     """A Group as a line of groups.jsonl, for tools/report.py: what was asked, what the samples
     were, what became of them. A text that the update has learned from has its tokens' pushes.
     """
-    sampled = [row for row in group.rows if row.loss == "grpo"]
-    memorized = [row for row in group.rows if row.loss == "sft"]
+    pushes = {"grpo": [], "sft": []}
+    for row in group.rows:
+        pushes[row.loss].append(token_pushes(row, config, tokenizer))
     responses = []
     for g, response in enumerate(group.responses):
+        told = {"text": response.text, "advantage": float(group.advantages[g])}
+        told["pushes"] = pushes["grpo"][g] if g < len(pushes["grpo"]) else []
         rewards = {name: float(values[g]) for name, values in group.rewards.items()}
-        pushes = token_pushes(sampled[g], config, tokenizer) if g < len(sampled) else []
-        advantage = float(group.advantages[g])
-        told = {"text": response.text, "advantage": advantage, "pushes": pushes}
         responses.append({**told, **rewards})
     return {
         "step": step,
@@ -43,7 +102,7 @@ def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
         "image": thumbnail(group.example),
         "mode": mode,
         "target": group.target,
-        "target_pushes": sum((token_pushes(row, config, tokenizer) for row in memorized), []),
+        "target_pushes": sum(pushes["sft"], []),
         "responses": responses,
     }
 
@@ -61,12 +120,13 @@ def token_pushes(row, config, tokenizer) -> list[tuple[str, float]]:
         pushes = pushes * row.token_weight(p)
     if config.loss_type == "grpo":
         pushes = pushes / len(p)
-    # read behind the token before it: alone, some tokenizers' tokens lose their blank
-    ids = row.token_ids
-    texts = [tokenizer.decode(ids[max(0, i - 1) : i + 1]) for i in range(len(ids))]
-    heads = ["", *(tokenizer.decode([token]) for token in ids[:-1])]
-    texts = [text[len(head) :] for text, head in zip(texts, heads)]
-    return [(text, round(1000 * push, 3)) for text, push in zip(texts, pushes.tolist())]
+    found = []
+    for i, push in enumerate(pushes.tolist()):
+        # read behind the token before it: alone, some tokenizers' tokens lose their blank
+        before = tokenizer.decode(row.token_ids[max(0, i - 1) : i])
+        both = tokenizer.decode(row.token_ids[max(0, i - 1) : i + 1])
+        found.append((both[len(before) :], round(1000 * push, 3)))
+    return found
 
 
 def told_response(step: int, group, mode: str) -> str:

@@ -10,7 +10,6 @@ GB, and the allocator's fragments: keep 10 % free.
 """
 
 import os
-from dataclasses import dataclass
 
 import torch
 
@@ -23,122 +22,111 @@ FLAGS = (
 )
 
 
-@dataclass
-class Shape:
-    """What of the data and of the knobs decides over memory."""
-
-    prompt_length: int  # tokens of the longest prompt
-    image_tokens: int  # how many of them are the image
-    patches: int  # how many patches of it the vision tower sees
-    prompts_per_step: int  # of this process
-    num_generations: int
-    max_completion_length: int
-    micro_batch_prompts: int = 1
-    head_chunk_tokens: int = 256
-    gradient_checkpointing: bool = False
-    beta: float = 0.0
-
-
-def shape_of(model, prompt, **knobs) -> Shape:
-    """The Shape of an encoded prompt, the longest at hand, and the knobs that Shape names."""
-    pixels = prompt.images.get("pixel_values")
-    patches = 0
-    if pixels is not None:
-        patch = model.config.vision_config.patch_size
-        area = (patch if isinstance(patch, int) else patch[0]) ** 2
-        # (patches, values) in Qwen-VL, (.., tiles, 3, height, width) else
-        patches = len(pixels) if pixels.dim() == 2 else pixels[..., 0, :, :].numel() // area
-    image_tokens = int((prompt.input_ids == getattr(model.config, "image_token_id", -1)).sum())
-    return Shape(prompt.input_ids.shape[1], image_tokens, patches, **knobs)
-
-
-def memory_estimate(model, shape: Shape) -> dict[str, int]:
+def memory_estimate(model, prompt, config, prompts: int, head_chunk: int = 256) -> dict[str, int]:
     """Bytes by part: weights, optimizer, features; caches, while sampling; gradients, activations,
-    head, while learning; "peak", the most at once. The model may be on the meta device.
+    head, while learning; "peak", the most at once.
+
+    The model may be on the meta device. prompt: the longest at hand, encoded. prompts: this
+    process's share of a step's. head_chunk: tokens whose logits exist at a time.
     """
-    text = model.config.get_text_config()
-    width, mlp, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    heads = text.num_attention_heads
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(text, "head_dim", None) or width // heads
-    query_width, key_width = heads * head_dim, key_heads * head_dim
+    text, micro = model.config.get_text_config(), config.micro_batch_prompts
     size = model.get_output_embeddings().weight.element_size()
     named = dict(model.named_parameters())
     weights = sum(p.numel() * p.element_size() for p in named.values())
     trainable = sum(p.numel() * p.element_size() for p in named.values() if p.requires_grad)
     frozen_tower = not any(p.requires_grad for name, p in named.items() if "patch_embed" in name)
-    vision = getattr(model.config, "vision_config", None)
+    patches, vision = image_patches(model, prompt), getattr(model.config, "vision_config", None)
     vision_width = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 0)
-    prompts, prompt = shape.prompts_per_step, shape.prompt_length
-    completion = shape.max_completion_length
 
-    # ---- sampling
-    rows = prompts * shape.num_generations
-    cached_token = 2 * layers * key_width * size
-    prompt_cache = prompts * prompt * cached_token
-    prefill_row = max(prompt, min(prompts * prompt, PREFILL_TOKENS))
-    prefill = prompt_cache + max(prompt_cache, prefill_row * size * (3 * mlp + 4 * width))
-    scores = rows * heads * (prompt + completion) * (3 * size + 4)
-    suffix_cache = rows * completion * cached_token
-    logits = rows * text.vocab_size * (size + 16)  # cumulative probabilities are float64, twice
-    caches = max(prefill, prompt_cache + suffix_cache * (1 + 1 / layers) + max(logits, scores))
-
-    # ---- learning: one packed row of `tokens`, of which `learnt` are completions
-    sequences = shape.micro_batch_prompts * shape.num_generations
-    learnt = sequences * completion
-    tokens = shape.micro_batch_prompts * prompt + learnt
-    seen = sequences * (prompt + completion)  # the keys that completions look at
-    norms = 2 * (4 + size) * width * tokens  # a norm keeps its input as fp32
-    if any("q_norm" in name for name in named):
-        norms += (4 + size) * (query_width + key_width) * tokens
-    linears = size * tokens * (4 * mlp + 2 * width + 3 * query_width + 3 * key_width)
-    attention = size * (learnt * query_width + 2 * seen * key_width)
-    layer = norms + linears + attention
-    masks = size * seen * completion * heads // key_heads  # shared by the layers
-    kept = masks + size * width * (2 * tokens + 3 * learnt)
-    backward = size * tokens * (3 * mlp + 2 * width)  # gradients on their way through one layer
-    kept += layers * (size * tokens * width if shape.gradient_checkpointing else layer)
-    backward += layer if shape.gradient_checkpointing else 0
-    if shape.patches and not frozen_tower:
-        vision_mlp = getattr(vision, "intermediate_size", None) or vision.mlp_ratio * vision_width
-        vision_layers = getattr(vision, "depth", None) or vision.num_hidden_layers
-        kept_patch = vision_layers * (8 * vision_width + 3 * vision_mlp)
-        kept += shape.micro_batch_prompts * shape.patches * size * kept_patch
-    chunk = min(learnt, max(shape.head_chunk_tokens, completion))  # at least one whole response
+    lengths = (prompt.input_ids.shape[1], config.num_generations, config.max_completion_length)
+    caches = sampling(text, size, prompts, *lengths)
+    normed = any("q_norm" in name for name in named)
+    layer, kept, backward = learning(text, size, normed, micro, *lengths)
+    if config.gradient_checkpointing:
+        tokens = micro * (lengths[0] + lengths[1] * lengths[2])
+        kept += text.num_hidden_layers * size * tokens * text.hidden_size
+        backward += layer
+    else:
+        kept += text.num_hidden_layers * layer
+    if patches and not frozen_tower:
+        mlp = getattr(vision, "intermediate_size", None) or vision.mlp_ratio * vision_width
+        layers = getattr(vision, "depth", None) or vision.num_hidden_layers
+        kept += micro * patches * size * layers * (8 * vision_width + 3 * mlp)
+    chunk = min(micro * lengths[1] * lengths[2], max(head_chunk, lengths[2]))  # a whole response
     # four fp32 copies of the logits, or three and one more gradient of the head's matrix
-    head = text.vocab_size * max(16 * chunk, 12 * chunk + width * size)
+    head = text.vocab_size * max(16 * chunk, 12 * chunk + text.hidden_size * size)
 
-    # ---- throughout. The projector's graph: its input, and what is before and after its activation
-    image = shape.patches * size * (vision_width + 2 * width) + shape.image_tokens * width * size
-    features = image * (prompts if frozen_tower else shape.micro_batch_prompts)
-    weights *= 2 if shape.beta > 0 else 1
-    always = weights + 2 * trainable + features
-    return {
-        "weights": weights,
+    # throughout. The projector's graph: its input, and what is before and after its activation
+    image_tokens = int((prompt.input_ids == getattr(model.config, "image_token_id", -1)).sum())
+    image = size * (patches * (vision_width + 2 * text.hidden_size))
+    image += size * image_tokens * text.hidden_size
+    parts = {
+        "weights": weights * (2 if config.beta > 0 else 1),
         "optimizer": 2 * trainable,
-        "features": features,
-        "caches": int(caches),
-        "gradients": trainable,
-        "activations": kept + backward,
-        "head": head,
-        "peak": always + max(int(caches), trainable + kept + max(head, backward)),
+        "features": image * (prompts if frozen_tower else micro),
     }
+    always, learned = sum(parts.values()), trainable + kept + max(head, backward)
+    parts.update(caches=caches, gradients=trainable, activations=kept + backward, head=head)
+    return {**parts, "peak": always + max(caches, learned)}
 
 
-def machine_memory(device: torch.device) -> int:
-    """Bytes that this process can have: the GPU's free ones, or the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def image_patches(model, prompt) -> int:
+    """How many patches of a prompt's image the vision tower sees."""
+    pixels = prompt.images.get("pixel_values")
+    if pixels is None or pixels.dim() == 2:  # (patches, values) in Qwen-VL
+        return 0 if pixels is None else len(pixels)
+    patch = model.config.vision_config.patch_size
+    area = (patch if isinstance(patch, int) else patch[0]) ** 2
+    return pixels[..., 0, :, :].numel() // area  # (.., tiles, 3, height, width)
 
 
-def report_memory(parts: dict[str, int], there: int, force: bool = False) -> str:
-    """The estimate in one line. InputError where its peak is more than what is there (bytes), with
-    the flags that help, unless forced.
+def head_widths(text) -> tuple[int, int, int]:
+    """The widths of a token's queries and of its keys; how many query heads share a key head."""
+    heads = text.num_attention_heads
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return heads * head_dim, key_heads * head_dim, heads // key_heads
+
+
+def sampling(text, size: int, prompts: int, prompt: int, responses: int, length: int) -> int:
+    """Bytes of the caches: of `responses` of `length` tokens to each prompt, of `prompt` tokens."""
+    rows, layers = prompts * responses, text.num_hidden_layers
+    cached_token = 2 * layers * head_widths(text)[1] * size
+    prompt_cache, suffix_cache = prompts * prompt * cached_token, rows * length * cached_token
+    row = max(prompt, min(prompts * prompt, PREFILL_TOKENS))
+    prefill = row * size * (3 * text.intermediate_size + 4 * text.hidden_size)
+    scores = rows * text.num_attention_heads * (prompt + length) * (3 * size + 4)
+    logits = rows * text.vocab_size * (size + 16)  # cumulative probabilities are float64, twice
+    decode = suffix_cache * (1 + 1 / layers) + max(logits, scores)
+    return int(prompt_cache + max(prompt_cache, prefill, decode))
+
+
+def learning(text, size: int, normed: bool, prompts: int, prompt: int, responses: int, length: int):
+    """Bytes of one packed row: (what a layer keeps, what is kept once, gradients on their way
+    through one layer). normed: queries and keys have norms.
     """
-    listed = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
-    told = f"{there / 2**30:.1f} are there"
-    if parts["peak"] > there and not force:
-        needed = f"a step is estimated to need {parts['peak'] / 2**30:.1f} GiB of memory, {told}"
+    width, mlp, (query, key, shared) = text.hidden_size, text.intermediate_size, head_widths(text)
+    learnt = prompts * responses * length
+    tokens = prompts * prompt + learnt
+    seen = prompts * responses * (prompt + length)  # the keys that completions look at
+    norms = (4 + size) * (2 * width + normed * (query + key)) * tokens  # their inputs as fp32
+    linears = size * tokens * (4 * mlp + 2 * width + 3 * query + 3 * key)
+    attention = size * (learnt * query + 2 * seen * key)
+    masks = size * seen * length * shared  # one for all layers
+    kept = masks + size * width * (2 * tokens + 3 * learnt)
+    return norms + linears + attention, kept, size * tokens * (3 * mlp + 2 * width)
+
+
+def report_memory(parts: dict[str, int], device: torch.device, force: bool = False) -> str:
+    """The estimate in one line. InputError, with the flags that help, where its peak is more than
+    this process can have, the GPU's free memory or the machine's, unless forced.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    peak, there = (f"{value / 2**30:.1f}" for value in (parts["peak"], there))
+    if float(peak) > float(there) and not force:
+        needed = f"a step is estimated to need {peak} GiB of memory, {there} are there"
         raise InputError(f"{needed}; what helps: {FLAGS}; or try it with --force")
-    return f"memory of a step, estimated, in GiB: {listed}; {told}"
+    listed = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
+    return f"memory of a step, estimated, in GiB: {listed}; {there} are there"

@@ -1,4 +1,4 @@
-"""AdamW whose weights and states are bf16, each store rounded stochastically; and the schedule.
+"""AdamW whose weights and states may be bf16, each store rounded stochastically; and the schedule.
 
 bf16 keeps 8 bits of a number: at learning rate 1e-5 an update is smaller than half the distance
 to the next bf16 number, so rounding to the nearest throws it away and the weights never move.
@@ -33,107 +33,77 @@ def stochastic_round(values: torch.Tensor, generator: torch.Generator) -> torch.
 
 
 class StochasticAdamW(torch.optim.Optimizer):
-    """AdamW for bf16 parameters; an fp32 parameter gets plain fp32 AdamW, without rounding.
+    """AdamW for bf16 parameters; fp32 ones get torch's AdamW bit for bit, without rounding.
 
-    The states have their parameter's dtype. All random bits come from one generator, whose state
-    is in `state_dict`: a resumed run draws what the unbroken one would have drawn, and processes
-    with the same `seed` and gradients stay equal. InputError for a parameter of another dtype.
+    The states have their parameter's dtype, and are there from the start: memory that runs out
+    inside an update would leave weights of which some have moved. The random bits are keyed by
+    (seed, number of the update), so a resumed run draws what the unbroken one would have drawn, and
+    processes with the same gradients stay equal.
     """
 
-    def __init__(self, params, lr, weight_decay, betas, eps, seed):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps))
-        everything = [param for group in self.param_groups for param in group["params"]]
-        if wrong := {param.dtype for param in everything} - {torch.bfloat16, torch.float32}:
-            raise InputError(f"adamw_bf16: bf16 and fp32 weights only, not {wrong.pop()}")
-        self.generator = torch.Generator(everything[0].device).manual_seed(seed)
+    def __init__(self, params, lr: float, weight_decay: float, betas: tuple, seed: int):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=1e-8))
+        self.seed = seed
+        for param in (param for group in self.param_groups for param in group["params"]):
+            moments = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[param] = {"step": 0, **moments}
 
     @torch.no_grad()
     def step(self):
         """One update of every parameter that has a gradient."""
-        allocate_states(self)
         pairs = [(param, group) for group in self.param_groups for param in group["params"]]
+        updates = 1 + max(self.state[param]["step"] for param, _ in pairs)
+        generator = torch.Generator(pairs[0][0].device)
+        generator.manual_seed(self.seed * 1_000_003 + updates)
         for param, group in pairs:
             if param.grad is not None:
                 state = self.state[param]
                 state["step"] += 1
                 tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
                 for pieces in zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors)):
-                    self._update(*pieces, state["step"], group)
+                    update(*pieces, state["step"], group, generator)
 
-    def _update(self, weight, grad, exp_avg, exp_avg_sq, step, group):
-        """Algorithm 2 on one chunk: all tensors flat, (<= CHUNK,), the arithmetic in fp32."""
-        beta1, beta2 = group["betas"]
-        mean = exp_avg.float().lerp(grad.float(), 1 - beta1)
-        square = (exp_avg_sq.float() * beta2).addcmul_(grad.float(), grad.float(), value=1 - beta2)
-        # What is stored is rounded, what is used here is not yet: a rounding less per update.
-        self._store(exp_avg, mean)
-        self._store(exp_avg_sq, square)
-        denominator = square.div_(1 - beta2**step).sqrt_().add_(group["eps"])
-        decayed = weight.float() * (1 - group["lr"] * group["weight_decay"])
-        rate = group["lr"] / (1 - beta1**step)
-        self._store(weight, decayed.addcdiv_(mean, denominator, value=-rate))
 
-    def _store(self, target, values):
-        if target.dtype == torch.bfloat16:
-            values = stochastic_round(values, self.generator)
-        target.copy_(values)
+def update(weight, grad, exp_avg, exp_avg_sq, step: int, group: dict, generator):
+    """Algorithm 2 on one chunk: all tensors flat, (<= CHUNK,), the arithmetic in fp32."""
 
-    def state_dict(self):
-        """torch's, and the generator's state with the kind of device that it belongs to."""
-        generator = {"device": self.generator.device.type, "state": self.generator.get_state()}
-        return {**super().state_dict(), "generator": generator}
+    def store(target, values):
+        bf16 = target.dtype == torch.bfloat16
+        target.copy_(stochastic_round(values, generator) if bf16 else values)
 
-    def load_state_dict(self, state_dict):
-        """Bit-exact on the same kind of device; on another the generator keeps its own state."""
-        state_dict = dict(state_dict)
-        generator = state_dict.pop("generator")
-        super().load_state_dict(state_dict)
-        if generator["device"] == self.generator.device.type:
-            self.generator.set_state(generator["state"].cpu())
+    beta1, beta2 = group["betas"]
+    grad = grad.float()
+    mean = exp_avg.float().lerp(grad, 1 - beta1)
+    square = (exp_avg_sq.float() * beta2).addcmul_(grad, grad, value=1 - beta2)
+    # What is stored is rounded, what is used here is not yet: a rounding less per update.
+    store(exp_avg, mean)
+    store(exp_avg_sq, square)
+    denominator = square.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+    decayed = weight.float() * (1 - group["lr"] * group["weight_decay"])
+    store(weight, decayed.addcdiv_(mean, denominator, value=-group["lr"] / (1 - beta1**step)))
 
 
 def build_optimizer(
     model,
-    optim: str,
     learning_rate: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters of `model`; InputError without any.
+    """The optimizer of the trainable parameters of `model`; InputError without any, or for weights
+    that are neither bf16 nor fp32.
 
-    optim: "adamw_bf16" (above; `seed` is that of its rounding) or "adamw" (torch's, which rounds
-    to the nearest). Weights of two dimensions or more decay; biases and norms, of one, don't.
+    Weights of two dimensions or more decay; biases and norms, of one, don't. seed: of the rounding.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     if not params:
         raise InputError("optimizer: every parameter of the model is frozen; nothing to train")
+    if wrong := {param.dtype for param in params} - {torch.bfloat16, torch.float32}:
+        raise InputError(f"optimizer: bf16 and fp32 weights only, not {wrong.pop()}")
     matrices = [param for param in params if param.dim() >= 2]
     vectors = [param for param in params if param.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
-    settings = dict(lr=learning_rate, weight_decay=0.0, betas=betas, eps=1e-8)
-    if optim == "adamw_bf16":
-        return StochasticAdamW(groups, **settings, seed=seed)
-    # One kernel for all parameters pays on a GPU; on a CPU the plain loop is as quick.
-    return torch.optim.AdamW(groups, **settings, fused=all(param.is_cuda for param in params))
-
-
-def allocate_states(optimizer: torch.optim.Optimizer) -> None:
-    """Allocates at once what AdamW would allocate in its first step; what is there stays.
-
-    Memory that runs out inside a step leaves weights of which some have moved.
-    """
-    if not isinstance(optimizer, (StochasticAdamW, torch.optim.AdamW)):
-        return  # a fork's own: whatever it keeps
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            state = optimizer.state[param]
-            if state:
-                continue
-            state["step"] = 0
-            if isinstance(optimizer, torch.optim.AdamW):  # a tensor, where its kernel wants it
-                state["step"] = torch.tensor(0.0, device=param.device if group["fused"] else "cpu")
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+    return StochasticAdamW(groups, learning_rate, 0.0, betas, seed)
 
 
 def lr_at(

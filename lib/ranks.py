@@ -9,16 +9,17 @@ or the others would wait for ever. With a single process they do nothing. Left o
 import os
 import signal
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from data.example import InputError
 
 PIECE = 2**24  # gradients summed in one call at most: 64 MB of fp32
+TIMEOUT = timedelta(minutes=30)  # then a process gives up on the others; an evaluation takes less
 
 
 @dataclass
@@ -30,34 +31,29 @@ class Ranks:
     device: torch.device = torch.device("cpu")
 
 
-def setup_distributed(device: str | None = None, timeout: float = 1800) -> Ranks:
+def setup_distributed() -> Ranks:
     """Joins the other processes that torchrun started, if it did; NCCL on GPUs, else gloo.
-
-    device: "cuda", "cpu", None for the GPU if there is one. timeout: seconds until a process gives
-    up on the others: more than an evaluation takes. InputError with more processes than GPUs.
+    InputError with more processes than GPUs.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1:
-        return Ranks(device=torch.device(device))
-    backend = "gloo"
-    if device == "cuda":
-        backend, local_rank = "nccl", int(os.environ["LOCAL_RANK"])
-        count = torch.cuda.device_count()
+    device, world_size = torch.device("cpu"), int(os.environ.get("WORLD_SIZE", 1))
+    if torch.cuda.is_available():
+        local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local_rank >= count:
             raise InputError(f"torchrun: only {count} GPUs here; give --nproc_per_node {count}")
-        device = f"cuda:{local_rank}"
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    if world_size == 1:
+        return Ranks(device=device)
     with lost_peers():
-        torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    return Ranks(torch.distributed.get_rank(), world_size, torch.device(device))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), world_size, device)
 
 
 def cleanup(ranks: Ranks) -> None:
     """Leaves the group, at an orderly end; after an error the process just exits."""
     if ranks.world_size > 1:
-        torch.distributed.barrier()  # nobody leaves while another one still talks to it
-        torch.distributed.destroy_process_group()
+        dist.barrier()  # nobody leaves while another one still talks to it
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -88,13 +84,13 @@ def gather(value, ranks: Ranks) -> list:
     everyone = [value] * ranks.world_size
     if ranks.world_size > 1:
         with lost_peers():
-            torch.distributed.all_gather_object(everyone, value)
+            dist.all_gather_object(everyone, value)
     return everyone
 
 
 def gather_lists(items: list, ranks: Ranks) -> list:
     """The items of all processes' lists, the first process's first."""
-    return [item for one in gather(items, ranks) for item in one]
+    return sum(gather(items, ranks), [])
 
 
 def broadcast_object(value, ranks: Ranks):
@@ -128,7 +124,7 @@ def sum_gradients(model, ranks: Ranks) -> None:
         for piece in param.grad.view(-1).split(PIECE):
             total = piece.float()
             with lost_peers():
-                torch.distributed.all_reduce(total)
+                dist.all_reduce(total)
             piece.copy_(total)
 
 
@@ -139,16 +135,12 @@ class Interrupt:
     """`with Interrupt() as interrupt:` the first SIGINT or SIGTERM asks the loop to save and end.
 
     The loop looks at `agreed(ranks)` once per step, and exits with 128 + the signal, as shells
-    expect. A second signal exits at once, with the same code. torchrun passes on a signal that a
-    scheduler may have sent to every process too: under it what comes within 5 s counts as one.
+    expect. A second signal does what it did before; but under torchrun, which passes on a signal
+    that a scheduler may have sent to every process too, nothing.
     """
 
-    def __init__(self):
-        self.signal = 0
-        self.since = 0.0
-        self.patience = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
-
     def __enter__(self):
+        self.signal = 0
         kinds = (signal.SIGINT, signal.SIGTERM)
         self.previous = {kind: signal.signal(kind, self.handle) for kind in kinds}
         return self
@@ -158,14 +150,11 @@ class Interrupt:
             signal.signal(kind, handler)
 
     def handle(self, number, frame):
+        self.signal = number
         # os.write: a print can't be used where it may interrupt another print.
-        if not self.signal:
-            self.signal = number
-            self.since = time.monotonic()
-            os.write(2, b"\ninterrupted: saving after this step; once more to exit at once\n")
-        elif time.monotonic() - self.since >= self.patience:
-            os.write(2, b"\ninterrupted twice: exiting, the last checkpoint is whole\n")
-            os._exit(128 + number)
+        os.write(2, b"\ninterrupted: saving after this step; once more to exit at once\n")
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            self.__exit__()
 
     def agreed(self, ranks: Ranks) -> int:
         """The signal that any process got, or 0: the same on all, so that they end together."""

@@ -1,9 +1,9 @@
 """Answers as models give them: pairs `target | given`, right and wrong, by kind of answer."""
 
 import importlib.util
+import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +17,7 @@ from data.fingerprint import fingerprint
 from lib import numbers
 from lib.answers import grade, reader
 from lib.families import box_scale
+from lib.log import Log
 from lib.numbers import same_math
 
 RIGHT = r"""5 | \boxed{5}    5 | x = 5    5 | $5$    5 | **5**    5 | (5)    5 | 5.    7 | -(-7)
@@ -77,13 +78,12 @@ def test_without_the_library_it_is_said_once_what_is_not_read(monkeypatch, capsy
     numbers.library.cache_clear()
 
 
-def test_a_resume_with_another_reader_of_mathematics_is_an_error(monkeypatch):
+def test_a_resume_with_another_reader_of_mathematics_is_an_error(tmp_path):
     now = {**fingerprint([]), "reader": "own rules"}
     then = {"data": {**now, "reader": "own rules, math-verify 0.9.0"}, "config": asdict(Config())}
-    then["positions"] = {}
-    monkeypatch.setattr(start.checkpoint, "load_checkpoint", lambda *_: then)
-    with pytest.raises(InputError, match="--resume: mathematics was read by own rules, math-ver"):
-        start.resume(Config(), Path("x"), None, None, {"data": now}, None)
+    (tmp_path / "state.json").write_text(json.dumps(then | {"positions": {}}))
+    with pytest.raises(InputError, match="reader: was 'own rules, math-verify 0.9.0', is now 'own"):
+        start.resume(Config(), tmp_path, {"data": now}, Log("", False))
 
 
 @pytest.mark.parametrize(

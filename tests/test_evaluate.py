@@ -171,7 +171,7 @@ def test_what_cannot_be_asked_is_one_line_and_code_2(ask, argv, run, tmp_path, r
 
 def test_a_number_that_is_out_of_range_in_the_runs_own_file_is_refused(run, refused):
     (run / "result.json").write_text('{"config": {"max_completion_length": -6}}')
-    assert "--max_completion_length -6: must be" in refused(program.ask_split, f"--ckpt {run}")
+    assert "--max_completion_length: -6: must be" in refused(program.ask_split, f"--ckpt {run}")
 
 
 # ---- sample.py ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from curr_reft import run as curr_reft_main
 from data.example import InputError
 from dyme import rows_loss
 from lib.groups import token_pushes, told_response
-from lib.log import Log, open_tracker, progress
+from lib.log import open_tracker, progress
 from model import pad_rows
 from rollout import Group, Response, Row
 from run import step_examples
@@ -139,9 +139,9 @@ def test_tensorboard_has_the_names_of_metrics_jsonl_and_no_step_twice_after_resu
         "tensorboard.backend.event_processing.event_accumulator", reason="pip install tensorboard"
     )
     for first, reward in ((0, 0.25), (2, 0.75)):  # stopped in step 3, gone on from step 2
-        log = Log(str(tmp_path), True, tracker=open_tracker("tensorboard", str(tmp_path), {}))
+        track = open_tracker("tensorboard", str(tmp_path), {}, first)
         for step in range(first, 4):
-            log.append("metrics.jsonl", {"step": step, "rewards/accuracy/mean": reward})
+            track(step, {"rewards/accuracy/mean": reward})
     events = reading.EventAccumulator(str(tmp_path)).Reload()
     found = [(event.step, event.value) for event in events.Scalars("rewards/accuracy/mean")]
     assert found == [(0, 0.25), (1, 0.25), (2, 0.75), (3, 0.75)]
@@ -155,8 +155,8 @@ def test_wandb_and_trackio_get_the_scalars_too_and_what_is_missing_is_said(monke
         return SimpleNamespace(log=lambda scalars, step: heard.append((step, scalars)))
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    Log("out/x", True, tracker=open_tracker("wandb", "out/x", {"seed": 0})).track(5, reward=1.0)
+    open_tracker("wandb", "out/x", {"seed": 0}, 5)(5, {"reward": 1.0})
     assert heard == [("out/x, from step 5", {"seed": 0}), (5, {"reward": 1.0})]
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(InputError, match="--report_to trackio: .* pip install trackio"):
-        open_tracker("trackio", "out/x", {})
+        open_tracker("trackio", "out/x", {}, 0)

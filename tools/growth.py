@@ -11,9 +11,10 @@ import sys
 import torch
 from PIL import Image
 
+from config import Config
 from data.example import Example
 from lib.log import run_program
-from lib.memory import memory_estimate, shape_of
+from lib.memory import memory_estimate
 from model import encode_prompt
 from tools.shapes import CHART, SIZES, build_model
 from tools.tables import markdown
@@ -89,9 +90,10 @@ def memory_table() -> str:
         for P in (8, 32):
             lines.append([name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(P)])
             for on in (False, True):
-                knobs = {"num_generations": 8, "max_completion_length": 300, "prompts_per_step": P}
-                shape = shape_of(model, prompt, **knobs, gradient_checkpointing=on)
-                lines[-1].append(f"{memory_estimate(model, shape)['peak'] / 2**30:.1f}")
+                knobs = {"max_completion_length": 300, "micro_batch_prompts": 1}
+                config = Config(**knobs, gradient_checkpointing=on)
+                peak = memory_estimate(model, prompt, config, P)["peak"]
+                lines[-1].append(f"{peak / 2**30:.1f}")
     return markdown([*heads, "with --gradient_checkpointing"], lines)
 
 

@@ -45,8 +45,7 @@ def build_case(args: argparse.Namespace) -> SimpleNamespace:
         completions = rng.integers(500, size.text[-1], (G, C)).tolist()
         group.rows = [Row(ids, rng.standard_normal()) for ids in completions]  # as advantages
     # at learning rate 0 every step starts from the same weights
-    optim = "adamw_bf16" if size.dtype == torch.bfloat16 else "adamw"
-    case.optimizer = build_optimizer(case.model, optim, learning_rate=0.0)
+    case.optimizer = build_optimizer(case.model, learning_rate=0.0)
     return case
 
 
