@@ -23,8 +23,7 @@ from lib.answers import grade, readable, split_response
 from lib.answers import extract_answer, relaxed_accuracy  # noqa: F401 (for others to import)
 from lib.claims import claimed_facts
 from lib.derive import derive, shows
-from lib.english import STOP
-from lib.names import mentioned_facts
+from lib.names import STOP, mentioned_facts
 from lib.numbers import clean_answer
 
 # ---- the visual checker and the rewards ---------------------------------------------------------

@@ -7,21 +7,60 @@ facts Latvia 3.0, Portugal 8.9, Romania 13.0, for example:
     clause 1: names Latvia, Romania, values 3.0, 13.0: as many, so they go in order
     clause 2: nothing, 16.0 being a result;   clause 3: (Portugal, 7), which is no fact
 
-Numbers that state nothing are left out: results of arithmetic, counts, years, what is asked or
-denied. Rules, no model: each looks at a bounded stretch of text, so that the time is linear in the
-text's length. tests/test_claims.jsonl, read by hand, measures precision and recall. Left out: "the
-former"; a name in one sentence and its value in the next, except under a heading or the head of a
-table.
+Results of arithmetic, counts, years, what is asked or denied state nothing. Rules, no model: each
+looks at a bounded stretch of text, so that the time is linear. tests/test_claims.jsonl, read by
+hand, measures them. Left out: "the former"; a name in one sentence and its value in the next,
+except under a heading or the head of a table.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+import re
 from itertools import groupby, product
+from typing import NamedTuple
 
-from lib import english
-from lib.names import PADDING, UNKNOWN, YEAR, find_name, name_words, read_chart, tokenize
+from lib.names import STOP, UNKNOWN, find_name, find_names, name_words, read_chart, tokenize, words
 from lib.numbers import read_value
+
+BREAKS = words(". ! ? ; so therefore thus hence then → ⇒") | {"\n"}
+NAME_ENDS = words("\" ' ” ’ = : | ( *")  # behind the full stop or question mark of a name
+# What follows COPULAS behind COMPUTED words, or MARKS between operands, is no value of a name.
+COPULAS = words("= ≈ ~ : is are was were equals equal gives makes be about of to")
+MARKS = words("+ * × ÷ / - – −")
+COMPUTED = words("""plus minus times divided add adds added adding subtract subtracted subtracting
+    multiply multiplied sum total totals difference gap combined together altogether margin product
+    average mean median ratio range increase decrease rise drop decline change""")
+# "above 50", "step 2", "5 points", "4 countries", "3 more than" and "fell by 9" are no values.
+COMPARED = words("more higher greater larger bigger less fewer lower smaller")
+NOT_BEFORE = words("""above over past exceed exceeding least > ≥ below under most < ≤ per than step
+    top first last question figure twice double triple half ranked rank number place""")
+DISTANCES = words("points percentage pp times x countries bars categories values groups items")
+DISTANCES |= COMPARED | words("colors colours lines options")
+CHANGED = COMPARED | words("""fell fall rose rise rising grew grow increased increase decreased
+    decrease declined decline dropped drop changed reduced differ divided divide dividing multiplied
+    multiply multiplying lead ahead behind up down""")
+ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
+YEAR = re.compile(r"(?:18|19|20)\d\d")
+# What is asked or denied is not stated: "is A 3?", "A never has 3", "that A is 3 is wrong".
+ASKING = words("is are was were does do did can could would should what which whether suppose")
+DENYING = words("not never neither nor cannot hardly without nobody doubt deny denies unlikely ≠")
+FALSE = words("false wrong untrue incorrect mistaken impossible myth")
+STANDING = words(", : ; = but and only than") | BREAKS  # behind these a "not" denies no more
+# "68% of A", "68% said A": the name behind the value is its own; "both A and B are 3".
+TYING = words("of in for among from at with said say says who were are was is belongs which that (")
+PARTING = words("and but while whereas versus vs than compared ; | then")
+GUESSING = words(", / ( or to maybe perhaps possibly probably even")  # between guesses at one value
+SHARING = words("both each all same tied equal equally")
+# Around names that the picture hasn't: links to their values, quotes, what is around such a pair,
+# and words that are no names but what a chart, a step or a result is called.
+LINKS = words("= : | is are was were has had at ( shows reaches")
+WRITTEN = words("* _ ` \" ' ” ’")
+FOLLOWING = words("percent per and or but while whereas with so % ) , ; . : | !") | {"\n", ""}
+PARTED = words(", ; | * - – • ( . : and then also while but") | {"\n", ""}
+NAMELESS = words("""among answer axis bar between bottom calculation category chart check color colour
+    comparison conclusion count data date either estimate final find given goal graph group hence
+    high highest however label legend line look low lowest max maximum middle min minimum none note
+    observation overall percent pie point reading reasoning result scale second segment series share
+    since slice source table therefore third three title trend two unit value year yes""")
+NAMELESS |= STOP | COMPUTED | COMPARED | NOT_BEFORE | DISTANCES | ADVERBS | CHANGED | SHARING
 
 
 def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
@@ -33,26 +72,17 @@ def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
     picture hasn't is a claim too, a wrong one: (name, value) or (name, "", value). It is found in
     the form of a fact (Reader.unknown_name), and wherever a colour is said of embedded charts.
     """
-    return list(read_claims(thinking, tuple(map(tuple, facts))))
-
-
-@lru_cache(maxsize=1024)  # a reward and a reading ask for the same text, and so do equal responses
-def read_claims(thinking: str, facts: tuple) -> dict[tuple[str, ...], None]:
-    """claimed_facts, as the names of a dict."""
-    return dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts))
+    return list(dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts)))
 
 
 def locate_claims(thinking: str, facts) -> list[tuple]:
     """Each claim of a text with where its value is: [(claim, first character, end)]."""
     reader = Reader(thinking, facts)
-    tokens, found = reader.tokens, []
-    for mentions, silent in reader.clauses():
-        found += reader.state(mentions, silent)
-    return [(claim, tokens[start].start, tokens[end - 1].end) for claim, start, end in found]
+    tokens = reader.tokens
+    return [(claim, tokens[i].start, tokens[end - 1].end) for claim, i, end in reader.read()]
 
 
-@dataclass
-class Mention:
+class Mention(NamedTuple):
     """A name or a value, where it is in a text."""
 
     kind: int | None  # 0 row (or the whole name), 1 column, None value
@@ -68,127 +98,109 @@ class Reader:
         self.tokens = tokenize(text)
         self.texts = [token.text for token in self.tokens]
         self.chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
-        self.mentions = []  # of the clause, in its order
         self.named = set()  # the tokens that belong to names
         self.kinds = range(len(next(iter(self.chart.table), ())))  # row, and column in a table
         self.last = [[] for _ in self.kinds]  # the last name, a list of one
         self.heads = [[] for _ in self.kinds]  # the last list of several names
 
-    def clauses(self) -> Iterator[tuple[list[Mention], bool]]:
-        """Yields of each clause its names and stated values, and whether it asks or denies."""
-        i, computed, silent = 0, False, False
-        while i < len(self.tokens) - len(PADDING):
-            token, text, end = self.tokens[i], self.texts[i], i + 1
-            name = ()
-            if token.word in self.chart.spellings:
-                stop, name = find_name(self.tokens, i, self.chart.spellings)
+    def read(self) -> list[tuple]:
+        """The claims of the text: [(claim, first token of its value, end)]."""
+        claims, mentions = [], []  # mentions: the names and the stated values of the clause
+        begun = computed = silent = False  # of the clause; silent: it asks or denies
+        for i, end, name in find_names(self.tokens, self.chart.spellings):
+            text = self.texts[i]
+            if not name and self.is_break(i):
+                claims += self.state(mentions, silent or text == "?")
+                mentions, begun, computed, silent = [], False, False, False
+                continue
             if name:
-                self.mentions += [Mention(kind, part, i, stop) for kind, part in name]
-                self.named.update(range(i, stop))
-                end = stop
-            elif self.is_break(i):
-                yield self.mentions, silent or text == "?"
-                self.mentions, computed, silent = [], False, False
-            elif text in english.RESULTS or self.is_operator(i):
+                mentions += [Mention(kind, part, i, end) for kind, part in name]
+                self.named.update(range(i, end))
+            elif text in COMPUTED or text in MARKS and self.is_operator(i):
                 computed = True
-            elif text in english.TRENDS and len(self.mentions) != 1:
-                computed = True
-            elif token.value is not None:
-                if computed and self.texts[i - 1] in english.COPULAS:
-                    computed = False
-                elif not self.is_denied(i):
-                    self.add_value(Mention(None, token.value, i, end))
-            elif text in english.ASKING and not self.mentions and (i == 0 or self.is_break(i - 1)):
-                silent = True
-            silent = silent or text in english.FALSE
-            i = end
-        yield self.mentions, silent
-
-    def add_value(self, value: Mention) -> None:
-        """Adds a value that is stated, with the name that it brings along."""
-        i = value.start
-        adjacent = i - 1 in self.named or i - 2 in self.named and not self.tokens[i - 1].word
-        if not self.is_stated(value, adjacent):
-            return
-        start, end = (i, i) if adjacent else self.unknown_name(value)
-        if start < end:
-            text = " ".join(token.raw for token in self.tokens[start:end])
-            self.mentions.append(Mention(0, (UNKNOWN, text), start, end))
-            self.named.update(range(start, end))
-        self.mentions.append(value)
+            elif (value := self.tokens[i].value) is not None:
+                result = computed and self.texts[i - 1] in COPULAS
+                if not result and self.is_stated(i) and not self.is_denied(i):
+                    mentions += [*self.unknown_name(i), Mention(None, value, i, end)]
+            silent = silent or text in FALSE or text in ASKING and not (begun or name)
+            begun = True
+        return claims + self.state(mentions, silent)
 
     def is_break(self, i: int) -> bool:
         """Whether a clause ends at token i: not at the stop of "U.S." or of "Vinyl?" = 4."""
         text, before = self.texts[i], self.texts[i - 1]
-        if text not in english.BREAKS or text in ".?!" and self.texts[i + 1] in english.NAME_ENDS:
+        if text not in BREAKS or text in ".?!" and self.texts[i + 1] in NAME_ENDS:
             return False
         return text != "." or not (len(before) == 1 and before.isalpha())
 
     def is_operator(self, i: int) -> bool:
-        """Whether token i computes: a word does, a mark between operands ("A - 5" has a dash)."""
-        token, before, behind = self.tokens[i], self.tokens[i - 1], self.tokens[i + 1]
-        if token.text not in english.OPERATORS or token.word:
-            return token.text in english.OPERATORS
-        left = before.value is not None or before.word and behind.value is None
+        """Whether the mark at token i is between operands."""
+        behind = self.tokens[i + 1]
         right = behind.value is not None or behind.word in self.chart.spellings
-        return bool(right and (left or token.text not in "-–*/"))
+        return right and self.tokens[i - 1].word != ""
 
     def is_denied(self, i: int) -> bool:
         """Whether a "not" before the number at token i denies it."""
-        for k in range(i - 1, max(-1, i - 10), -1):
+        for k in reversed(range(max(0, i - 9), i)):
             text = self.texts[k]
-            if k not in self.named and (text in english.DENYING or text.endswith(("n't", "n’t"))):
+            if k not in self.named and (text in DENYING or text.endswith(("n't", "n’t"))):
                 return True
-            if text in english.STANDING or self.tokens[k].value is not None:
+            if text in STANDING or self.tokens[k].value is not None:
                 return False
         return False
 
-    def is_stated(self, value: Mention, adjacent: bool) -> bool:
-        """Whether a number can be a name's value; `adjacent`: it is right behind one."""
-        i = value.start
-        before = [text for text in self.texts[max(0, i - 8) : i] if text not in english.ADVERBS]
+    def is_adjacent(self, i: int) -> bool:
+        """Whether the number at token i is right behind a name."""
+        return i - 1 in self.named or i - 2 in self.named and not self.tokens[i - 1].word
+
+    def is_stated(self, i: int) -> bool:
+        """Whether the number at token i can be a name's value."""
+        before = [token.word or token.text for token in self.tokens[max(0, i - 4) : i]]
+        before = [word for word in before if word not in ADVERBS]
         nearest = before[-1] if before else ""
-        percent = self.texts[value.end] == "%"
-        j = value.end + percent
-        behind = self.texts[j]
-        if behind in english.DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
+        percent = self.texts[i + 1] == "%"
+        j = i + 1 + percent
+        if self.texts[j] in DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
             return False
-        if nearest in english.NOT_BEFORE or "between" in before:
-            return adjacent
-        if nearest == "by" and not english.CHANGED.isdisjoint(before):
+        if nearest == "by" and not CHANGED.isdisjoint(before):
             return False
-        return adjacent or percent or not YEAR.fullmatch(self.texts[i])
+        year = YEAR.fullmatch(self.texts[i]) and not percent
+        doubtful = year or nearest in NOT_BEFORE or "between" in before
+        return self.is_adjacent(i) or not doubtful
 
-    # ---- names that the picture hasn't ----------------------------------------------------------
-
-    def unknown_name(self, value: Mention) -> tuple[int, int]:
-        """[start, end) of the name that a value has and the picture hasn't, or an empty range.
+    def unknown_name(self, i: int) -> list[Mention]:
+        """The name that the value at token i has and the picture hasn't, if there is one.
 
         "Estonia is 5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
         """
-        i, nothing = value.start, (value.start, value.start)
-        j = value.end + (self.texts[value.end] == "%")
-        if not self.chart.open or self.texts[j] not in english.FOLLOWING:
-            return nothing
-        linked = self.texts[i - 1] in english.LINKS
+        behind = self.texts[i + 1 + (self.texts[i + 1] == "%")]
+        if self.is_adjacent(i) or not self.chart.open or behind not in FOLLOWING:
+            return []
+        linked = self.texts[i - 1] in LINKS
         end = i - linked
-        while end > 0 and self.texts[end - 1] in english.WRITTEN:
+        while self.texts[end - 1] in WRITTEN:
             end -= 1
         start = end
-        while start > max(0, end - 4) and start - 1 not in self.named:
-            token = self.tokens[start - 1]
-            if not token.word or token.value is not None or token.text in english.NAMELESS:
-                break
+        while start > end - 4 and self.is_unknown(start - 1):
             start -= 1
-        if linked and all(token.raw[0].isupper() for token in self.tokens[start:end]):
-            return start, end
-        k = start - 1
-        if self.texts[k] not in english.PARTED | english.WRITTEN:
-            return nothing
-        while k > 0 and self.texts[k] in english.PARTED | {"%"}:
-            k -= 1
-        follows = k - 1 - (self.texts[k - 1] in english.LINKS) in self.named
-        return (start, end) if follows and self.tokens[k].value is not None else nothing
+        raw = [token.raw for token in self.tokens[start:end]]
+        if not raw:
+            return []
+        if not linked or not all(word[0].isupper() for word in raw):
+            k = start - 1
+            while k > 0 and self.texts[k] in PARTED | {"%"}:
+                k -= 1
+            owner = k - 1 - (self.texts[k - 1] in LINKS)
+            if k == start - 1 or self.tokens[k].value is None or owner not in self.named:
+                return []
+        self.named.update(range(start, end))
+        return [Mention(0, (UNKNOWN, " ".join(raw)), start, end)]
+
+    def is_unknown(self, i: int) -> bool:
+        """Whether token i can be a word of a name that the picture hasn't."""
+        token = self.tokens[i]
+        known = not token.word or token.value is not None or i in self.named
+        return not known and NAMELESS.isdisjoint((token.text, token.word))
 
     # ---- which value belongs to which name ------------------------------------------------------
 
@@ -202,23 +214,30 @@ class Reader:
             self.heads[kind] = names if len(names) > 1 else self.heads[kind]
         if silent:
             return []
-        claims, taken = [], {}  # taken: of the names in the text, the number of their claim
+        claims = {}  # by the names' places in the text
         for v, (value, *owned) in enumerate(zip(values, *owners)):
             for place in self.places(owned):
-                key = tuple(name.part for name in place)
-                starts = tuple(name.start for name in place)
-                if starts in taken and self.is_guess(values, v):  # "6 or 7" is one wrong claim
-                    start = claims[taken[starts]][1]
-                    claims[taken[starts]] = self.write(key, start, value.end), start, value.end
-                elif starts not in taken or isinstance(value.part, tuple):
-                    taken.setdefault(starts, len(claims))
-                    facts = self.chart.table.get(key, ())
-                    same = (
-                        f for f in facts if value.part in (read_value(f[-1]), name_words(f[-1]))
-                    )
-                    claim = next(same, None) or self.write(key, value.start, value.end)
-                    claims.append((claim, value.start, value.end))
-        return claims
+                names = tuple(name.start for name in place)
+                guess = names in claims and self.is_guess(values, v)  # "6 or 7" is one wrong claim
+                start = claims[names][1] if guess else value.start
+                if names in claims and not guess:  # a second number isn't a name's, a word may be
+                    if not isinstance(value.part, tuple):
+                        continue
+                    names = (*names, value.start)
+                claims[names] = self.write(place, value, start), start, value.end
+        return list(claims.values())
+
+    def write(self, place: tuple, value: Mention, start: int) -> tuple:
+        """A claim about names: as their fact has it, else with the text of the tokens from `start`
+        to the value's end.
+        """
+        key = tuple(name.part for name in place)
+        facts = self.chart.table.get(key, ())
+        for fact in facts if start == value.start else ():
+            if value.part in (read_value(fact[-1]), name_words(fact[-1])):
+                return fact
+        names = facts[0][:-1] if facts else (key[0][1], *[""] * (len(self.kinds) - 1))
+        return *names, " ".join(self.texts[start : value.end])
 
     def places(self, owned: list) -> list[tuple]:
         """The (row, column) a value is claimed for; a part that isn't said comes from before."""
@@ -230,18 +249,10 @@ class Reader:
         found = product(*({name.part: name for name in names}.values() for names in choices))
         return [place for place in found if tuple(n.part for n in place) in self.chart.table]
 
-    def write(self, key: tuple, start: int, end: int) -> tuple:
-        """A claim about a name with the value that the text states in tokens [start, end)."""
-        if key in self.chart.table:
-            names = self.chart.table[key][0][:-1]
-        else:
-            names = key[0][1], *[""] * (len(self.kinds) - 1)
-        return *names, " ".join(self.texts[start:end])
-
     def is_guess(self, values: list[Mention], v: int) -> bool:
         """Whether value v is another guess at the value before it: "6 or 7", "6 7", "6 to 7"."""
         between = self.texts[values[v - 1].end : values[v].start][:9]
-        return v > 0 and english.GUESSING.issuperset(between)
+        return v > 0 and GUESSING.issuperset(between)
 
     def pair(self, clause: list[Mention], kind: int) -> list[list[Mention]]:
         """The names of `kind` that each value of a clause belongs to: a list of lists.
@@ -258,38 +269,33 @@ class Reader:
             if run[0].kind is not None:
                 last = run[-1]
                 continue
-            before, behind = ([m for m in names if m.kind == kind] for names in (before, behind))
             lists = (before, behind, [] if before else heads)
-            lists = [names for names in lists if len(names) == len(run) > 1]
+            alike = next((names for names in lists if len(names) == len(run) > 1), None)
             near = self.texts[max(0, before[0].start - 2) : run[0].start] if before else []
-            if lists and lists[0][-1].start not in used:
-                matched = [[name] for name in lists[0]]
-            elif len(before) > 1 and len(run) == 1 and not english.SHARING.isdisjoint(near):
+            if alike and alike[-1].start not in used:
+                matched = [[name] for name in alike]
+            elif len(before) > 1 and len(run) == 1 and not SHARING.isdisjoint(near):
                 matched = [before]
             else:
                 matched = []
                 for value in run:
                     following = behind[0] if behind and value is run[-1] else None
-                    name = self.choose(value, last, following, used)
-                    if matched and not name:
-                        guess = self.is_guess(run, len(matched))
-                        matched.append(matched[-1] if guess else [])
-                    else:
-                        matched.append([name] if name else [])
-                    used.update(name.start for name in matched[-1])
+                    names = self.choose(value, last, following, used)
+                    if matched and not names and self.is_guess(run, len(matched)):
+                        names = matched[-1]
+                    used.update(name.start for name in names)
+                    matched.append(names)
             used.update(name.start for names in matched for name in names)
             owners += matched
         return owners
 
-    def choose(self, value: Mention, previous, following, used: set[int]) -> Mention | None:
-        """The name before or behind a value (Mentions or None) that it belongs to, or None."""
-        free = previous is not None and previous.start not in used
-        if following is not None:
+    def choose(self, value: Mention, previous, following, used: set[int]) -> list[Mention]:
+        """The name before or behind a value (Mentions or None) that it belongs to, if one does."""
+        free = previous and previous.start not in used
+        if following:
             gap = [text for text in self.texts[value.end : following.start] if text != "%"]
-            tied = not free and ("," not in gap or not english.TYING.isdisjoint(gap))
-            if self.texts[value.start - 1] == ":" and gap and english.TYING.issuperset(gap):
-                tied = True  # "A and B differ: 70 for A"
-            if tied and english.PARTING.isdisjoint(gap):
-                return following
+            tied = not free and ("," not in gap or not TYING.isdisjoint(gap))
+            if tied and PARTING.isdisjoint(gap):
+                return [following]
         several = len(self.kinds) > 1 or isinstance(value.part, tuple)
-        return previous if free or several else None
+        return [previous] if free or several and previous else []

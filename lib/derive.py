@@ -14,8 +14,7 @@ from statistics import mean, median
 from typing import NamedTuple
 
 from data.example import fact_name, fact_value
-from lib.english import words
-from lib.names import mentioned_facts, name_words
+from lib.names import mentioned_facts, name_words, words
 from lib.numbers import read_value
 
 HIGHEST = words("""highest most largest maximum max biggest greatest top peak tallest longest

@@ -5,31 +5,42 @@ since a chart's table mostly leaves its unit out. Which value is stated for whic
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 from data.charts import COLOURS
 from data.example import fact_name
-from lib.english import ARTICLES, ENDING, SKIPPED_IN_NAMES, WEAK_NAMES, words
-from lib.numbers import read_value
+from lib.numbers import NUMBER, THOUSANDS, read_value
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, to be looked up."""
+    return frozenset(text.split())
+
+
+# what says nothing of a picture
+STOP = words("""a about after all also am an and any are as at be because been before being both but
+    by can could did do does each first for from had has have he her here his how i if in into is it
+    its just let lets me more most my need next no not now of on one only or other our out over
+    question s see she should so some step such than that the their them then there these they
+    this those thus to up us very was we were what when where which while who why will with would
+    you your""")
+ARTICLES = words("the a an its their his her our")
+# These are names only before a value, a mark or a word of ENDING.
+WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
+ENDING = words("and or but is are was were has had at in for while by with")
+NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
 
 # Nothing that can fail follows a repetition: no backtracking, whatever the text.
 TOKEN = re.compile(
-    r"(?P<number>(?:(?<![\w)%.])[-−–])?\d+(?:[,\u00a0\u2009\u202f]\d\d\d(?!\d))*(?:\.\d+)?"
-    r"(?:[eE][-+]?\d+)?)"
-    r"(?P<tail>[^\W\d_]*(?:\+(?![\w(]))?)"
+    rf"(?P<number>(?:(?<![\w)%.])[-−–])?{NUMBER})(?P<tail>[^\W\d_]*(?:\+(?![\w(]))?)"
     r"|(?P<word>[^\W\d_][^\W_]*(?:['’][^\W_]+|\.\d+)*)(?:\+(?![\w(]))?|(?P<mark>\n|[^\s\w])"
 )
 EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no picture's: "48/2"
-YEAR = re.compile(r"(?:18|19|20)\d\d")
 # "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
 SHORTENING = re.compile("[,(/;]")
-NO_UNITS = words("st nd rd th s x +")  # "1st", "1990s", "3x" and "65+" are no values
-
 UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
-
-# ---- words and names ----------------------------------------------------------------------------
 
 
 class Token(NamedTuple):
@@ -58,7 +69,7 @@ def tokenize(text: str) -> list[Token]:
         elif match["number"]:
             number, tail = match["number"], match["tail"].casefold()
             value = None if tail in NO_UNITS else read_value(number)
-            word = number.lstrip("-−").replace(",", "") + tail.rstrip("+")
+            word = THOUSANDS.sub("", number).lstrip("-−–") + tail.rstrip("+")
         tokens.append(Token(raw, word, value, *match.span(), match.group()))
     return tokens + PADDING
 
@@ -69,8 +80,7 @@ def name_words(text: str) -> tuple[str, ...]:
     return tuple(word for word in found if word not in ARTICLES) or found
 
 
-@dataclass
-class Chart:
+class Chart(NamedTuple):
     """The names of a picture's facts.
 
     spellings: names without blanks (tables read off images have theirs wrong: "Spa in") to
@@ -86,42 +96,36 @@ class Chart:
 def read_chart(facts: tuple) -> Chart:
     """The Chart of facts; where all names are the embedded charts' colours, others are UNKNOWN."""
     in_table = all(len(fact) == 3 for fact in facts)
-    spellings, table, shorts = {}, {}, {}
+    table, called, also = {}, [], []  # called: (name, what it means); also: the same, behind it
     for fact in facts:
         texts = fact[:-1] if in_table else (fact_name(fact),)
-        names = tuple(name_words(text) for text in texts)
+        names = tuple(map(name_words, texts))
         table.setdefault(names, []).append(fact)
-        for kind, (text, name) in enumerate(zip(texts, names)):
-            add_spelling(spellings, name, ((kind, name),))
-            short = name_words(SHORTENING.split(text)[0])
-            shorts.setdefault((kind, short), set()).add(name)
-        add_spelling(spellings, sum(names, ()), tuple(enumerate(names)))
-    for (kind, short), called in shorts.items():
-        if len(called) == 1:
-            add_spelling(spellings, short, ((kind, called.pop()),))
-    for value in (fact[-1] for fact in facts if read_value(fact[-1]) is None):
-        add_spelling(spellings, name_words(value), ((None, name_words(value)),))
+        called += [(name, (entry,)) for name, entry in zip(names, enumerate(names))]
+        called.append((sum(names, ()), tuple(enumerate(names))))
+        shorts = [name_words(SHORTENING.split(text)[0]) for text in texts]
+        also += [(short, (entry,)) for short, entry in zip(shorts, enumerate(names))]
+        if read_value(fact[-1]) is None:
+            also.append((name_words(fact[-1]), ((None, name_words(fact[-1])),)))
     if all(fact_name(fact) in COLOURS for fact in facts):
-        for colour in COLOURS:
-            add_spelling(spellings, (colour,), ((0, (UNKNOWN, colour)),))
+        also += [((colour,), ((0, (UNKNOWN, colour)),)) for colour in COLOURS]
+    spellings = {}
+    for name, meaning in called + also:
+        spelt = "".join(name)
+        for end in range(1, len(spelt)):
+            spellings.setdefault(spelt[:end], None)
+        if spelt and spellings.get(spelt) is None:
+            spellings[spelt] = meaning
     equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
     return Chart(spellings, table, bool(facts) and not equations)
 
 
-def add_spelling(spellings: dict, name: tuple, entry: tuple) -> None:
-    """Enters a name and what it begins with; what is there already stays."""
-    spelt = "".join(name)
-    for end in range(1, len(spelt)):
-        spellings.setdefault(spelt[:end], None)
-    if spelt and spellings.get(spelt) is None:
-        spellings[spelt] = entry
-
-
 def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tuple]:
-    """(end, ((kind, name), ...)) of the longest name from token `start` on, or (start, ())."""
-    found, spelt, parted = (start, ()), "", False
-    for i in range(start, len(tokens)):
-        text, word = tokens[i].text, tokens[i].word
+    """(end, ((kind, name), ...)) of the longest name from token `start` on, or (start + 1, ())."""
+    none = found = (start + 1, ())
+    spelt, parted = "", False
+    for i in range(start, len(tokens) if tokens[start].word in spellings else start):
+        word = tokens[i].word
         if word and (spelt + word in spellings or word not in ARTICLES):
             spelt += word
             if spelt not in spellings:
@@ -129,27 +133,34 @@ def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tu
             # A row and its column are one name only where no mark parts them.
             if spellings[spelt] and not (parted and len(spellings[spelt]) > 1):
                 found = (i + 1, spellings[spelt])
-        elif not word and text not in SKIPPED_IN_NAMES:
-            break
-        parted = parted or text in ".,:!?"
-    word, behind = tokens[start].word, tokens[start + 1]
-    if found[0] == start + 1 and word in WEAK_NAMES:
+        parted = parted or tokens[i].text in ".,:;|!?\n"
+    behind = tokens[start + 1]
+    if found[0] == start + 1 and tokens[start].word in WEAK_NAMES:
         ended = behind.text in ENDING or not behind.word or behind.value is not None
-        return found if ended else (start, ())
+        return found if ended else none
     return found
+
+
+def find_names(tokens: list[Token], spellings: dict) -> Iterator[tuple[int, int, tuple]]:
+    """Yields (start, end, name) of a text's names, as find_name has them, and of its other tokens,
+    with the name ().
+    """
+    i = 0
+    while i < len(tokens) - len(PADDING):
+        end, name = find_name(tokens, i, spellings)
+        yield i, end, name
+        i = end
 
 
 def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
     """The facts whose names a text mentions; of a table's rows alone, all their columns, and the
     other way round.
     """
-    chart, tokens = read_chart(tuple(tuple(map(str, fact)) for fact in facts)), tokenize(text)
-    named, i = {0: set(), 1: set(), None: set()}, 0
-    while i < len(tokens) - len(PADDING):
-        end, name = find_name(tokens, i, chart.spellings)
+    chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
+    named = {0: set(), 1: set(), None: set()}
+    for *_, name in find_names(tokenize(text), chart.spellings):
         for kind, part in name:
             named[kind].add(part)
-        i = max(end, i + 1)
     rows, columns = named[0], named[1]
     return [
         fact
