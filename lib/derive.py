@@ -8,14 +8,14 @@ isn't found stays without a reason and a conclusion: invented arithmetic would b
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from statistics import mean, median
 from typing import NamedTuple
 
 from data.example import fact_name, fact_value
 from lib.names import mentioned_facts, name_words, words
-from lib.numbers import read_value
+from lib.numbers import NUMBER, read_value
 
 HIGHEST = words("""highest most largest maximum max biggest greatest top peak tallest longest
     leading popular""")
@@ -26,20 +26,18 @@ CHANGE = "difference gap differ subtract minus increase decrease change rise dro
 QUOTIENT = "ratio times divide divided quotient twice double half"
 # What is found: the words that ask for it, how it is written, between which marks, reckoned how.
 OPERATIONS = {
-    "average": ("average mean", "({}) / {n}", " + ", mean),
-    "median": ("median", "the middle of {}", ", ", median),
-    "sum": ("sum total combined together add added adding addition", "{}", " + ", sum),
-    "difference": (CHANGE, "{}", " - ", lambda pair: pair[0] - pair[1]),
-    "ratio": (QUOTIENT, "{}", " / ", lambda pair: pair[0] / (pair[1] or math.nan)),
+    "average": (words("average mean"), "({}) / {n}", " + ", mean),
+    "median": (words("median"), "the middle of {}", ", ", median),
+    "sum": (words("sum total combined together add added adding addition"), "{}", " + ", sum),
+    "difference": (words(CHANGE), "{}", " - ", lambda pair: pair[0] - pair[1]),
+    "ratio": (words(QUOTIENT), "{}", " / ", lambda pair: pair[0] / (pair[1] or math.nan)),
 }
-OF_TWO = ("difference", "ratio")
-COUNTS = {"two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4, "five": 5, "5": 5}
-# beyond these rules
+COUNTS = {"two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4}
 BEYOND = words("second 2nd third 3rd fourth 4th fifth 5th other others rest remaining")
 # Which cells these mean only the picture shows: of a table they are looked for by column.
 SEEN = words("""red green blue yellow orange purple pink brown gray grey black white navy light dark
     leftmost rightmost upper left right""")
-NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
+GIVEN = re.compile(rf"(?<![\w.,]){NUMBER}(?!\w)")
 
 
 class Step(NamedTuple):
@@ -93,8 +91,7 @@ def derive(question: str, facts: list, answer: str) -> Step:
         stated = (conclude(step, answer) for step in steps(text, scope, named))
         return next(filter(None, stated), None)
 
-    seen = lines and SEEN & ask(text, mentioned)
-    for scope in [named] if seen else [named, numbers]:
+    for scope in [named] if lines and SEEN & ask(text, mentioned) else [named, numbers]:
         if found := find(scope) or compare(text, scope, named, answer):
             return found
     fitting = [found for line in lines.values() if len(line) > 1 and (found := find(line))]
@@ -127,13 +124,13 @@ def steps(text: str, facts: list, named: list) -> Iterator[Step]:
     high = asked & (HIGHEST | MORE if pair else HIGHEST)
     low = asked & (LOWEST | LESS if pair else LOWEST)
     ordered = sorted(facts, key=value, reverse=True)
-    wanted = [name for name in OPERATIONS if asked & words(OPERATIONS[name][0])]
+    wanted = [name for name, (asking, *_) in OPERATIONS.items() if asked & asking]
     in_names = {word for fact in facts for word in fact_name(fact).split()}
-    limits = {read_value(n) for n in NUMBER.findall(text) if n not in in_names} - {None}
+    limits = {read_value(n) for n in GIVEN.findall(text) if n not in in_names} - {None}
 
-    # ---- one fact: what is named, what has a value, what is highest or lowest
-    times = Counter(map(value, facts))
-    alone = [fact for fact in facts if times[value(fact)] == 1]  # with their value
+    # ---- one fact, alone with its value: what is named, what has a value, the highest, the lowest
+    values = list(map(value, facts))
+    alone = [fact for fact in facts if values.count(value(fact)) == 1]
     for fact in alone if not wanted and (len(facts) == 1 or not (high or low)) else ():
         name, given = fact_name(fact), value(fact) in limits
         if facts == named or given:
@@ -162,9 +159,8 @@ def steps(text: str, facts: list, named: list) -> Iterator[Step]:
         wanted = wanted or ["sum", "difference"]  # these need no word
     for name in wanted if len(several) > 1 else ():
         _, form, sign, function = OPERATIONS[name]
-        if name in OF_TWO and len(several) != 2:
-            continue
-        for order in (several, several[::-1]) if name in OF_TWO else (several,):
+        of_two = name in ("difference", "ratio")
+        for order in (several, several[::-1])[: 1 + of_two] if len(several) == 2 or not of_two else ():
             how = form.format(sign.join(map(fact_value, order)), n=len(order))
             yield Step(several, f"find the {name}", f"{how} =", function([*map(value, order)]))
 
@@ -192,7 +188,5 @@ def side(text: str, facts: list) -> Step | None:
     if number is not None:
         return Step([], "", "the number given is", number)
     named = [fact for fact in mentioned_facts(text, facts) if fact in facts]
-    if not named and not ask(text, []) & (HIGHEST | LOWEST | {"all"}):
-        return None
     found = list(steps(text, named or facts, named))
     return found[0] if len(found) == 1 else None
