@@ -1,13 +1,13 @@
 """Rewards of a response and the visual supervision around them, without a model in the loop.
 
-Answer and format, the visual checker, which scores how far the thinking states the chart's facts,
-and the visual refiner, which writes the text that a group memorizes: DyME, arXiv 2506.23061. A
-reward of one's own in place of the accuracy takes a file with one function:
+The visual checker scores how far the thinking states the picture's facts, the visual refiner writes
+the text that a group memorizes: DyME, arXiv 2506.23061. A reward of one's own in place of the
+accuracy takes a file with one function:
 
     python train.py --reward own.py     def reward(response: str, example: Example) -> float
 
-Left out: the forms of checker and refiner that ask a language model (judge.py), how claims are read
-from a text (lib/claims.py), which operation leads from facts to answer (lib/derive.py).
+Left out: the forms that ask a language model (judge.py), how claims are read from a text
+(lib/claims.py), which operation leads from facts to answer (lib/derive.py).
 """
 
 import re
@@ -28,7 +28,6 @@ from lib.numbers import clean_answer
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
-
 # A script without blanks is counted by its characters.
 WORD = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\\W_]+(?:['’][^\\W_]+)*"
@@ -37,31 +36,25 @@ TAG = re.compile(r"<h[1-6][^<>]*>[^<>]*|<[!/?|]?[A-Za-z|-][^<>]*>|&#?\w{1,9};")
 TITLE = r"[^\n*.,;=]{0,60}"
 HEADING = re.compile(rf"^(?:#.*|[ \t]*(?:\*\*|__){TITLE}(?:\*\*)?:?|{TITLE}:[ \t]*)$", re.MULTILINE)
 ARITHMETIC = re.compile(r"\d ?[-+−*/×÷=] ?[-−(]?\d")
-FEWEST = 3  # different words that are thinking
-LONGEST_ANSWER = 12  # words of a bare one
 
 
 def format_reward(response: str, truncated: bool = False) -> float:
     """1.0 for thinking, then exactly one marked, non-empty answer, ended by itself; else 0.0.
 
-    Thinking is what remains without tags and headings: FEWEST different words, a word and a number
+    Thinking is what remains without tags and headings: three different words, a word and a number
     ("black 6"), or arithmetic ("3 + 4").
     """
     thinking, answer = split_response(response)
     said = HEADING.sub("", TAG.sub(" ", thinking))
     words = set(WORD.findall(said.casefold()))
     numbers = {word for word in words if word.isdecimal()}
-    thought = len(words - numbers) >= FEWEST or numbers and words > numbers
-    thought = thought or ARITHMETIC.search(said)
+    thought = len(words - numbers) >= 3 or numbers and words > numbers or ARITHMETIC.search(said)
     return float(bool(answer and thought) and not truncated)
 
 
 def direct_format(response: str, truncated: bool = False) -> float:
-    """1.0 for one short answer without thinking: a single line of at most LONGEST_ANSWER words,
-    ended by itself; else 0.0.
-    """
-    words = response.split()
-    fine = 0 < len(words) <= LONGEST_ANSWER and "\n" not in response.strip()
+    """1.0 for an answer without thinking, one line of at most 12 words, ended by itself; or 0.0."""
+    fine = 0 < len(response.split()) <= 12 and "\n" not in response.strip()
     return float(fine and not truncated)
 
 
@@ -108,16 +101,15 @@ def score(
     responses were cut off; `accuracy`: G numbers in place of the metric at `tolerance`, a share of
     the answer. InputError, naming the example, where one isn't finite.
     """
-    truncated = truncated or [False] * len(responses)
     direct = example.instruction is not None
     parts = [("", r) if direct else split_marked(r) for r in responses]  # thinking, answer
-    formats = direct_format if direct else format_reward
+    well_formed = direct_format if direct else format_reward
+    formats = [well_formed(*r) for r in zip(responses, truncated or [False] * len(responses))]
     about = (example.facts, example.needed, example.question, example.trace)
-    formed = [readable(example, answer) for _, answer in parts]
     if accuracy is None:
         accuracy = [grade(example, answer, tolerance, example.scale) for _, answer in parts]
     rewards = {
-        "format": [f * formats(*rest) for f, *rest in zip(formed, responses, truncated)],
+        "format": [f * readable(example, answer) for f, (_, answer) in zip(formats, parts)],
         "accuracy": accuracy,
         "thinking": [visual_checker(thinking, *about) for thinking, _ in parts],
     }
@@ -170,47 +162,39 @@ def refine(example) -> str | None:
     if example.id.startswith("charts-") and kind in GOALS and example.needed:
         return write_trace(kind, example.needed, example.answer)
     answer = clean_answer(example.answer)
-    derived = derive(example.question, example.needed or example.facts, answer)
-    observed, reasoning = observe(derived.facts), derived.reasoning
+    facts, goal, reasoning, *_ = derive(example.question, example.needed or example.facts, answer)
+    observed = observe(facts)
     if len(observed) > LONGEST:  # a conclusion that not all of its cells are shown for isn't shown
-        observed = observe(fact for fact in derived.facts if shows(fact, answer))
-        reasoning = ""
+        observed, reasoning = observe(fact for fact in facts if shows(fact, answer)), ""
     if not 0 < len(observed) <= LONGEST:
         return example.trace
-    parts = [f"Goal: {derived.goal}.", f"Observation: {observed}."]
+    text = f"Goal: {goal}.\nObservation: {observed}."
     if reasoning:
-        parts += [f"Reasoning: {reasoning}.", f"Conclusion: the result is {answer}."]
+        text += f"\nReasoning: {reasoning}.\nConclusion: the result is {answer}."
     # A fact's name may look like the answer marker, of which the target has just the last.
-    return MARKER.sub("answer", "\n".join(parts))
+    return MARKER.sub("answer", text)
+
+
+def observe(facts) -> str:
+    """Facts as an observation states them."""
+    return "; ".join(f"{fact_name(fact)} = {fact_value(fact)}" for fact in facts)
 
 
 def thinking_lines(examples) -> list[str]:
-    """What a person should know before training: whose thinking earns nothing, what is
-    explained.
-    """
+    """What one should know before training: whose thinking earns nothing, what is explained."""
     bare = [example for example in examples if not example.facts]
-    known = [example for example in examples if example.facts]
     traced = sum(example.trace is not None for example in bare)
-    explained = sum("\nReasoning: " in (refine(example) or "") for example in known)
-    lines = []
-    if bare:
-        lines.append(
-            f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing "
-            f"for them; {traced} are scored by the words of their own trace, "
-            f"{len(bare) - traced} by format and answer alone; "
-            "judge.py facts reads facts off images"
-        )
-    if explained < len(known):
-        lines.append(
-            f"{explained} of {len(known)} local traces explain their answer, the others state "
-            "facts; better ones: judge.py refine with a --judge_url, then --traces"
-        )
-    return lines
-
-
-def observe(facts):
-    """Facts as an observation states them."""
-    return "; ".join(f"{fact_name(fact)} = {fact_value(fact)}" for fact in facts)
+    known = len(examples) - len(bare)
+    texts = [refine(example) for example in examples if example.facts]
+    explained = sum("\nReasoning: " in (text or "") for text in texts)
+    lines = [
+        f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing for "
+        f"them; {traced} are scored by the words of their own trace, {len(bare) - traced} by format "
+        "and answer alone; judge.py facts reads facts off images",
+        f"{explained} of {known} local traces explain their answer, the others state facts; "
+        "better ones: judge.py refine with a --judge_url, then --traces",
+    ]
+    return [line for line, said in zip(lines, (bare, explained < known)) if said]
 
 
 # ---- the scorer of the loop ---------------------------------------------------------------------
@@ -249,9 +233,8 @@ class Rules:
         response = group.responses[g]
         scored = self.rewards(group.example, response.text, response.truncated)
         for name, value in scored.items():
-            if name not in group.rewards:
-                group.rewards[name] = torch.zeros(len(group.responses), dtype=value.dtype)
-            group.rewards[name][g] = value[0]
+            empty = torch.zeros(len(group.responses), dtype=value.dtype)
+            group.rewards.setdefault(name, empty)[g] = value[0]
 
     def ready(self, groups: list):
         """Yield lists of groups whose rewards and traces are final: here all at once."""
@@ -262,9 +245,8 @@ class Rules:
         example = group.example
         if example.instruction is not None:
             return None
-        if self.config.refiner == "off" and example.trace is not None:
-            return example.trace
-        return refine(example)
+        as_it_is = self.config.refiner == "off" and example.trace is not None
+        return example.trace if as_it_is else refine(example)
 
     def end_step(self, step: int, groups: list, ranks) -> dict[str, float]:
         """Counts for the step's metrics."""
@@ -275,7 +257,6 @@ class Rules:
 
     def summary(self) -> str | None:
         """What did not work, for the run's last lines and result.json: nothing here."""
-        return None
 
     def close(self) -> None:
         """Let go of what is under way: nothing here."""
@@ -286,9 +267,10 @@ def load_reward(path: str | None):
     if path is None:
         return None
     try:
-        own_reward = runpy.run_path(path).get("reward")
+        own_reward = runpy.run_path(path)["reward"]
     except (Exception, SystemExit) as error:
-        raise InputError(f"--reward {path}: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {error}"
+        raise InputError(f"--reward {path}: {told}; it needs a function `reward`") from error
     if not callable(own_reward):
-        raise InputError(f"--reward {path}: has no function `reward(response, example) -> float`")
+        raise InputError(f"--reward {path}: `reward` is no function")
     return own_reward
