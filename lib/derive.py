@@ -160,7 +160,9 @@ def steps(text: str, facts: list, named: list) -> Iterator[Step]:
     for name in wanted if len(several) > 1 else ():
         _, form, sign, function = OPERATIONS[name]
         of_two = name in ("difference", "ratio")
-        for order in (several, several[::-1])[: 1 + of_two] if len(several) == 2 or not of_two else ():
+        for order in (
+            (several, several[::-1])[: 1 + of_two] if len(several) == 2 or not of_two else ()
+        ):
             how = form.format(sign.join(map(fact_value, order)), n=len(order))
             yield Step(several, f"find the {name}", f"{how} =", function([*map(value, order)]))
 
