@@ -176,11 +176,9 @@ def load_charts(
     """
     kinds, examples = turns(tasks), []
     for index in range(SIZES[split] if size is None else size):
-        kind, shift = kinds[index % len(kinds)], ""
-        if split == "ood":
-            odd = index // len(kinds) % 2 == 1
-            shift = "-unseen" if odd and kind != "classification" else "-5bars"
-        seed = [data_seed, SPLIT_IDS[split], index]
+        kind, seed = kinds[index % len(kinds)], [data_seed, SPLIT_IDS[split], index]
+        odd = index // len(kinds) % 2 == 1 and kind != "classification"
+        shift = "" if split != "ood" else "-unseen" if odd else "-5bars"
         rng, count = np.random.default_rng(seed), 5 if shift == "-5bars" else 4
         example = sample_item(rng, kind, HOMES[split], count, shift == "-unseen")
         if split == "train":  # noise has a stream of its own: its level changes the trace alone
@@ -215,9 +213,9 @@ def pick(rng, options):
 
 def explain(rng, kind: str, stated: list, answer: str) -> str:
     """An informal working for the base stage: the facts and the conclusion in varying words."""
-    text = f"{pick(rng, OPENERS)} {stated[0][0]} {stated[0][1]}"
-    for name, value in stated[1:]:
-        text += f"{pick(rng, JOINERS)}{name} {value}"
+    text = pick(rng, OPENERS)
+    for i, (name, value) in enumerate(stated):
+        text += f"{pick(rng, JOINERS) if i else ' '}{name} {value}"
     text += pick(rng, LINKS) + conclude(kind, stated, answer, so=pick(rng, THEREFORE))
     return f"{text}.\nAnswer: {answer}" if rng.random() < 0.5 else text
 

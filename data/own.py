@@ -87,14 +87,13 @@ def find_image(names: list[str], folder, moved: dict) -> str | None:
     """
     if not names:
         return None
-    name, *more = names
-    if more:
+    name, path = names[0], os.path.join(folder, names[0])  # an absolute path stays as it is
+    absolute = os.path.isabs(name) or ntpath.isabs(name)
+    if len(names) > 1:
         raise InputError(f"the image has {len(names)} entries: one image per question")
-    path = os.path.join(folder, name)  # an absolute path stays as it is
-    if not os.path.isabs(name) and not ntpath.isabs(name):
-        if leaves_folder(name):
-            raise InputError(f"the image {name!r} leaves the folder of the data")
-    elif not os.path.isfile(path) and ".." not in name:
+    if not absolute and leaves_folder(name):
+        raise InputError(f"the image {name!r} leaves the folder of the data")
+    if absolute and not os.path.isfile(path) and ".." not in name:
         parts = re.split(r"[/\\]", name)
         ends = (os.path.join(folder, *parts[i:]) for i in range(1, len(parts)))
         if found := next(filter(os.path.isfile, ends), None):
@@ -108,7 +107,7 @@ def keep_image(raw: bytes) -> str:
     path = Path(constants.HF_HUB_CACHE, "unpacked-images", hashlib.sha256(raw).hexdigest())
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, raw, fsync=False)
+        write_whole(path, raw)
     read_image(path, header_only=True)
     return str(path)
 
@@ -167,11 +166,11 @@ def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         return own_row(row, f"{file.name}/{number}", find_image(texts(row, "image"), folder, moved))
 
     examples = parse_file(file, parse, skip_bad_rows)
+    told = f"{file}: {len(moved)} images are not where it says"
     if len(set(moved.values())) < len(moved):
-        told = "of the images that are not where it says, several have one name; mend their paths"
-        raise InputError(f"{file}: {told}")
+        raise InputError(f"{told}, and several have one name; mend their paths")
     if moved:
-        say(f"{file}: {len(moved)} images are not where it says; found in {folder} by their names")
+        say(f"{told}; found in {folder} by their names")
     return examples
 
 
@@ -191,13 +190,9 @@ def load_own(
     path = Path(path)
 
     def beside(split):
-        stems = (
-            f"{path.stem}.{split}",
-            f"{path.stem}_{split}",
-            re.sub("^train$", split, path.stem),
-        )
+        stems = [f"{path.stem}.{split}", f"{path.stem}_{split}", *[split] * (path.stem == "train")]
         files = [path.with_name(stem + path.suffix) for stem in stems]
-        return next((file for file in files if file != path and file.is_file()), None)
+        return next(filter(Path.is_file, files), None)
 
     file = path if split == "train" else beside(split)
     if file is None and split != "val":

@@ -44,15 +44,14 @@ def find_file(data_dir, repo: str, filename: str, revision: str | None = None) -
         raise InputError(f"{repo}: can't be downloaded ({error}); {way_out}") from error
 
 
-def write_whole(path: str | Path, content: bytes | str, fsync: bool = True):
+def write_whole(path: str | Path, content: bytes | str):
     """Writes a file that is all there or not at all, also when several processes write it."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     with open(temporary, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        if fsync:  # else a power cut can leave the new name without the content
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut can leave the new name without the content
     os.replace(temporary, path)
 
 

@@ -164,10 +164,8 @@ def test_every_bad_line_is_reported_at_once_with_its_number_or_left_out(tmp_path
 
 def test_an_empty_or_missing_file_or_an_unknown_name_is_an_error(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n")
-    assert "x.jsonl" in error_of(load_data, str(tmp_path / "x.jsonl"), "train")
-    assert "y.json" in error_of(load_data, str(tmp_path / "y.json"), "train")
-    message = error_of(load_data, "chartsqa", "train")
-    assert all(name in message for name in ("charts", "chartqa", "gsm8k", "aokvqa", ".jsonl"))
+    for name, told in (("x.jsonl", "no examples"), ("y.json", "No such file"), ("charst", "gsm8k")):
+        assert told in error_of(load_data, str(tmp_path / name), "train")
 
 
 def test_only_an_absolute_path_that_is_gone_is_looked_for_by_its_name(tmp_path, capsys):
