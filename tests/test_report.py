@@ -7,54 +7,43 @@ from pathlib import Path
 import pytest
 
 from tools import curves, gallery, report
-from tools.curves import COLOURS, group_seeds, mean_line, read_run
+from tools.curves import COLOURS, group_seeds, line_of, mean_line, read_run
 
 FACTS = [["black", "3"], ["yellow", "5"], ["red", "6"]]
 HOSTILE = "</script><script>document.title='stolen'</script><img src=x onerror=alert(1)>"
 HOSTILE += "\x1b[2J\u202e$footer \" ' & ${about}"
-TEXTS = ("black 3, red 5\nAnswer: red", "yellow 5")
+PNG = "data:image/png;base64,iVBORw0KGgo="
+READING = {"accuracy": 0.5, "fact_precision": 0.9, "grounded": 0.4}
+READINGS = {"val": dict.fromkeys(("greedy", "sampled", "direct", "other", "blank"), READING)}
 
 
-def write_run(folder, method="dyme", seed=0, texts=TEXTS, asked={}, **config) -> str:
+def write_run(folder, method="dyme", seed=0, said="black 3, red 5", image=PNG, **config) -> str:
     """A run's folder as train.py writes it: rewards rise to seed + 1; two groups."""
-    config = {"method": method, "seed": seed, "dataset": "charts", "model": "tiny", **config}
-    reading = {"accuracy": 0.5, "format": 1.0, "fact_precision": 0.9, "grounded": 0.4, "count": 100}
-    readings = {"val": {name: reading for name in ("greedy", "sampled", "direct")}}
-    result = {"config": config, "val": [{"step": 40, **reading}], "base": readings}
+    result = {"config": {"method": method, "seed": seed, **config}}
+    result |= {"val": [{"step": 40, **READING}], "base": READINGS, "final": READINGS}
     shares = {"share_memorize": 0.5, "share_explore": 0.25, "share_skip": 0.25}
     steps = [{"step": s, **shares, "reward": (seed + 1) * s / 39} for s in range(40)]
-    rewards = {"format": 1.0, "accuracy": 0.0, "thinking": 0.5}
-
-    def respond(text, right):
-        told = dict.fromkeys(("advantage", "correct", "total"), right)
-        return {"text": text, "pushes": [[text, right]], **told, **rewards}
-
-    wrong = [respond(text, 0.0) for text in texts]
-    image = "data:image/png;base64,iVBORw0KGgo="
-    asked = {"question": "Which?", "answer": "red", "facts": FACTS, "image": image, **asked}
-    memorized = {"step": 0, "mode": "memorize", "target": "black 4", "responses": wrong}
-    memorized["target_pushes"] = [["black 4", 2.0]]
+    told = {"format": 1.0, "accuracy": 0.0, "thinking": 0.5, "text": said, "pushes": [[said, 1.0]]}
+    right, wrong = ({**told, "advantage": x, "correct": x, "total": x} for x in (1.0, 0.0))
+    group = {"question": said, "answer": said, "facts": [*FACTS, [said, said]], "image": image}
+    memorized = {"step": 0, "mode": "memorize", "target": said, "target_pushes": [[said, 2.0]]}
     explored = {"step": 25, "mode": "explore", "target": None}
-    explored["responses"] = [respond(texts[0], 1.0), *wrong[1:]]
-    folder.mkdir(parents=True)
-    groups = [{**memorized, **asked}, {**explored, **asked}]
+    explored["responses"] = [right, {**wrong, "text": "yellow 5"}]
+    groups = [{**group, **memorized, "responses": [wrong, wrong]}, {**group, **explored}]
+    folder.mkdir()
     for name, lines in (("metrics.jsonl", steps), ("groups.jsonl", groups)):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "result.json").write_text(json.dumps({**result, "final": readings}))
+    (folder / "result.json").write_text(json.dumps(result))
     return str(folder)
 
 
-def write_records(path, noises) -> None:
+def write_records(path, *noises) -> str:
     """Kept results as tools.compare --out writes them: a run per noise."""
-    reading = {"accuracy": 0.5, "fact_precision": None, "grounded": 0.5}
-    final = {"test": dict.fromkeys(("greedy", "sampled", "direct", "other", "blank"), reading)}
     record = {"row": "dyme", "base_seed": 0, "base_format_rate": 0, "seed": 0, "steps": 20}
-    record |= {"val": [0.1, 0.4], "on_the_way": [{"step": 4}, {"step": 20}]}
-    record |= {"base": {}, "final": final, "seconds": 1}
-    record |= {"share_equal": None, "largest_fall": 0}
-    records = [{**record, "trace_noise": noise} for noise in noises]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"records": records}))
+    record |= {"val": [0.1, 0.4], "on_the_way": [{"step": 4}, {"step": 20}], "base": {}}
+    record |= {"final": READINGS}
+    path.write_text(json.dumps({"records": [{**record, "trace_noise": n} for n in noises]}))
+    return str(path)
 
 
 def variants_of(*folders):
@@ -77,9 +66,7 @@ class Elements(HTMLParser):
 def test_nothing_a_model_or_a_file_says_becomes_part_of_the_page(tmp_path):
     tame = Elements(report.page(variants_of(write_run(tmp_path / "tame"))))
     image = 'data:image/png;base64,"onerror=alert(1)'
-    asked = {"question": HOSTILE, "answer": HOSTILE, "facts": [[HOSTILE, HOSTILE]], "image": image}
-    texts = (HOSTILE, HOSTILE + "1")
-    wild = write_run(tmp_path / "wild", HOSTILE, 0, texts, asked, model=HOSTILE, dataset=HOSTILE)
+    wild = write_run(tmp_path / "wild", HOSTILE, 0, HOSTILE, image)
     page = Elements(report.page(variants_of(wild)))
     assert {tag for tag, _ in page.found} <= {tag for tag, _ in tame.found} - {"script"}
     assert not [a for _, names in page.found for a in names if a.startswith("on")]
@@ -110,27 +97,20 @@ def test_seeds_are_one_variant_with_their_spread_and_a_method_keeps_its_colour(t
     runs = [write_run(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1)]
     variants = variants_of(*runs, write_run(tmp_path / "mine", "mine"))
     assert [(v.label, len(v.runs)) for v in variants] == [("dyme", 2), ("mine", 1)]
-    assert variants[0].colour == COLOURS["dyme"] != variants[1].colour
     assert mean_line(variants[0], "reward")[20] == pytest.approx(30 / 39)
     assert "<td>50.0 ± 0.0</td>" in report.results_table(variants)
-    variants = variants_of(*runs, write_run(tmp_path / "large", seed=5, num_generations=16))
+    variants = variants_of(*runs, write_run(tmp_path / "large", num_generations=16))
     assert [(v.label, len(v.runs)) for v in variants] == [("s0", 2), ("large", 1)]
     assert variants[0].colour == COLOURS["dyme"] != variants[1].colour
 
 
 def test_a_moving_mean_has_no_shift_and_readings_are_not_smoothed(tmp_path):
-    run = read_run(write_run(tmp_path / "run"))
-    assert curves.line_of(run, "val/accuracy") == {40: 0.5}
-    run.lines = [{"step": s, "reward": float(s), "odd": float(s == 100)} for s in range(200)]
-    line = curves.line_of(run, "reward")
+    lines = [{"step": s, "reward": float(s), "odd": float(s == 100)} for s in range(200)]
+    run = curves.Run(tmp_path, [*lines, {"step": 40, "val/accuracy": 0.5}])
+    line = line_of(run, "reward")
     assert [line[s] for s in range(20, 180)] == pytest.approx(list(range(20, 180)))
-    assert max(curves.line_of(run, "odd").values()) == pytest.approx(1 / 11)
-
-
-def test_a_kept_readings_place_is_the_step_that_its_record_names(tmp_path):
-    write_records(tmp_path / "kept.json", [0.5])
-    (kept,) = curves.read_records([str(tmp_path / "kept.json")])
-    assert curves.line_of(curves.kept_run("dyme", kept), "val/accuracy") == {4: 0.1, 20: 0.4}
+    assert max(line_of(run, "odd").values()) == pytest.approx(1 / 11)
+    assert line_of(run, "val/accuracy") == {40: 0.5}
 
 
 def test_a_run_that_is_still_writing_can_be_read(tmp_path):
@@ -146,39 +126,34 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "written", "said"),
+    "name, text",
     [
-        ("", {}, "RUN"),
-        ("{run} --png assets", {}, "--png"),
-        ("no", {}, "no/metrics.jsonl"),
-        ("{run} --out /no/where", {}, "/no/where"),
-        ("{run}", {"metrics.jsonl": '{"step": 0}\n[1]\n'}, "metrics.jsonl, line 2"),
-        ("{run}", {"metrics.jsonl": "{}\n"}, "metrics.jsonl, line 1: was not written"),
-        ("{run}", {"groups.jsonl": '{"step": 3, "mode": "<b>"}\n'}, "groups.jsonl"),
-        ("{run}", {"result.json": "[]"}, "result.json"),
-        ("{run}", {"result.json": '{"config": 5}'}, "result.json: was not written"),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", '{"step": 0}\n[1]\n'),
+        ("groups.jsonl", '{"step": 3, "mode": "<b>"}\n'),
+        ("result.json", '{"config": 5}'),
     ],
 )
-def test_bad_input_is_one_line_that_names_it(argv, written, said, tmp_path, refused):
+def test_a_bad_file_of_a_run_is_one_line_that_names_it(name, text, tmp_path, refused):
     run = write_run(tmp_path / "run")
-    for name, text in written.items():
-        (tmp_path / "run" / name).write_text(text)
-    assert said in refused(report.main, argv.format(run=run))
+    (tmp_path / "run" / name).write_text(text)
+    assert name in refused(report.main, run)
 
 
-def test_the_readmes_pictures_are_the_pages(tmp_path, capsys):
+def test_pictures_of_runs_are_the_pages_and_kept_readings_are_at_their_steps(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     run = write_run(tmp_path / "a$b", "$b^")
-    write_records(tmp_path / "kept" / "one.json", [0.5])
-    write_records(tmp_path / "noise.json", [0.2, 0.5])
-    sources = [run, str(tmp_path / "kept"), str(tmp_path / "noise.json")]
+    kept = write_records(tmp_path / "kept.json", 0.5)
+    sources = [run, kept, write_records(tmp_path / "noise.json", 0.2, 0.5)]
     curves.main([*sources, "--out", str(tmp_path / "png")])
     paths = [Path(line) for line in capsys.readouterr().out.split()]
     names = ["kept_accuracy", "kept_looks", "noise", "modes", "accuracy", "true_facts", "reward"]
     assert [path.stem for path in paths] == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     found = Elements(report.page(variants_of(run))).found
-    assert sum(tag == "figure" for tag, _ in found) == 4  # all but the noise
+    assert sum(tag == "figure" for tag, _ in found) == 4
+    (record,) = curves.read_records([kept])
+    assert line_of(curves.kept_run("dyme", record), "val/accuracy") == {4: 0.1, 20: 0.4}
 
 
 def test_without_matplotlib_the_page_has_tables_and_rollouts(tmp_path, monkeypatch):

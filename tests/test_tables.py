@@ -1,12 +1,13 @@
 """tools/compare.py: what is run, what is kept of it, and what the tables make of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from data import InputError
 from tools import compare
-from tools.tables import LOOKS, PRICE, accuracy, main_columns, paired, student, table
+from tools.tables import main_columns, paired, table
 
 
 def record(row, seed, test, **changed):
@@ -39,29 +40,11 @@ def test_a_table_has_means_and_spreads_of_runs_of_equal_noise_base_and_length():
     assert "direct" in heads and "direct" not in main_columns(records, brief=True)
 
 
-def test_looks_and_price_are_tables_of_the_first_splits_readings():
-    final = {"greedy": {"accuracy": 0.5, "completion_length": 20, "seconds": 0.002}}
-    final |= {"other": {"accuracy": 0.25, "fact_precision": None}}
-    records = [record("dyme", 0, 0, final={"test": final, "ood": {}})]
-    assert "| dyme | 0.5 | 1 | 50.0 | 20.0 | 2.0 |" in table(records, PRICE)
-    assert "| dyme | 0.5 | 1 |  | 25.0 |  |" in table(records, LOOKS)
-
-
 def test_paired_differences_compare_equal_seeds_alone():
     records = [record("a", 0, 0.9), record("b", 0, 0.8), record("a", 1, 0.6), record("b", 1, 0.7)]
     records += [record("a", 2, 0.0), record("b", 2, 1.0, base_seed=1)]  # no pair
     first = paired(records, "a", "b", "c").splitlines()[2]
     assert "| b | test | +0.0 | [-127.1, +127.1] | [-254.5, +254.5] | 1 of 2 |" in first
-
-
-def test_students_t_is_the_books():
-    assert [round(student(0.95, n), 2) for n in (1, 2, 8)] == [12.71, 4.30, 2.31]
-
-
-def test_tasks_of_the_data_count_as_one_of_three():
-    reading = {"accuracy/detection-pair": 0.2, "accuracy/chart": 1.0, "accuracy/gsm8k": 0.5}
-    found = [accuracy(reading, task) for task in ("math", "detection", "classification")]
-    assert found == [0.75, 0.2, None]
 
 
 def test_a_run_given_twice_counts_once_and_two_results_of_one_run_are_an_error(tmp_path):
@@ -73,22 +56,18 @@ def test_a_run_given_twice_counts_once_and_two_results_of_one_run_are_an_error(t
         compare.read_records(paths)
 
 
-@pytest.mark.parametrize(
-    "argv, line",
-    [
-        ("runs/main --brief", "| dyme | 0.5 | 3 | 96.6 ± 0.4 | 93.7 ± 2.0 | 55.1 ± 1.2 |"),
-        ("curr_reft.json", "| curr_reft after reject | test | 49.2 ± 1.3 | 49.7 ± 0.6 |"),
-    ],
-)
+KEPT = {  # what is printed: a line of it, which results/README.md has too
+    "runs/main --brief": "| dyme | 0.5 | 3 | 96.6 ± 0.4 | 93.7 ± 2.0 | 55.1 ± 1.2 |",
+    "runs/main --looks --price": "| dyme | 0.5 | 3 | 93.7 ± 2.0 | 21.0 ± 0.7 | 17.3 ± 1.3 |",
+    "runs/main results/runs/bases --paired dyme sft": "| 0.5 | sft | test | +14.7 | [+10.8, +18.6]",
+    "curr_reft.json": "| curr_reft after reject | test | 49.2 ± 1.3 | 49.7 ± 0.6 | 51.3 ± 2.3 |",
+}
+
+
+@pytest.mark.parametrize("argv, line", KEPT.items())
 def test_kept_results_are_printed_as_results_readme_has_them(argv, line, capsys):
     compare.main(f"--table results/{argv}".split())
-    assert line in capsys.readouterr().out
-    assert line in open("results/README.md").read()
-
-
-def test_a_failed_run_says_why(tmp_path):
-    with pytest.raises(InputError, match="code 2: .*no-such-flag"):
-        compare.run("sft", ["train.py", "--no-such-flag"], tmp_path)
+    assert line in capsys.readouterr().out and line in Path("results/README.md").read_text()
 
 
 def test_a_finished_run_is_read_and_kept_unless_flags_or_code_differ(tmp_path, monkeypatch):
@@ -105,6 +84,8 @@ def test_a_finished_run_is_read_and_kept_unless_flags_or_code_differ(tmp_path, m
         InputError, match="a run of code two, seed 1; asked for is code one, seed 0"
     ):
         compare.run("sft", flags, folder)
+    with pytest.raises(InputError, match="code 2: .*no-such-flag"):
+        compare.run("sft", ["train.py", "--no-such-flag"], tmp_path / "new")
 
 
 def test_each_base_is_made_by_one_run_before_the_others_start(tmp_path, monkeypatch):

@@ -1,16 +1,14 @@
 """Speed and memory, ours against the usual way: one command, one table.
 
     python -m tools.bench --size p700                     on one CPU thread
-    python -m tools.bench --size p700 --prompts 4         four prompts to a step
     python -m tools.bench --num_generations 32 --num_iterations 4 --sides grpo_step trl_step
     python -m tools.bench --size 0.5b --json out.json     on a GPU; 0.5b and 2b: published shapes
     python -m tools.bench --table out.json                the table of kept results
 
 All sides have the same random weights, prompts, G and C, and take turns; of each the least of its
 repeats counts, on a CPU in CPU seconds, so that what else the machine does is left out. Every
-response has exactly C tokens: the end token is banned. Memory is the peak of all tensors beyond the
-loaded model. A ratio is the other side's figure divided by ours. Left out: quality
-(tools/compare.py), several GPUs.
+response has exactly C tokens. Memory is the peak of all tensors beyond the loaded model. A ratio is
+the other side's figure divided by ours. Left out: quality (tools/compare.py), several GPUs.
 """
 
 import argparse
@@ -62,20 +60,12 @@ def bench(args: argparse.Namespace) -> dict:
     result |= {"dtype": str(case.model.dtype), "device": device, "torch": torch.__version__}
     result |= {"train_vision": args.train_vision, "bytes": {}, "seconds": {}}
     for name in tqdm(names, "memory", unit="side"):
-        result["bytes"][name] = measure(peak, name, case)
-    for name in tqdm(names * args.repeats, "seconds", unit="run"):
-        result["seconds"].setdefault(name, []).append(measure(lap, name, case))
-    return result
-
-
-def measure(figure: Callable, name: str, case) -> float:
-    """The peak or the lap of a side; nan where it doesn't fit in memory."""
-    try:
-        return figure(lambda: SIDES[name](case))
-    except torch.OutOfMemoryError:
-        return math.nan
-    finally:
+        result["bytes"][name] = peak(lambda: SIDES[name](case))
         case.optimizer.state.clear()
+    for name in tqdm(names * args.repeats, "seconds", unit="run"):
+        result["seconds"].setdefault(name, []).append(lap(lambda: SIDES[name](case)))
+        case.optimizer.state.clear()
+    return result
 
 
 def lap(function: Callable[[], object]) -> float:

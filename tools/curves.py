@@ -59,9 +59,6 @@ NOISE = {  # title: where a record has it
 }
 
 
-# ---- runs ---------------------------------------------------------------------------------------
-
-
 @dataclass
 class Run:
     """One output folder: lines of metrics, each with its step, those of val as "val/..", and what
@@ -167,10 +164,14 @@ def draw_records(kept: str, records: list[dict]) -> "dict[str, Figure]":
     rows = {}
     for (row, _), found in by_row(records).items():
         rows.setdefault(row, []).extend(found)
-    runs = [kept_run(row, record) for row, found in rows.items() for record in found]
-    variants = group_seeds(runs)
+    variants = group_seeds([kept_run(row, run) for row, runs in rows.items() for run in runs])
     if len({record["trace_noise"] for record in records}) > 1:
-        return {kept: plot_noise(variants)}
+        figure = Figure(figsize=(9, 3))
+        for ax, title in zip(figure.subplots(1, 3, sharey=True), NOISE):
+            plot_lines(ax, variants, f"val/{title}")
+            ax.set(title=title, xlabel="trace noise", ylim=(0, 1.02))
+        figure.axes[0].legend(loc="lower left")
+        return {kept: figure}
     figures = draw(variants)
     if all("other" in find(record, FIRST) for record in records):
         figures["looks"] = plot_looks(rows)
@@ -203,25 +204,15 @@ def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
     return figure
 
 
-def plot_noise(variants: list[Variant]) -> "Figure":
-    """Test accuracy and true facts against the traces' noise."""
-    figure = Figure(figsize=(9, 3))
-    for ax, title in zip(figure.subplots(1, 3, sharey=True), NOISE):
-        plot_lines(ax, variants, f"val/{title}")
-        ax.set(title=title, xlabel="trace noise", ylim=(0, 1.02))
-    figure.axes[0].legend(loc="lower left")
-    return figure
-
-
 def plot_modes(variants: list[Variant]) -> "Figure | None":
     """The switch at work: a stacked area of the shares of groups per variant."""
-    lines = [(v.label, [mean_line(v, f"share_{mode}") for mode in MODES]) for v in variants]
-    lines = [(label, found) for label, found in lines if all(found)]
+    lines = {v.label: [mean_line(v, f"share_{mode}") for mode in MODES] for v in variants}
+    lines = {label: found for label, found in lines.items() if all(found)}
     if not lines:
         return None
     figure = Figure(figsize=(2.6 * len(lines) + 1.4, 2.9))
     axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
-    for ax, (label, found) in zip(axes, lines):
+    for ax, (label, found) in zip(axes, lines.items()):
         steps, shares = [*found[0]], [[*line.values()] for line in found]
         ax.stackplot(steps, *shares, colors=MODES.values(), labels=MODES)
         ax.set(title=textwrap.fill(label, 22), xlabel="step", ylim=(0, 1))

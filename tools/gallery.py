@@ -20,8 +20,7 @@ VERDICTS = {
     "memorize": "so the reference is memorized, and the samples contribute nothing.",
     "explore": "so the samples are explored: each is made more or less likely by its advantage.",
     "skip": "so there is nothing to learn, and the group is skipped.",
-    "collapse": "and all rewards are equal: every advantage is 0, and nothing is learned "
-    "(advantage collapse).",
+    "collapse": "and all rewards are equal: every advantage is 0 (advantage collapse).",
 }
 REWARDS = {"format": "format", "accuracy": "accuracy", "thinking": "thinking", "total": "reward"}
 
@@ -38,28 +37,26 @@ def marked(text: str, facts: list) -> str:
     right = {}  # (first character, end) of a value: whether all that is claimed by it is true
     for claim, *place in locate_claims(thinking, facts):
         right[tuple(place)] = right.get(tuple(place), True) and claim in facts
-    parts, done = [], 0
-    for start, end in sorted(right):
+    parts, done = "", 0
+    for (start, end), true in sorted(right.items()):
         if start >= done:
-            css, sign = ("is-true", "✓") if right[start, end] else ("is-false", "✗")
-            value = f'<mark class="{css}">{esc(thinking[start:end])}<i>{sign}</i></mark>'
-            parts += [esc(thinking[done:start]), value]
-            done = end
-    return f"{''.join(parts)}{esc(thinking[done:])}<b>{esc(text[len(thinking) :])}</b>"
+            css, sign = ("is-true", "✓") if true else ("is-false", "✗")
+            parts += f'{esc(thinking[done:start])}<mark class="{css}">{esc(thinking[start:end])}'
+            parts, done = f"{parts}<i>{sign}</i></mark>", end
+    return f"{parts}{esc(thinking[done:])}<b>{esc(text[len(thinking) :])}</b>"
 
 
 def pushed(pushes: list, largest: float) -> str:
     """The tokens of a text with what the update does to each (lib.groups.token_pushes), folded up;
     the stronger its colour, the closer a push is to the group's largest. Nothing without any.
     """
-    tokens = []
+    tokens = ""
     for text, push in pushes:
         number = "" if abs(push) < 0.05 else f"{push:+.1f}".replace("-", "−")
         look = f'class="{"up" if push > 0 else "down"}" style="--s:{abs(push) / largest:.2f}"'
-        end = "<br>" if "\n" in text else ""
-        shown = esc(text).replace("\n", "⏎")
-        tokens.append(f"<span {look}>{shown}<small>{number}</small></span>{end}")
-    folded = f'<summary>push per token</summary><p class="tokens">{"".join(tokens)}</p>'
+        tokens += f"<span {look}>{esc(text)}<small>{number}</small></span>".replace("\n", "⏎")
+        tokens += "<br>" if "\n" in text else ""
+    folded = f'<summary>push per token</summary><p class="tokens">{tokens}</p>'
     return f'<details class="push">{folded}</details>' if tokens else ""
 
 
@@ -77,9 +74,8 @@ def group_card(line: dict, opened: bool) -> str:
     """One group: what was asked, what the samples were, what became of them."""
     mode, responses, facts = line["mode"], line["responses"], line["facts"]
     correct = sum(response["correct"] > 0.5 for response in responses)
-    rewards = {response["total"] for response in responses}
-    why = VERDICTS["collapse" if mode == "explore" and len(rewards) == 1 else mode]
-    verdict = f"{correct} of {len(responses)} correct, {why}"
+    equal = mode == "explore" and len({response["total"] for response in responses}) == 1
+    verdict = f"{correct} of {len(responses)} correct, {VERDICTS['collapse' if equal else mode]}"
     if not responses:
         verdict = "This step memorizes without sampling."
     image = str(line["image"])
@@ -90,9 +86,10 @@ def group_card(line: dict, opened: bool) -> str:
     # the same text has the same rewards: shown once, counted
     counts = Counter(response["text"] for response in responses)
     kinds = {response["text"]: response for response in responses}.values()
-    kinds = sorted(kinds, key=lambda response: -response["total"])
-    explored = mode == "explore"
-    cards = "".join(response_card(r, counts[r["text"]], facts, explored, largest) for r in kinds)
+    cards = ""
+    for response in sorted(kinds, key=lambda response: -response["total"]):
+        about = counts[response["text"]], facts, mode == "explore", largest
+        cards += response_card(response, *about)
     target = ""
     if line["target"]:
         said = f'<div class="said">{marked(line["target"], facts)}</div>'
@@ -115,10 +112,9 @@ def response_card(response: dict, count: int, facts: list, used: bool, largest: 
     css, right = ("is-true", "✓ correct") if response["correct"] > 0.5 else ("is-false", "✗ wrong")
     advantage = float(response["advantage"])
     up, arrow = ("is-true", "▲") if advantage > 0 else ("is-false", "▼") if advantage else ("", "=")
-    rewards = "".join(
-        f"<div><dt>{title}</dt><dd>{float(response[name]):.2f}</dd></div>"
-        for name, title in REWARDS.items()
-    )
+    rewards = ""
+    for name, title in REWARDS.items():
+        rewards += f"<div><dt>{title}</dt><dd>{float(response[name]):.2f}</dd></div>"
     return f"""
 <li><header><b class="{css}">{right}</b>
 <small>{f"{count} times" if count > 1 else ""}</small></header>

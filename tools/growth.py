@@ -7,6 +7,7 @@ does between two matrix products.
 """
 
 import sys
+from itertools import product
 
 import torch
 from PIL import Image
@@ -21,14 +22,14 @@ from tools.tables import markdown
 
 
 # an RTX 4090 by its data sheet, 165 TFLOP/s (bf16) and 1008 GB/s, at 40 and 60 %; and seconds of a
-# layer in a decode step that do no arithmetic. With three constants set by hand, 76 GFLOP/s (52 in
-# decode steps) and this one, the same formulas are within 14 % of the twelve figures of one CPU core
-# in results/bench-{p700,p700x4,p3000}.json.
+# layer in a decode step that do no arithmetic. With constants set by hand, 76 GFLOP/s, 52 in decode
+# steps, and this third one, the formulas are within 14 % of all figures of one CPU core that are in
+# results/bench-{p700,p700x4,p3000}.json.
 RATE, BANDWIDTH, PER_LAYER = 66e12, 605e9, 1.0e-3
 SIZE = 2  # bytes of a number
 CHARTQA = 28_299  # training questions
 INTERN, SMOL = (896, 24, 14, 2, 4864, 151_674), (960, 32, 15, 5, 2560, 49_280)
-# By their config.json: the language model (shapes.TEXT), the tower (width, layers, MLP's width); and
+# By their config.json the language model (shapes.TEXT) and the tower (width, layers, MLP's width);
 # what a chart of 800 x 557 pixels is to them: patches, patches that see each other, tokens of the
 # prompt, seconds of the image processor on one CPU core.
 FAMILIES = {
@@ -82,18 +83,17 @@ def memory_table() -> str:
     """The peak of a step for published shapes without weights: a CHART, G 8, C 300, bf16."""
     heads = ["model", "parameters", "prompt, tokens", "prompts per step", "peak, GiB"]
     example, lines = Example(Image.new("RGB", CHART), "What is the highest value?", "1"), []
-    for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):
+    sizes = ("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")
+    for (size, name), P in product(sizes, (8, 32)):
         with torch.device("meta"):
             model, processor = build_model(SIZES[size], "meta")
         prompt = encode_prompt(processor, example)
         count = sum(p.numel() for p in model.parameters()) / 1e9
-        for P in (8, 32):
-            lines.append([name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(P)])
-            for on in (False, True):
-                knobs = {"max_completion_length": 300, "micro_batch_prompts": 1}
-                config = Config(**knobs, gradient_checkpointing=on)
-                peak = memory_estimate(model, prompt, config, P)["peak"]
-                lines[-1].append(f"{peak / 2**30:.1f}")
+        lines.append([name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(P)])
+        for on in (False, True):
+            knobs = {"max_completion_length": 300, "micro_batch_prompts": 1}
+            config = Config(**knobs, gradient_checkpointing=on)
+            lines[-1].append(f"{memory_estimate(model, prompt, config, P)['peak'] / 2**30:.1f}")
     return markdown([*heads, "with --gradient_checkpointing"], lines)
 
 

@@ -33,17 +33,14 @@ def main(argv: list[str]) -> None:
     """The command line."""
     if len(argv) != 2 or argv[0] not in ("names", "arithmetic"):
         raise InputError("usage: python -m tools.noise names|arithmetic OUT.jsonl")
-    lines = []
+    lines = ""
     for index, example in enumerate(load_charts("train")):
-        rng, observed = np.random.default_rng([0, index]), list(map(tuple, example.needed))
-        concluded = observed
-        if argv[0] == "names":
-            observed = rename(rng, observed)
-        else:
-            concluded = corrupt(rng, observed, NOISE)
-        trace = write_trace(example.task, observed, example.answer, concluded)
-        lines.append(json.dumps({"id": example.id, "trace": trace}) + "\n")
-    write_whole(argv[1], "".join(lines))
+        rng, facts = np.random.default_rng([0, index]), list(map(tuple, example.needed))
+        stated = rename(rng, facts) if argv[0] == "names" else facts
+        concluded = corrupt(rng, facts, NOISE) if argv[0] == "arithmetic" else facts
+        trace = write_trace(example.task, stated, example.answer, concluded)
+        lines += json.dumps({"id": example.id, "trace": trace}) + "\n"
+    write_whole(argv[1], lines)
 
 
 if __name__ == "__main__":

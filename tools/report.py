@@ -19,36 +19,26 @@ from lib.log import run_program
 from tools import curves
 from tools.curves import Variant, group_seeds, read_run
 from tools.gallery import esc, gallery
-from tools.tables import cell, find
-
-COLUMNS = {  # heading: reading, metric; page.html says what they are
-    "accuracy, greedy": ("greedy", "accuracy"),
-    "accuracy, temperature 1": ("sampled", "accuracy"),
-    "accuracy, no thinking": ("direct", "accuracy"),
-    "format": ("greedy", "format"),
-    "true facts": ("sampled", "fact_precision"),
-    "grounded": ("greedy", "grounded"),
-}
+from tools.tables import cell, find, main_columns
 
 
 def results_table(variants: list[Variant]) -> str:
-    """Before training and after, by split: a row per variant."""
+    """Before training and after, in percent: a row per variant, tools.compare's columns."""
     runs = [run for variant in variants for run in variant.runs]
-    heads = "".join(f"<th>{title}</th>" for title in ["", *COLUMNS])
+    splits = {"final": {split: None for run in runs for split in [*run.base, *run.final]}}
+    columns = {t: names for t, (_, *names) in main_columns([splits]).items() if names[0] == "final"}
+    # each starting model once, however many runs set out from it
+    bases = {str(run.base): {"final": run.base} for run in runs if run.base}
+    rows = [("before training", list(bases.values()))] if bases else []
+    for variant in variants:
+        name = f'<span class="key" style="--c:{variant.colour}"></span>{esc(variant.label)}'
+        rows.append((name, [{"final": run.final} for run in variant.runs if run.final]))
+    heads = "".join(f"<th>{esc(title)}</th>" for title in ["", "runs", *columns])
     html = f"<thead><tr>{heads}</tr></thead>"
-    for split in dict.fromkeys(split for run in runs for split in [*run.base, *run.final]):
-        html += f'<tr><th class="split" colspan="7">{esc(split)}</th></tr>'
-        # each starting model once, however many runs set out from it
-        bases = {str(run.base[split]): run.base[split] for run in runs if split in run.base}
-        rows = [("before training", "", [*bases.values()])] if bases else []
-        for variant in variants:
-            name = f'<span class="key" style="--c:{variant.colour}"></span>{esc(variant.label)}'
-            done = [run.final[split] for run in variant.runs if split in run.final]
-            rows.append((name, f"{len(done)} of {len(variant.runs)} runs", done))
-        for name, about, readings in rows:
-            found = [cell([find(each, names) for each in readings]) for names in COLUMNS.values()]
-            cells = "".join(f"<td>{value or '–'}</td>" for value in found)
-            html += f"<tr><th>{name}<br><small>{about}</small></th>{cells}</tr>"
+    for name, records in rows:
+        cells = [cell([find(record, names) for record in records]) for names in columns.values()]
+        cells = "".join(f"<td>{value or '–'}</td>" for value in [len(records), *cells])
+        html += f"<tr><th>{name}</th>{cells}</tr>"
     return f"<table>{html}</table>"
 
 

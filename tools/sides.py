@@ -57,10 +57,10 @@ def update(case: SimpleNamespace) -> None:
 
 def batch(groups: list[Group]) -> dict[str, torch.Tensor]:
     """Prompts of one length as transformers takes them, one to a row."""
-    rows = [{"input_ids": group.prompt.input_ids, **group.prompt.images} for group in groups]
-    for row, group in zip(rows, groups):
-        if group.prompt.token_types is not None:
-            row["mm_token_type_ids"] = group.prompt.token_types
+    rows = []
+    for prompt in (group.prompt for group in groups):
+        types = {} if prompt.token_types is None else {"mm_token_type_ids": prompt.token_types}
+        rows.append({"input_ids": prompt.input_ids, **types, **prompt.images})
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -81,11 +81,6 @@ def update_padded(case: SimpleNamespace) -> None:
         mask = torch.ones_like(logprobs)
         grpo_loss(logprobs, None, weights, mask, normalizer=len(ids))[0].backward()
     case.model.zero_grad()
-
-
-def sample(case: SimpleNamespace) -> None:
-    """Our decode loop."""
-    rollout(case.model, case.processor, case.groups, **case.lengths)
 
 
 def generate(case: SimpleNamespace, top_k: int = 0) -> torch.Tensor:
@@ -163,7 +158,7 @@ def trl_trainer(case: SimpleNamespace):
 SIDES = {
     "update": update,
     "update_padded": update_padded,
-    "rollout": sample,
+    "rollout": lambda case: rollout(case.model, case.processor, case.groups, **case.lengths),
     "generate_sequences": generate,
     "grpo_step": step,
     "dyme_step": lambda case: step(case, skip=True),

@@ -146,10 +146,9 @@ def paired(records: list[dict], a: str, *others: str) -> str:
         about = (r["trace_noise"], r["base_seed"], r["seed"], r["base_format_rate"])
         runs.setdefault(about, {})[r["row"]] = r["final"]
     for b, ((noise, *_), found) in itertools.product(others, sorted(runs.items())):
-        if a in found and b in found:
-            for split, reading in itertools.product(found[a], ("greedy", "sampled")):
+        for split in found[a] if a in found and b in found else ():
+            for reading, name in (("greedy", split), ("sampled", f"{split}, T = 1")):
                 ours, theirs = (found[row][split][reading]["accuracy"] for row in (a, b))
-                name = split if reading == "greedy" else f"{split}, T = 1"
                 differences.setdefault((noise, b, name), []).append(100 * (ours - theirs))
     lines = []
     for (noise, b, name), found in differences.items():
