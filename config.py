@@ -160,14 +160,14 @@ class Config:
     report_to: str = knob(
         "none", "metrics go there too", choices=("tensorboard", "wandb", "trackio", "none")
     )
-    resume: str | None = knob(None, "go on from output_dir's last checkpoint, or the one given")
+    resume: bool = knob(False, "go on from output_dir's last checkpoint")
     dry_run: bool = knob(False, "show a prompt, its target, what it earns; one step, and stop", NEW)
     force: bool = knob(False, "go on with too little memory or disk, or a judge that is silent")
     overwrite: bool = knob(False, "start over where output_dir holds a run", NEW)
 
 
-# --recipe published: other defaults, by data set; curr_reft.py's are under its own name. A flag that
-# is given comes before them. ChartQA's published settings are the "*" above.
+# --recipe published: other defaults, by data set; curr_reft.py's are under its own name. A flag
+# that is given comes before them. ChartQA's published settings are the "*" above.
 RECIPE = {
     "chartqa": {},
     "gsm8k": dict(num_generations=16, max_completion_length=1024, num_train_epochs=10),
@@ -247,15 +247,13 @@ def add_flag(group, flag: Field) -> None:
         read = least(kind=kinds[0], **about["limits"]) if kinds else str
         many = "+" if "list" in written else None
         options = {"type": read, "choices": about["choices"], "nargs": many}
-    if flag.name == "resume":
-        options.update(nargs="?", const="last")
     said = [f"{data}: {value}".removeprefix("*: ") for data, value in about["defaults"].items()]
     text = f"{about['help']} (default: {'; '.join(said)})".removesuffix(" (default: None)")
     group.add_argument(f"--{flag.name}", help=text, **options)
 
 
 def tolerances(config) -> tuple[float, float]:
-    """The relative errors of a right number: in training, in evaluation (ChartQA's is published)."""
+    """The relative errors of a right number: in training, in evaluation (published: ChartQA's)."""
     if config.tolerance is not None:
         return config.tolerance, config.tolerance
     return 0.0, 0.05 if config.dataset == "chartqa" else 0.0

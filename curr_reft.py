@@ -105,8 +105,6 @@ def read_flags(argv: list[str]) -> Curriculum:
     """The command line; see config.parse."""
     about = {"prog": "curr_reft.py", "description": "Curr-ReFT: a curriculum, then reject."}
     config = parse(argv, Curriculum, **about)
-    if config.resume not in (None, "last"):
-        raise InputError("--resume: give no folder, the stage to go on with is found")
     if config.dry_run and config.stages == ["reject"]:
         raise InputError("--dry_run: shows a step of the first stage of RL; name one in --stages")
     for given in config.stage_data or []:
@@ -147,7 +145,7 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
 
     def once(path: Path, make: Callable, *about) -> dict:
         """What make returns, kept in a file, from which a resumed run takes it."""
-        if broadcast_object(config.resume is not None and path.exists(), ranks):
+        if broadcast_object(config.resume and path.exists(), ranks):
             return read_json(path)
         found = make(config, *about, ranks, log)
         if found and log.active:
@@ -206,7 +204,7 @@ def run_stage(
         config.warmup_steps = round(config.reject_warmup * config.max_steps)
     sampling = time.perf_counter() - start
     if config.resume and not step_folders(Path(config.output_dir, "checkpoints")):
-        config = replace(config, resume=None, overwrite=True)  # it was stopped before it saved
+        config = replace(config, resume=False, overwrite=True)  # it was stopped before it saved
     result = train(config, ranks, task)
     return {**result, **more, "seconds": result["seconds"] + sampling}
 

@@ -5,6 +5,7 @@ Left out: how a data set is read (data/), and what differs between model familie
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -41,17 +42,10 @@ def load_split(
     """One split of the configured data set; of the training split alone the noise, the choice, the
     traces and the facts.
     """
-    written = {"traces": config.traces, "facts": config.facts} if split == "train" else {}
-    examples = load_data(
-        config.dataset,
-        split,
-        config.data_dir,
-        size=size,
-        trace_noise=config.trace_noise,
-        tasks=tasks,
-        skip_bad_rows=config.skip_bad_rows,
-        **written,
-    )
+    names = ["data_dir", "trace_noise", "skip_bad_rows"]
+    names += ["traces", "facts"] if split == "train" else []
+    asked = {name: getattr(config, name) for name in names}
+    examples = load_data(config.dataset, split, size=size, tasks=tasks, **asked)
     if config.thinking == "on":
         return examples
     return [replace(example, instruction=DIRECT) for example in examples]
@@ -143,19 +137,20 @@ def load_model(config: Config, device: torch.device, processor=None):
 # ---- the prompts of a step ----------------------------------------------------------------------
 
 
-def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:
-    """The P examples of a step; a new shuffle each epoch.
+@lru_cache(maxsize=2)
+def shuffled(count: int, seed: int) -> list[int]:
+    """0 .. count - 1 in the seed's order."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
-    A pure function of (seed, step), so that a resumed run needs no state for it.
+
+def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:
+    """The P examples of a step; a new shuffle each epoch. A pure function of (seed, step), so that
+    a resumed run needs no state for it.
     """
-    first, orders, picked = step * config.prompts_per_step, {}, []
-    for count in range(first, first + config.prompts_per_step):
-        epoch, place = divmod(count, len(data))
-        if epoch not in orders:
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            orders[epoch] = torch.randperm(len(data), generator=generator).tolist()
-        picked.append(data[orders[epoch][place]])
-    return picked
+    first, seed = step * config.prompts_per_step, config.seed * 1_000_003
+    counts = range(first, first + config.prompts_per_step)
+    places = [divmod(count, len(data)) for count in counts]
+    return [data[shuffled(len(data), seed + epoch)[place]] for epoch, place in places]
 
 
 def encode(

@@ -83,17 +83,16 @@ class Run:
         log.lock()
         found = broadcast_object(find_run(config) if log.active else None, ranks)
         self.scorer = open_scorer(config)
-        tasks, processor = check_input(config, [task or load_task(config, log)], ranks, log)
-        (self.task,) = tasks
+        task = task or load_task(config, log)
+        (self.task,), processor = check_input(config, [task], ranks, log)
         train = self.task.train
         finish_config(config, ranks, len(train))
         self.state = {"step": 0, "seconds": 0.0, "updates": 0, "bad_steps": 0}
         self.state |= {"val": [], "base": {}, "data": {}, "buffer": []}
         if config.dataset != "charts":
             self.state["data"] = {**fingerprint(train), "reader": reader(train)}
-        positions = {}
         if found:
-            self.state, positions = resume(config, found, self.state, log)
+            self.state = resume(config, found, self.state, log)
         if config.report_to != "none" and log.active and not config.dry_run:
             about = (config.output_dir, asdict(config), self.state["step"])
             log.track = open_tracker(config.report_to, *about)
@@ -106,19 +105,19 @@ class Run:
             reference = replace(config, model=config.ref_model or config.model)
             self.ref_model = load_model(reference, ranks.device)[0].requires_grad_(False)
         settings = (config.learning_rate, config.weight_decay, (0.9, config.adam_beta2))
-        self.optimizer = build_optimizer(self.model, *settings, seed=config.seed)
+        self.optimizer = build_optimizer(self.model, *settings, config.seed)
         counts = "{:,} parameters train, {:,} are frozen".format(*parameter_counts(self.model))
         log.say(f"{config.model}, from {self.model.name_or_path}: {counts}")
-        per_step = f"{config.max_steps} steps of {config.prompts_per_step} prompts"
-        log.say(f"{len(train)} training examples, {per_step}")
+        steps = f"{config.max_steps} steps of {config.prompts_per_step} prompts"
+        log.say(f"{len(train)} training examples, {steps}")
         if found:
             checkpoint.load_checkpoint(found, self.model, self.optimizer)
-        log.begin(positions)
-        if log.active:  # from there on it takes its own way
-            start_step = self.state["step"] if found else -1
-            checkpoint.prune(config.output_dir, start_step, KEPT, self.best_step())
+        # what is further goes: from here on this run takes its own way
+        log.begin(self.state["step"])
+        if log.active:
+            last = self.state["step"] if found else -1
+            checkpoint.prune(config.output_dir, last, KEPT, self.best_step())
         self.weights_step = self.state["step"]  # whose weights these are; None inside an update
-        self.interrupt, self.bar, self.clock = None, None, {}
         self.saved_at = time.monotonic()  # when the last checkpoint was
         self.pace = 0.0  # seconds per answer of the last validation
         self.scorer.resume(self.state["step"])
@@ -133,11 +132,11 @@ class Run:
 
     def steps(self) -> Iterator[tuple[int, list[Group]]]:
         """Each step that is left, with this process's share of its prompts as Groups."""
-        steps = range(self.state["step"], self.config.max_steps)
-        self.bar = progress(steps, self.config.method, unit="step")
+        data, config = self.task.train, self.config
+        steps = range(self.state["step"], config.max_steps)
+        self.bar = progress(steps, config.method, unit="step")
         for step in self.bar:
             self.clock = {"start": time.perf_counter(), "cpu": time.process_time()}
-            data, config = self.task.train, self.config
             # prompts that a rule has noted, mostly none, go before the step's own
             self.due = variants.due(config, self.state["buffer"])
             noted = [step_examples(data, config, past)[place] for past, place in self.due]
@@ -158,12 +157,11 @@ class Run:
 
     def end_step(self, step: int, groups: list[Group], stats: dict, moved: dict) -> None:
         """Log the step, evaluate and save where it is due; the end on a signal."""
-        config, state, log = self.config, self.state, self.log
+        config, state = self.config, self.state
         self.write_step(step, groups, stats, moved)
         if variants.buffer_size(config):
             wrong = [g.place for g in groups if g.responses and not g.rewards["correct"].any()]
-            noted = sorted(gather_lists(wrong, self.ranks))
-            state["buffer"] += [[step, place] for place in noted]
+            state["buffer"] += [[step, place] for place in sorted(gather_lists(wrong, self.ranks))]
             if self.due:
                 state["buffer"] = variants.left(config, state["buffer"])
         state["step"] = self.weights_step = step + 1
@@ -174,12 +172,10 @@ class Run:
         best = (step + 1) % config.eval_steps == 0 and self.validate()
         saved = self.save() if best or due else ""
         if stuck:
-            raise InputError(
-                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row; {saved} with "
-                "the last good weights; lower --learning_rate and --resume"
-            )
+            told = f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row; {saved} with "
+            raise InputError(told + "the last good weights; lower --learning_rate and --resume")
         if signal := self.interrupt.agreed(self.ranks):
-            log.say(f"interrupted: {self.save()}; go on with --resume")
+            self.log.say(f"interrupted: {self.save()}; go on with --resume")
             raise SystemExit(128 + signal)
 
     def write_step(self, step: int, groups: list[Group], stats: dict, moved: dict) -> None:
@@ -188,43 +184,43 @@ class Run:
         stats = {**stats, **group_sums(groups, MODE_NAMES), "skipped": self.skipped}
         stats["loss"] = stats.get("loss", 0.0) / config.num_iterations
         sums = reduce_sums(stats, self.ranks)
-        line = {"step": step, **means(sums, MODE_NAMES), **moved}
+        line = {**means(sums, MODE_NAMES), **moved}
         clock["seconds_cpu"] = time.process_time() - clock["cpu"]  # of all threads
         line |= {name: value for name, value in clock.items() if name.startswith("seconds_")}
-        line["step_time"] = clock["now"] - clock["start"]  # seconds
+        line["step_time"] = took = clock["now"] - clock["start"]  # seconds
         line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
-        log.append("metrics.jsonl", line)
-        log.track(step, {name: value for name, value in line.items() if name != "step"})
+        log.append("metrics.jsonl", {"step": step, **line})
+        log.track(step, line)
         if not self.state["seconds"]:
-            took, steps = line["step_time"], config.max_steps
-            told = f"the first step took {took:.1f} s, {steps} like it {took * steps / 60:.1f} min"
-            log.say(f"{config.method}: {told}, the evaluations aside")
+            whole = f"{config.max_steps} like it {took * config.max_steps / 60:.1f} min"
+            told = f"the first step took {took:.1f} s, {whole}, the evaluations aside"
+            log.say(f"{config.method}: {told}")
         if config.dry_run:
             log.say("nothing was kept")
             raise SystemExit(0)
-        self.state["seconds"] += line["step_time"]
+        self.state["seconds"] += took
         shown = ("reward", "correct", *(f"share_{name}" for name in MODE_NAMES))
         shown = {name.removeprefix("share_"): f"{line[name]:.2f}" for name in shown if name in line}
         self.bar.set_postfix(shown, refresh=False)
         if config.log_groups_every and step % config.log_groups_every == 0:
-            tokenizer = get_tokenizer(self.processor)
-            for group in groups[:2]:
-                name = MODE_NAMES[group.mode]
-                log.append("groups.jsonl", group_line(step, group, name, config, tokenizer))
-            for group in groups[:1]:
-                log.say(told_response(step, group, MODE_NAMES[group.mode]))
+            for i, group in enumerate(groups[:2]):
+                about = (step, group, MODE_NAMES[group.mode])
+                told = group_line(*about, config, get_tokenizer(self.processor))
+                log.append("groups.jsonl", told)
+                if i == 0:
+                    log.say(told_response(*about))
 
     # ---- evaluate and save ----------------------------------------------------------------------
 
     def validate(self) -> bool:
         """A reading of the validation split, noted and said; whether it is the best so far."""
-        past, step = self.state["val"], self.state["step"]
+        step, asked = self.state["step"], (self.model, self.processor, self.task.val)
         settings, start = eval_settings(self.config), time.perf_counter()
-        reading = evaluate(self.model, self.processor, self.task.val, **settings)
-        seen = looks(self.model, self.processor, self.task.val, LOOKS_ON_THE_WAY, **settings)
+        reading = evaluate(*asked, **settings)
+        seen = looks(*asked, LOOKS_ON_THE_WAY, **settings)
         answers = sum(each["count"] for each in (reading, *seen.values()))
         self.pace = (time.perf_counter() - start) / max(answers, 1)
-        past.append({"step": step, **reading, **seen})
+        self.state["val"].append({"step": step, **reading, **seen})
         scalars = {f"val/{name}": reading[name] for name in ("accuracy", "format")}
         self.log.track(step - 1, scalars)  # with the step that led here: a resumed run is behind
         found = "accuracy {accuracy:.3f}, format {format:.3f}".format(**reading)
@@ -255,16 +251,16 @@ class Run:
         Where the weights are no longer that step's, an error having come in the middle of an
         update, nothing is written.
         """
-        config, step, written = self.config, self.state["step"], True
+        folder, step, written = self.config.output_dir, self.state["step"], True
         if self.weights_step != step:
             return f"step {step} is not saved, an update was under way"
         self.saved_at = time.monotonic()
         if self.log.active:
-            state = {**self.state, "positions": self.log.positions(), "config": asdict(config)}
+            state = {**self.state, "config": asdict(self.config)}
             loaded = (self.model, self.processor, self.optimizer)
-            written = checkpoint.save_checkpoint(config.output_dir, step, *loaded, state)
+            written = checkpoint.save_checkpoint(folder, step, *loaded, state)
             if written:
-                checkpoint.prune(config.output_dir, step, KEPT, self.best_step())
+                checkpoint.prune(folder, step, KEPT, self.best_step())
         return f"step {step} is saved" if written else f"step {step} could NOT be saved"
 
     def finish(self) -> None:
@@ -290,13 +286,14 @@ def summary(title: str, readings: dict[str, dict]) -> str:
     greedy, sampled, direct = readings["greedy"], readings["sampled"], readings["direct"]
     low, high = interval(greedy["accuracy"], greedy["count"])
     true = sampled["fact_precision"]  # None where nothing is stated
-    stated = "no facts stated" if true is None else f"stated facts true {true:.3f}"
     tasks = [name for name in greedy if name.startswith("accuracy/")]
     each = [f"{name.removeprefix('accuracy/')} {greedy[name]:.3f}" for name in tasks]
-    apart = f" ({', '.join(each)})" if len(each) == 2 else ""  # ChartQA's human and augmented
-    return (
-        f"{title}: accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy{apart}, "
-        f"{sampled['accuracy']:.3f} at temperature 1, {direct['accuracy']:.3f} answering directly; "
-        f"format {greedy['format']:.3f}, {stated}, "
-        f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)"
-    )
+    parts = [
+        f"accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy"
+        + (f" ({', '.join(each)})" if len(each) == 2 else ""),  # ChartQA's human and augmented
+        f"{sampled['accuracy']:.3f} at temperature 1",
+        f"{direct['accuracy']:.3f} answering directly; format {greedy['format']:.3f}",
+        "no facts stated" if true is None else f"stated facts true {true:.3f}",
+        f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)",
+    ]
+    return f"{title}: {', '.join(parts)}"

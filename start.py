@@ -46,9 +46,8 @@ def open_scorer(config: Config) -> Rules:
 
 
 def check_input(config: Config, tasks: list[Task], ranks: Ranks, log: Log) -> tuple[list, object]:
-    """What can be known to be wrong before any weights are downloaded or loaded, as InputErrors:
-    the method's arguments, rows, too little disk or memory. Returns the tasks, each of a run in a
-    folder at or below output_dir, without bad rows, and the model's processor.
+    """What can be known to be wrong before any weights are downloaded or loaded, as InputErrors.
+    Returns the tasks, each of a run at or below output_dir, without bad rows; and the processor.
     """
     check_method(config)
     model, processor = load_model(config, torch.device("meta"))
@@ -60,9 +59,7 @@ def check_input(config: Config, tasks: list[Task], ranks: Ranks, log: Log) -> tu
 
 
 def estimate_memory(config: Config, model, processor, examples, ranks: Ranks) -> str:
-    """lib/memory.py's estimate for the longest of the first prompts, as a line; InputError if it
-    won't fit.
-    """
+    """lib/memory.py's line, for the longest of the first prompts; InputError if it won't fit."""
     first = [examples[i] for i in range(min(8, len(examples)))]
     prompts = encode_prompts(processor, first, config.max_pixels)
     prompts = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
@@ -90,24 +87,18 @@ def finish_config(config: Config, ranks: Ranks, examples: int) -> None:
 
 
 def find_run(config: Config) -> Path | None:
-    """The checkpoint to go on from, or None for a new run; InputError rather than writing over
-    another run.
-    """
-    folder = Path(config.output_dir)
-    holds_run = (folder / "metrics.jsonl").exists()
+    """The checkpoint to go on from, None for a new run; InputError where it is another's place."""
+    folder, logged = Path(config.output_dir), Path(config.output_dir) / "metrics.jsonl"
+    holds_run = logged.exists() and logged.stat().st_size > 0
     if not config.resume:
         if holds_run and not config.overwrite:
             way_out = "--resume it, --overwrite it, or give another --output_dir"
             raise InputError(f"{folder}: holds a run; {way_out}")
         return None
-    found = find_checkpoint(folder if config.resume == "last" else config.resume)
-    if found is None:
-        way_out = "start over with --overwrite" if holds_run else "leave --resume away"
-        raise InputError(f"--resume: no complete checkpoint in {folder}; {way_out}")
-    if holds_run and folder.resolve() not in found.resolve().parents:
-        way_out = "give a new --output_dir, or that run's"
-        raise InputError(f"{folder}: holds another run than {found}; {way_out}")
-    return found
+    if found := find_checkpoint(folder):
+        return found
+    way_out = "start over with --overwrite" if holds_run else "leave --resume away"
+    raise InputError(f"--resume: no complete checkpoint in {folder}; {way_out}")
 
 
 def refuse_another(found: Path, saved: dict, asked: dict, log: Log | None = None) -> None:
@@ -124,15 +115,14 @@ def refuse_another(found: Path, saved: dict, asked: dict, log: Log | None = None
                 log.say(f"warning: resumed with another {told}")
 
 
-def resume(config: Config, found: Path, fresh: dict, log: Log) -> tuple[dict, dict[str, int]]:
-    """(The loop's state, how far its files were written) at a checkpoint. Says which flags, and
-    which of the data, by its fingerprint in the fresh state, have changed; InputError for another
-    run, and where another reader of mathematics is installed.
+def resume(config: Config, found: Path, fresh: dict, log: Log) -> dict:
+    """The loop's state at a checkpoint. Says which flags, and which of the data, by its fingerprint
+    in the fresh state, have changed; InputError for another run or reader of mathematics.
     """
     with written_here(found / "state.json"):
         saved = read_json(found / "state.json")
         state = {name: type(value)(saved[name]) for name, value in fresh.items()}
-        positions, flags = dict(saved["positions"]), dict(saved["config"])
+        flags = dict(saved["config"])
     was, now = state["data"], fresh["data"]
     if was and now and (changed := changes(was, now)):
         log.say(f"warning: the data has changed since: {changed}")
@@ -141,7 +131,7 @@ def resume(config: Config, found: Path, fresh: dict, log: Log) -> tuple[dict, di
     if state["step"] > config.max_steps:
         raise InputError(f"--max_steps {config.max_steps}: {found} is further")
     log.say(f"resumed from {found} at step {state['step']}")
-    return state, positions
+    return state
 
 
 # ---- a dry run ----------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """A run that can't be lost: checkpoints, going on from one, and finding a model that was trained.
 
-A checkpoint is written under a temporary name, flushed to the disk, then renamed, and only then are
-older ones removed: whatever moment a kill falls on, a whole one exists. state.json comes last and
-lists the sizes of the other files, so a folder without it, or with other sizes, isn't whole.
-No random state is kept: what is drawn is keyed by (seed, step, place), see rollout.py and optim.py.
+A checkpoint is written under a temporary name, flushed, then renamed, and only then are older ones
+removed: whatever moment a kill falls on, a whole one exists. state.json lists the other files'
+sizes. No random state is kept: what is drawn is keyed by the step, see rollout.py and optim.py.
 """
 
 import json
@@ -25,7 +24,7 @@ from lib.families import NO_CODE, load_vlm, one_line, save_model
 def save_checkpoint(
     output_dir: str | Path, step: int, model, processor, optimizer, state: dict
 ) -> bool:
-    """Writes `<output_dir>/checkpoints/step-000123`, by the first process alone, unless it is there;
+    """Writes `<output_dir>/checkpoints/step-000123`, by the first process alone, if it isn't there;
     False, after a warning, if the disk is full. state: whatever JSON the run needs to go on.
     """
     root = Path(output_dir) / "checkpoints"
@@ -50,9 +49,8 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         if not disk_full(error):
             raise
-        kept = [folder.name for folder in step_folders(root)] or ["none"]
-        told = f"disk full, step {step} is not saved; the last checkpoint: {kept[-1]}"
-        say(f"warning: {root}: {told}")
+        last = ([folder.name for folder in step_folders(root)] or ["none"])[-1]
+        say(f"warning: {root}: disk full, step {step} is not saved; the last checkpoint: {last}")
         return False
     return True
 
@@ -73,14 +71,13 @@ def check_room(output_dir: str | Path, model, count: int, force: bool = False) -
     """InputError, unless forced, where the disk has no room for so many checkpoints of a model,
     which may be without weights. Those that are there count as room: they give way to new ones.
     """
-    copies = {True: 3, False: 1}  # a trained weight has AdamW's two states beside it
-    sizes = [p.numel() * p.element_size() * copies[p.requires_grad] for p in model.parameters()]
+    # a trained weight has AdamW's two states beside it
+    sizes = [p.numel() * p.element_size() * (1 + 2 * p.requires_grad) for p in model.parameters()]
     held = sum(file.stat().st_size for file in Path(output_dir).glob("**/checkpoints/*/*"))
     free, needed = shutil.disk_usage(output_dir).free + held, count * sum(sizes)
     if free < needed and not force:
-        told = f"{needed / 2**30:.2f} GiB are needed for {count} checkpoints"
-        way_out = f"{free / 2**30:.2f} free; free some, or try it with --force"
-        raise InputError(f"--output_dir {output_dir}: {told}, {way_out}")
+        told = f"{needed / 2**30:.2f} GiB are needed for {count} checkpoints, {free / 2**30:.2f}"
+        raise InputError(f"--output_dir {output_dir}: {told} free; free some, or try --force")
 
 
 def flush(path: Path) -> None:
@@ -110,16 +107,11 @@ def step_folders(root: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def find_checkpoint(path: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run's output folder, None without one; or `path` itself if
-    it is one. What isn't whole is passed over with a warning, or an InputError if it was asked for.
+def find_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run, None without one; what isn't whole is passed over with
+    a warning.
     """
-    path = Path(path)
-    if path.parent.name == "checkpoints" or (path / "state.json").exists():
-        if fault := damage(path):
-            raise InputError(f"--resume {path}: damaged ({fault}); give the run's folder instead")
-        return path
-    for folder in reversed(step_folders(path / "checkpoints")):
+    for folder in reversed(step_folders(Path(output_dir) / "checkpoints")):
         if not (fault := damage(folder)):
             return folder
         say(f"warning: {folder}: damaged ({fault}); trying the checkpoint before it")

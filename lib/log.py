@@ -15,9 +15,7 @@ from typing import IO
 from tqdm import tqdm
 
 from data.example import InputError
-from data.reading import write_whole
-
-LINE_FILES = ("metrics.jsonl", "groups.jsonl")
+from data.reading import read_lines, write_whole
 
 
 @dataclass
@@ -50,9 +48,7 @@ class Log:
             raise InputError(f"--output_dir {self.output_dir}: {told}") from None
 
     def append(self, name: str, line: dict) -> None:
-        """One JSON line to a file of the run; NaN and infinity, which JSON lacks, as null; whatever
-        isn't ASCII, and could act on a terminal, is escaped.
-        """
+        """One JSON line, in ASCII, to a file of the run; NaN and infinity become null."""
         if self.active:
             unsaid = {k: None for k, v in line.items() if v != v or v in (math.inf, -math.inf)}
             with open(Path(self.output_dir) / name, "a") as file:
@@ -64,29 +60,20 @@ class Log:
             text = json.dumps(content, indent=1, ensure_ascii=False)
             write_whole(Path(self.output_dir) / name, text)
 
-    def positions(self) -> dict[str, int]:
-        """How far the line files are written, in bytes: what a checkpoint remembers of them."""
-        paths = [Path(self.output_dir) / name for name in LINE_FILES]
-        return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
-
-    def begin(self, positions: dict[str, int]) -> None:
-        """Cut the line files back to a checkpoint's positions, so that no step is twice in one; a
-        new run has {}: what an earlier one left goes.
-        """
-        for name in (*LINE_FILES, "result.json") if self.active else ():
-            path = Path(self.output_dir) / name
-            if name not in positions:
-                path.unlink(missing_ok=True)
-            elif path.exists():
-                os.truncate(path, min(positions[name], path.stat().st_size))
+    def begin(self, step: int) -> None:
+        """What an earlier run left goes, but for the lines of the steps before this one."""
+        if not self.active:
+            return
+        Path(self.output_dir, "result.json").unlink(missing_ok=True)
+        for path in (Path(self.output_dir, name) for name in ("metrics.jsonl", "groups.jsonl")):
+            rows = [row for row in read_lines(path, ("step",)) if row["step"] < step]
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def open_tracker(name: str, folder: str, config: dict, step: int) -> Callable[[int, dict], None]:
-    """A function that gives a step's scalars to tensorboard, wandb or trackio, under their names
-    in metrics.jsonl. InputError where it isn't installed.
-
-    step: where the run starts. No step is there twice after --resume: TensorBoard forgets, in this
-    folder, what is at and behind it; in the other two a new run goes on from there.
+    """A function that gives a step's scalars to tensorboard, wandb or trackio. InputError where it
+    isn't installed. step: where the run starts; after --resume TensorBoard forgets what is behind
+    it, in the other two a new run goes on from there.
     """
     try:
         module = "torch.utils.tensorboard" if name == "tensorboard" else name

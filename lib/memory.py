@@ -1,12 +1,10 @@
 """How much memory a training step takes, worked out before it is tried.
 
-A step has two peaks, and the larger one counts. While it samples there are the caches: each
-prompt's keys and values once (twice for a moment, as prefill pads them), those of every response,
-and the logits of one decode step. While it learns there are the gradients, what the layers keep
-for the backward pass, and the head's logits, a chunk at a time. Weights, optimizer states and the
-image features are there throughout. The formulas count the tensors of the packed row of model.py;
-test_models.py compares them with measured peaks. Left out: what CUDA takes for itself, about 0.5
-GB, and the allocator's fragments: keep 10 % free.
+A step has two peaks, and the larger one counts: sampling, with its caches and the logits of one
+decode step; and learning, with gradients, what the layers keep for the backward pass, and the
+head's logits, a chunk at a time. Weights, optimizer states and image features are there throughout.
+The formulas count the tensors of the packed row of model.py; test_models.py compares them with
+measured peaks. Left out: what CUDA takes for itself, about 0.5 GB, and fragments: keep 10 % free.
 """
 
 import os
@@ -23,11 +21,8 @@ FLAGS = (
 
 
 def memory_estimate(model, prompt, config, prompts: int, head_chunk: int = 256) -> dict[str, int]:
-    """Bytes by part: weights, optimizer, features; caches, while sampling; gradients, activations,
-    head, while learning; "peak", the most at once.
-
-    The model may be on the meta device. prompt: the longest at hand, encoded. prompts: this
-    process's share of a step's. head_chunk: tokens whose logits exist at a time.
+    """Bytes by part, and "peak", the most at once. The model may be on the meta device. prompt: the
+    longest, encoded. prompts: of a step, of this process. head_chunk: logits that exist at a time.
     """
     text, micro = model.config.get_text_config(), config.micro_batch_prompts
     size = model.get_output_embeddings().weight.element_size()
@@ -43,11 +38,9 @@ def memory_estimate(model, prompt, config, prompts: int, head_chunk: int = 256) 
     normed = any("q_norm" in name for name in named)
     layer, kept, backward = learning(text, size, normed, micro, *lengths)
     if config.gradient_checkpointing:
-        tokens = micro * (lengths[0] + lengths[1] * lengths[2])
-        kept += text.num_hidden_layers * size * tokens * text.hidden_size
         backward += layer
-    else:
-        kept += text.num_hidden_layers * layer
+        layer = size * text.hidden_size * micro * (lengths[0] + lengths[1] * lengths[2])
+    kept += text.num_hidden_layers * layer
     if patches and not frozen_tower:
         mlp = getattr(vision, "intermediate_size", None) or vision.mlp_ratio * vision_width
         layers = getattr(vision, "depth", None) or vision.num_hidden_layers
@@ -58,8 +51,7 @@ def memory_estimate(model, prompt, config, prompts: int, head_chunk: int = 256) 
 
     # throughout. The projector's graph: its input, and what is before and after its activation
     image_tokens = int((prompt.input_ids == getattr(model.config, "image_token_id", -1)).sum())
-    image = size * (patches * (vision_width + 2 * text.hidden_size))
-    image += size * image_tokens * text.hidden_size
+    image = size * (patches * vision_width + (2 * patches + image_tokens) * text.hidden_size)
     parts = {
         "weights": weights * (2 if config.beta > 0 else 1),
         "optimizer": 2 * trainable,
@@ -81,7 +73,7 @@ def image_patches(model, prompt) -> int:
 
 
 def head_widths(text) -> tuple[int, int, int]:
-    """The widths of a token's queries and of its keys; how many query heads share a key head."""
+    """The widths of a token's queries and keys; how many query heads share a key head."""
     heads = text.num_attention_heads
     key_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -102,9 +94,7 @@ def sampling(text, size: int, prompts: int, prompt: int, responses: int, length:
 
 
 def learning(text, size: int, normed: bool, prompts: int, prompt: int, responses: int, length: int):
-    """Bytes of one packed row: (what a layer keeps, what is kept once, gradients on their way
-    through one layer). normed: queries and keys have norms.
-    """
+    """Bytes of one packed row: what a layer keeps, what is kept once, a layer's gradients."""
     width, mlp, (query, key, shared) = text.hidden_size, text.intermediate_size, head_widths(text)
     learnt = prompts * responses * length
     tokens = prompts * prompt + learnt
@@ -118,8 +108,8 @@ def learning(text, size: int, normed: bool, prompts: int, prompt: int, responses
 
 
 def report_memory(parts: dict[str, int], device: torch.device, force: bool = False) -> str:
-    """The estimate in one line. InputError, with the flags that help, where its peak is more than
-    this process can have, the GPU's free memory or the machine's, unless forced.
+    """The estimate in one line. InputError, unless forced, where its peak is more than the GPU's
+    free memory, or the machine's.
     """
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":

@@ -3,10 +3,8 @@
 bf16 keeps 8 bits of a number: at learning rate 1e-5 an update is smaller than half the distance
 to the next bf16 number, so rounding to the nearest throws it away and the weights never move.
 Rounding up or down at random, the nearer the likelier, is right on average. Weight, gradient and
-both moments take 2 bytes each, 8 together, where fp32 master weights take 16.
-
-AdamW: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2. Stochastic rounding of bf16 weights:
-Zamirai et al., arXiv 2010.06192. Left out: amsgrad, foreach kernels, sparse gradients, fp16.
+both moments take 8 bytes together, where fp32 master weights take 16. AdamW: arXiv 1711.05101,
+algorithm 2. Stochastic rounding of weights: arXiv 2010.06192. Left out: foreach kernels, fp16.
 """
 
 import math
@@ -19,11 +17,9 @@ CHUNK = 2**22  # elements handled at once: the fp32 temporaries stay near 100 MB
 
 
 def stochastic_round(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Rounds fp32 `values` to bf16, up or down at random, so that the mean is the value itself.
-
-    Of the 32 bits bf16 keeps the upper half. Adding a random number of 16 bits to the pattern
-    carries into the upper half as often as the lower half is large. Sign and magnitude are stored
-    apart, so the same addition does for negative numbers; infinities keep their pattern.
+    """Rounds fp32 `values` to bf16, up or down at random, so that the mean is the value itself: of
+    the 32 bits bf16 keeps the upper half, and a random number of 16 bits carries into it as often
+    as the lower half is large. Sign and magnitude are stored apart; infinities stay.
     """
     like = dict(generator=generator, dtype=torch.int32, device=values.device)
     bits = torch.randint(2**16, values.shape, **like)
@@ -35,10 +31,9 @@ def stochastic_round(values: torch.Tensor, generator: torch.Generator) -> torch.
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW for bf16 parameters; fp32 ones get torch's AdamW bit for bit, without rounding.
 
-    The states have their parameter's dtype, and are there from the start: memory that runs out
-    inside an update would leave weights of which some have moved. The random bits are keyed by
-    (seed, number of the update), so a resumed run draws what the unbroken one would have drawn, and
-    processes with the same gradients stay equal.
+    The states are there from the start: memory that runs out inside an update would leave weights
+    of which some have moved. The random bits are keyed by (seed, number of the update), so that a
+    resumed run is the unbroken one, and processes with the same gradients stay equal.
     """
 
     def __init__(self, params, lr: float, weight_decay: float, betas: tuple, seed: int):

@@ -1,9 +1,8 @@
-"""Signals, and several processes: the two ways in which a step must be agreed on.
+"""Signals, and several processes (`torchrun --nproc_per_node N train.py ...`).
 
-Several processes (`torchrun --nproc_per_node N train.py ...`) each hold the whole model and a
-share of the prompts; gradients are summed once per step. A process may skip all of its groups while
-another explores them, so each function here makes the same collective calls whatever the data,
-or the others would wait for ever. With a single process they do nothing. Left out: sharded models.
+Each holds the whole model and a share of the prompts; gradients are summed once per step. A process
+may skip all of its groups while another explores them, so each function here makes the same calls
+whatever the data, or the others would wait for ever. Left out: sharded models.
 """
 
 import os
@@ -32,9 +31,7 @@ class Ranks:
 
 
 def setup_distributed() -> Ranks:
-    """Joins the other processes that torchrun started, if it did; NCCL on GPUs, else gloo.
-    InputError with more processes than GPUs.
-    """
+    """Joins the other processes that torchrun started, if it did. InputError with too few GPUs."""
     device, world_size = torch.device("cpu"), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
         local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
@@ -107,10 +104,8 @@ def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
 
 @torch.no_grad()
 def sum_gradients(model, ranks: Ranks) -> None:
-    """Adds up the gradients of all processes, in fp32; once, after the last micro-batch.
-
-    A sum, since each process divides its loss by the normalizer of the whole step. A parameter
-    without a gradient here counts as zeros; without one anywhere it stays without.
+    """Adds up the gradients of all processes, in fp32: each divides its loss by the normalizer of
+    the whole step. Without a gradient here it counts as zeros, without one anywhere it stays so.
     """
     if ranks.world_size == 1:
         return

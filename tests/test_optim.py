@@ -1,4 +1,4 @@
-"""optim.py: the rounding, the update, and that bf16 weights learn what fp32 weights learn."""
+"""optim.py: the rounding, the update, the schedule."""
 
 import copy
 
@@ -44,24 +44,14 @@ def test_a_bf16_number_and_an_infinity_are_rounded_to_themselves():
     assert torch.equal(stochastic_round(exact, generator()).float(), exact)
 
 
-def test_in_fp32_it_is_torchs_adamw_bit_for_bit_and_biases_do_not_decay():
+def test_in_fp32_it_is_torchs_adamw_whatever_the_chunks_and_biases_do_not_decay(monkeypatch):
+    monkeypatch.setattr(optim, "CHUNK", 600)
     ours = linear()
     theirs = copy.deepcopy(ours)
     groups = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
     train(ours, build_optimizer(ours, 1e-2, 0.1, (0.9, 0.95)), range(20))
     train(theirs, torch.optim.AdamW(groups, 1e-2, (0.9, 0.95), weight_decay=0.1), range(20))
     assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
-
-
-def test_chunks_change_nothing_and_states_are_there_from_the_start(monkeypatch):
-    whole, cut = linear(), linear()
-    optimizer = build_optimizer(cut, 1e-2)
-    there = [state["exp_avg"] for state in optimizer.state.values()]
-    train(whole, build_optimizer(whole, 1e-2), range(3))
-    monkeypatch.setattr(optim, "CHUNK", 7)
-    train(cut, optimizer, range(3))
-    assert (whole.weight - cut.weight).abs().max() < 1e-6 and len(there) == 2
-    assert all(state["exp_avg"] is old for state, old in zip(optimizer.state.values(), there))
 
 
 def test_updates_too_small_for_bf16_move_the_weights():
@@ -80,51 +70,18 @@ def test_updates_too_small_for_bf16_move_the_weights():
 def test_a_loaded_state_draws_the_bits_that_the_unbroken_run_draws():
     model = linear(torch.bfloat16)
     optimizer = build_optimizer(model, 1e-3, seed=1)
+    states = [state["exp_avg"] for state in optimizer.state.values()]
     train(model, optimizer, range(3))
-    other = copy.deepcopy(model)
-    resumed, another = (build_optimizer(other, 1e-3, seed=seed) for seed in (1, 2))
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(state["exp_avg"] is old for state, old in zip(optimizer.state.values(), states))
+    ends = []
+    for seed in (1, 2):
+        other = copy.deepcopy(model)
+        resumed = build_optimizer(other, 1e-3, seed=seed)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        train(other, resumed, range(3, 6))
+        ends.append(other.weight)
     train(model, optimizer, range(3, 6))
-    train(other, resumed, range(3, 6))
-    assert torch.equal(model.weight, other.weight)
-    another.load_state_dict(optimizer.state_dict())
-    train(model, optimizer, [6])
-    train(other, another, [6])
-    assert not torch.equal(model.weight, other.weight)
-
-
-def learn(build, dtype):
-    """(loss drop in fp32, bytes per parameter) of a small network on one fixed batch."""
-    torch.manual_seed(0)
-    # Every run starts from weights that bf16 can hold, so that all start from the same loss.
-    layers = torch.nn.Linear(64, 128), torch.nn.Tanh(), torch.nn.Linear(128, 64)
-    model = torch.nn.Sequential(*layers).bfloat16().to(dtype)
-    inputs, labels = torch.randn(64, 64), torch.randint(64, (64,))
-    optimizer = build(model)
-
-    def loss(model, inputs):
-        return torch.nn.functional.cross_entropy(model(inputs).float(), labels)
-
-    first = loss(copy.deepcopy(model).float(), inputs).item()
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss(model, inputs.to(dtype)).backward()
-        optimizer.step()
-    held = [*model.parameters(), *(param.grad for param in model.parameters())]
-    held += [
-        state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
-    ]
-    numel = sum(param.numel() for param in model.parameters())
-    drop = first - loss(copy.deepcopy(model).float(), inputs).item()
-    return drop, sum(tensor.nbytes for tensor in held) / numel
-
-
-def test_bf16_reaches_the_loss_drop_of_fp32_at_half_the_bytes():
-    full, full_bytes = learn(lambda model: build_optimizer(model, 1e-5), torch.float32)
-    ours, our_bytes = learn(lambda model: build_optimizer(model, 1e-5), torch.bfloat16)
-    plain, _ = learn(lambda model: torch.optim.AdamW(model.parameters(), 1e-5), torch.bfloat16)
-    assert (full_bytes, our_bytes) == (16, 8)
-    assert ours == pytest.approx(full, rel=0.03) and plain < 0.5 * full
+    assert torch.equal(model.weight, ends[0]) and not torch.equal(model.weight, ends[1])
 
 
 def test_the_schedule_rises_over_the_warmup_and_falls_to_nothing():

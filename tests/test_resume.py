@@ -1,8 +1,7 @@
 """The real train.py, from the command line to the last evaluation: killed, resumed, split, misfed.
 
 Each run is a process of its own, forked from one that has imported train.py already, so that a
-test costs seconds and a kill kills nothing else. The units are in test_faults.py and test_data.py;
-kills.py kills such runs at random moments.
+test costs seconds and a kill kills nothing else. kills.py kills such runs at random moments.
 """
 
 import json
@@ -25,16 +24,15 @@ import run as run_file
 import train
 from checker import Rules
 from lib import ranks as several
-from lib.checkpoint import step_folders
+from lib.checkpoint import step_folders, step_of
 from lib.log import Log, run_program
 from lib.optim import build_optimizer
 from lib.ranks import Interrupt, Ranks
 from rollout import EXPLORE, MEMORIZE, SKIP
 
 FLAGS = """
---max_steps 6 --save_steps 2 --eval_steps 2 --eval_size 2 --final_splits val
---no-eval_base --prompts_per_step 2 --num_generations 2 --max_completion_length 6
---log_groups_every 1
+--max_steps 6 --save_steps 2 --eval_steps 2 --eval_size 2 --final_splits val --no-eval_base
+--prompts_per_step 2 --num_generations 2 --max_completion_length 6 --log_groups_every 1
 """.split()
 
 
@@ -56,6 +54,7 @@ def start(folder, name, *flags, faults=(), **environment):
 def in_child(folder, said, argv, faults, environment):
     os.chdir(folder)
     os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
 
@@ -67,24 +66,28 @@ def in_child(folder, said, argv, faults, environment):
     run_program(program, argv, "what was saved goes on with --resume")
 
 
+def ended(folder, name, *processes):
+    """The exit codes of processes (-9: killed by signal 9), and what all of this name have said."""
+    for process in processes:
+        process.join(600)
+    said = [path.read_text() for path in sorted(Path(folder).glob(f"{name}*.said"))]
+    return [process.exitcode for process in processes], "".join(said)
+
+
 def run(folder, name, *flags, **settings):
-    """The exit code of a run (-9: killed by signal 9), and what all runs of this name have said."""
-    process = start(folder, name, *flags, **settings)
-    process.join(600)
-    return process.exitcode, (Path(folder) / f"{name}.said").read_text()
+    """The exit code of a run, and what all runs of this name have said."""
+    codes, said = ended(folder, name, start(folder, name, *flags, **settings))
+    return codes[0], said
 
 
 def pair(folder, name, *flags, **settings):
-    """Starts two processes as torchrun does; returns them without waiting for their end."""
+    """Two processes as torchrun starts them: their exit codes, and what they have said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     settings |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
-    return [start(folder, name, *flags, **settings, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-
-
-def metrics(folder):
-    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    both = [start(folder, name, *flags, **settings, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    return ended(folder, name, *both)
 
 
 def outcome(folder):
@@ -93,7 +96,7 @@ def outcome(folder):
     for readings in result["final"].values():
         for reading in readings.values():
             reading.pop("seconds", None)
-    lines = metrics(folder)
+    lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
     timed = [name for name in lines[0] if "second" in name or "time" in name]
     return {
         "metrics": [{k: v for k, v in line.items() if k not in timed} for line in lines],
@@ -104,7 +107,7 @@ def outcome(folder):
 
 
 def steps(folder):
-    return [int(path.name[5:]) for path in step_folders(folder / "checkpoints")]
+    return [step_of(path) for path in step_folders(folder / "checkpoints")]
 
 
 # ---- faults, and what makes a tiny run lively: called in the run's process ----------------------
@@ -147,8 +150,15 @@ def terminated():
 
 def interrupted():
     """Ctrl-C in the last evaluation."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     run_file.Run.read_finals = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+
+
+def all_kept():
+    run_file.KEPT = 9
+
+
+def impatient():
+    run_file.SAVE_MINUTES = 1e-9
 
 
 def bad_gradients():
@@ -165,6 +175,26 @@ def bad_gradients():
     run_file.MAX_BAD_STEPS = 2
 
 
+def an_error_in_the_loop():
+    """At step 3, before its update."""
+    choose = train.choose
+
+    def broken(config, step, group):
+        assert step != 3
+        return choose(config, step, group)
+
+    train.choose = broken
+
+
+def an_error_in_the_update():
+    def built(*settings):
+        optimizer = build_optimizer(*settings)
+        optimizer.step = lambda: 1 / 0
+        return optimizer
+
+    run_file.build_optimizer = built
+
+
 PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKIP)]
 
 
@@ -172,19 +202,17 @@ def planned():
     """Plain SGD; each step has its own modes for even and odd prompts; gradients are summed in
     pieces that cut through weights; the base is made by the first of several.
     """
-    several.PIECE = 1000
+    several.PIECE, train.Config.max_grad_norm = 1000, 1000
     choose = train.choose
 
     def by_plan(config, step, group):
         modes = PLAN[step]
         return choose(config, step, group) if modes is None else modes[group.place % 2]
 
-    def sgd(model, *_, **__):
+    def sgd(model, *_):
         return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
-    train.choose = by_plan
-    run_file.build_optimizer = sgd
-    train.Config.max_grad_norm = 1000
+    train.choose, run_file.build_optimizer = by_plan, sgd
 
 
 # ---- ended and resumed --------------------------------------------------------------------------
@@ -200,27 +228,31 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "end, code, saved, lines, line",
+    "end, code, saved, line",
     [
-        (killed, -9, 2, 4, "step 2, val"),
-        (terminated, 143, 3, 3, "interrupted: step 3 is saved; go on with --resume"),
-        (interrupted, 130, 6, 6, "interrupted; what was saved goes on with --resume"),
+        (killed, -9, 2, "step 2, val"),
+        (terminated, 143, 3, "interrupted: step 3 is saved; go on with --resume"),
+        (interrupted, 130, 6, "interrupted; what was saved goes on with --resume"),
+        (an_error_in_the_loop, 1, 3, "ended by an error; step 3 is saved"),
     ],
 )
-def test_ended_early_and_resumed_is_the_unbroken_run(folder, end, code, saved, lines, line):
+def test_ended_early_and_resumed_is_the_unbroken_run(folder, end, code, saved, line):
     name = end.__name__
-    ended, said = run(folder, name, faults=(lively, end))
-    assert ended == code, said
-    assert steps(folder / name)[-1] == saved
-    assert line in said and "Traceback" not in said
-    assert len(metrics(folder / name)) == lines
-    assert not (folder / name / "result.json").exists()
-    code, said = run(folder, name, "--resume", faults=(lively,))
-    assert code == 0, said
-    assert f"at step {saved}" in said and "warning: " not in said
+    found, said = run(folder, name, faults=(lively, end))
+    assert found == code and line in said, said
+    assert steps(folder / name)[-1] == saved and not (folder / name / "result.json").exists()
+    code, more = run(folder, name, "--resume", faults=(lively,))
+    more = more.removeprefix(said)
+    assert code == 0 and f"at step {saved}" in more and "warning: " not in more, more
     assert outcome(folder / name) == outcome(folder / "whole")
     modes = {json.loads(line)["mode"] for line in outcome(folder / name)["samples"].splitlines()}
     assert len(modes) > 1  # or the comparison shows little
+
+
+def test_an_error_in_an_update_saves_nothing(folder):
+    code, said = run(folder, "torn", faults=(lively, an_error_in_the_update))
+    assert code == 1 and "is not saved, an update was under way" in said
+    assert not steps(folder / "torn")
 
 
 def test_a_run_resumed_with_other_flags_says_which(folder):
@@ -232,39 +264,24 @@ def test_a_run_resumed_with_other_flags_says_which(folder):
     assert warnings == ["warning: resumed with another --learning_rate: was 0.001, is now 0.5"]
 
 
-def all_kept():
-    run_file.KEPT = 9
-
-
-def impatient():
-    run_file.SAVE_MINUTES = 1e-9
-
-
 def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
-    flags = ("--save_steps", "6")
-    code, said = run(folder, "often", *flags, faults=(all_kept, impatient, killed))
+    code, _ = run(folder, "often", "--save_steps", "6", faults=(all_kept, impatient, killed))
     assert code == -9 and steps(folder / "often") == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
     "flags, told",
     [
-        ((), "error: whole: holds a run"),
-        (
-            ("--resume", "--method", "grpo"),
-            "whole/checkpoints/step-000006 is of another run: --method: was 'dyme', is now 'grpo'",
-        ),
-        (("--resume", "--seed", "1"), "--seed: was 0, is now 1"),
-        (("--resume", "--overwrite"), "--overwrite: has an effect only without --resume"),
-        (("--resume", "other/checkpoints/step-000004"), "whole: holds another run than"),
-        (("--resume", "none"), "error: --resume: no complete checkpoint in"),
+        ("", "error: whole: holds a run"),
+        ("--resume --method grpo", "step-000006 is of another run: --method: was 'dyme', is now"),
+        ("--resume --seed 1", "--seed: was 0, is now 1"),
+        ("--resume --overwrite", "--overwrite: has an effect only without --resume"),
+        ("--resume --max_steps 4", "--max_steps 4: whole/checkpoints/step-000006 is further"),
     ],
 )
 def test_nothing_of_another_run_is_cut_or_relabelled(folder, flags, told):
-    if not (folder / "other").exists():
-        shutil.copytree(folder / "whole", folder / "other")
     before = outcome(folder / "whole")
-    code, said = run(folder, "whole", *flags)
+    code, said = run(folder, "whole", *flags.split())
     assert code == 2 and told in said
     assert outcome(folder / "whole") == before
 
@@ -276,46 +293,12 @@ def test_two_processes_never_share_a_folder(folder):
     assert code == 2 and "held: another process is at work in it" in said
 
 
-def an_error_in_the_loop():
-    """At step 3, before its update."""
-
-    def broken(config, step, group):
-        if step == 3:
-            raise RuntimeError("broken")
-        return train_choose(config, step, group)
-
-    train_choose, train.choose = train.choose, broken
-
-
-def an_error_in_the_update():
-    def built(*settings, **more):
-        optimizer = build_optimizer(*settings, **more)
-        optimizer.step = lambda: 1 / 0
-        return optimizer
-
-    run_file.build_optimizer = built
-
-
-def test_an_error_saves_the_last_whole_step_where_the_weights_are_its(folder):
-    flags = ("--save_steps", "5")
-    code, said = run(folder, "error", *flags, faults=(lively, an_error_in_the_loop))
-    assert code == 1 and "ended by an error; step 3 is saved" in said
-    code, said = run(folder, "error", "--resume", faults=(lively,))
-    assert code == 0 and outcome(folder / "error") == outcome(folder / "whole")
-    code, said = run(folder, "torn", *flags, faults=(lively, an_error_in_the_update))
-    assert code == 1 and "is not saved, an update was under way" in said
-    assert not steps(folder / "torn")
-
-
 def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
     code, said = run(folder, "bad", "--save_steps", "1", faults=(all_kept, bad_gradients))
-    assert code == 2
-    [error] = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "not finite for 2 steps in a row; step 5 is saved" in error
-    lines = metrics(folder / "bad")
+    assert code == 2 and "not finite for 2 steps in a row; step 5 is saved" in said
+    lines = [json.loads(line) for line in open(folder / "bad" / "metrics.jsonl")]
     assert [line["finite"] for line in lines] == [True, False, True, False, False]
     assert [line["grad_norm"] is None for line in lines] == [False, True, False, True, True]
-    assert steps(folder / "bad") == [1, 2, 3, 4, 5]
     folders = step_folders(folder / "bad" / "checkpoints")
     weights = [load_file(path / "model.safetensors") for path in folders]
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(weights, weights[1:])]
@@ -326,7 +309,6 @@ def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
 
 
 def waiting():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Interrupt() as interrupt:
         print("ready", flush=True)
         while not interrupt.agreed(Ranks()):
@@ -344,12 +326,11 @@ def test_the_first_signal_is_a_flag_and_the_second_an_exit(tmp_path, kind, code)
             assert process.is_alive()
             time.sleep(0.02)
         os.kill(process.pid, kind)
-    process.join(60)
-    assert process.exitcode == code
+    assert ended(tmp_path, "waiting", process)[0] == [code]
     assert "saving after this step" in said.read_text()
 
 
-def test_under_torchrun_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+def test_under_torchrun_a_signal_that_comes_twice_is_one(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -386,46 +367,31 @@ def dying():
 
 
 def test_processes_agree_on_sums_objects_gradients_and_the_end(tmp_path):
-    for rank, process in enumerate(pair(tmp_path, "agreeing", faults=(agreeing,))):
-        process.join(600)
-        assert process.exitcode == 0, (tmp_path / f"agreeing{rank}.said").read_text()
-
-
-def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
-    survivor, dead = pair(tmp_path, "dying", faults=(dying,))
-    for process in (survivor, dead):
-        process.join(600)
-    assert (survivor.exitcode, dead.exitcode) == (1, -signal.SIGKILL)
-    said = (tmp_path / "dying0.said").read_text()
-    assert "another process of this job ended" in said and "Traceback" not in said
-
-
-def test_one_process_needs_no_torchrun_and_keeps_its_order():
-    ranks = several.setup_distributed()
-    assert ranks == Ranks() and several.shard(["a", "b"], ranks) == [(0, "a"), (1, "b")]
+    codes, said = pair(tmp_path, "agreeing", faults=(agreeing,))
+    assert codes == [0, 0], said
     assert several.shard(list("abcde"), Ranks(1, 2)) == [(1, "b"), (3, "d")]
 
 
+def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
+    codes, said = pair(tmp_path, "dying", faults=(dying,))
+    assert codes == [1, -signal.SIGKILL]
+    assert "another process of this job ended" in said and "Traceback" not in said
+
+
 def test_two_processes_of_train_are_one(tmp_path):
-    flags = "--prompts_per_step 4 --max_steps 5 --learning_rate 0.02".split()
-    flags += ["--save_steps", "3", "--base_steps", "2"]
-    both = pair(tmp_path, "two", *flags, faults=(lively, planned))  # with no base stage to find
-    for rank, process in enumerate(both):
-        process.join(600)
-        assert process.exitcode == 0, (tmp_path / f"two{rank}.said").read_text()
+    flags = "--prompts_per_step 4 --max_steps 5 --learning_rate 0.02 --save_steps 3 --base_steps 2"
+    settings = dict(faults=(lively, planned))
+    codes, said = pair(tmp_path, "two", *flags.split(), **settings)  # with no base stage to find
+    assert codes == [0, 0], said
     assert not list((tmp_path / "out").glob("*.tmp-*"))
-    code, said = run(tmp_path, "one", *flags, faults=(lively, planned))
+    code, said = run(tmp_path, "one", *flags.split(), **settings)
     assert code == 0, said
     assert steps(tmp_path / "one")[-1] == steps(tmp_path / "two")[-1] == 5  # the end is saved too
-
-    one, two = outcome(tmp_path / "one"), outcome(tmp_path / "two")
-    assert one["readings"]["final"].keys() == two["readings"]["final"].keys()
-    for mine, theirs in zip(one["metrics"], two["metrics"], strict=True):
+    for mine, theirs in zip(*(outcome(tmp_path / name)["metrics"] for name in ("one", "two"))):
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)  # the gradient's norm, too
     base = load_file(next((tmp_path / "out").glob("base*")) / "model.safetensors")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name in base:
-        assert (one[name] - two[name]).norm() <= 1e-6 * one[name].norm()
+    assert all((one[name] - two[name]).norm() <= 1e-6 * one[name].norm() for name in base)
     assert any((one[name] - base[name]).norm() > 1e-3 * base[name].norm() for name in base)
 
 

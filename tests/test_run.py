@@ -25,14 +25,13 @@ IDLE = {  # typed for a single run, each would be ignored
     "--refiner off": "--method grpo",
     "--judge_model m": "",
     "--judge_url http://localhost/v1": "--method sft --refiner off",
-    "--epsilon_high 0.1": "--num_iterations 2 --method sft",
+    "--epsilon_high 0.1": "",
     "--num_train_epochs 2": "--dataset chartqa --max_steps 10",
     "--trace_noise 0.2": "--dataset chartqa --refiner off",
     "--traces a.jsonl": "--dataset chartqa",
     "--data_dir x": "",
     "--max_pixels 9": "--dataset gsm8k",
     "--base_steps 9": "--dataset chartqa",
-    "--base_seed 1": "--model org/name",
     "--dtype bf16": "",
 }
 
@@ -65,8 +64,6 @@ def test_a_steps_examples_are_those_of_a_shuffle_per_epoch():
     config = parse("--prompts_per_step 5 --seed 3".split())
     seen = [place for step in range(4) for place in step_examples(range(10), config, step)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
-    generator = torch.Generator().manual_seed(3 * 1_000_003 + 1)
-    assert seen[10:] == torch.randperm(10, generator=generator).tolist()
 
 
 def test_a_dry_run_shows_prompt_target_and_rewards_and_keeps_nothing(tmp_path, monkeypatch, capsys):
@@ -89,7 +86,7 @@ def no_weights(*_, **__):
     "flags, told",
     [
         ("--dataset none.jsonl --model tiny", "none.jsonl: "),
-        ("--final_splits other", "charts: no split .other"),
+        ("--final_splits other", "charts has no split other"),
         ("--reward none.py", "--reward"),
         ("--judge_url http://127.0.0.1:9/v1 --judge_model m", "doesn't answer the first question"),
         ("--max_completion_length 9999999", "GiB of memory"),
