@@ -116,9 +116,7 @@ def looks(model, processor, examples: Sequence[Example], most: int, **asked) -> 
 
 
 def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
-    """examples[i] with a "blank" image of its size, without facts, or with an "other" item's image
-    and facts: the next, half the split on, whose facts differ.
-    """
+    """examples[i] with a "blank" image and no facts, or an "other" item's, half the split on."""
     example, count = examples[i], len(examples)
     if image == "blank":
         own = open_image(example)
@@ -132,9 +130,8 @@ def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
 def pass_at_ks(
     model, processor, examples: Sequence[Example], samples: int, *, tolerance: float = 0.0, **asked
 ) -> dict:
-    """{"pass@k": share, for k = 1, 2, 4 .. samples, and "right": how many samples of each example
-    give the right marked answer}; asked: see respond. pass@k is the unbiased estimate of the chance
-    that one of k samples is right (Chen et al. 2021, arXiv 2107.03374, eq. 1).
+    """{"right": how many samples of each example give the right marked answer, "pass@k": of k at
+    least one, for k = 1, 2, 4 .. samples (unbiased: Chen et al. 2021, arXiv 2107.03374, eq. 1)}.
     """
     groups = respond(model, processor, examples, num_generations=samples, **asked)
     found = {"right": []}
@@ -176,9 +173,7 @@ def predict(
 
 
 def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Namespace:
-    """The command line of this program or of sample.py, with respond's settings as args.asked; what
-    is left open is as in training. InputError, also for the run's result.json.
-    """
+    """The command line of this program or of sample.py; args.asked is for respond. InputError."""
     parser = Parser(description=about, allow_abbrev=False)
     add = parser.add_argument
     add("--ckpt", default="out/charts-dyme", help="a run's folder, a checkpoint, or a hub name")
@@ -227,12 +222,12 @@ def ask_split(argv: list[str]) -> None:
     if args.data:
         source, told = Path(args.data), args.instruction
         told = told and Path(told).read_text("utf-8", "replace").strip()
-        how = {"data": args.data, "instruction": told}
+        how = {"data": args.data, "instruction": told, "ckpt": args.ckpt}
         examples = read_tsv(source, args.data_dir or source.parent)[: args.size]
         examples = [replace(example, instruction=told) for example in examples]
     else:
-        how = {"dataset": args.dataset, "split": args.split}
-        examples = load_data(*how.values(), args.data_dir, size=args.size)
+        how = {"dataset": args.dataset, "split": args.split, "ckpt": args.ckpt}
+        examples = load_data(args.dataset, args.split, args.data_dir, size=args.size)
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0
         found = pass_at_ks(*load(args.model), examples, args.pass_at_k, **asked)
@@ -244,7 +239,6 @@ def ask_split(argv: list[str]) -> None:
     if path.suffix != wanted or path.resolve() == Path(args.data or "").resolve():
         raise InputError(f"--out {path}: must be a {wanted}, and not what --data is")
     path.parent.mkdir(parents=True, exist_ok=True)
-    how["ckpt"] = args.ckpt
     lines = predict(*load(args.model), examples, path.with_suffix(".jsonl"), how, **asked)
     if args.data:
         responses = {line["id"]: line["response"] for line in lines}

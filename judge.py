@@ -3,8 +3,8 @@
 `Judge` is the scorer of "full" DyME (arXiv 2506.23061): it reads the facts, never the image, and
 what it doesn't answer checker.Rules does. It asks beside decoding and updates, where the paper pays
 43 to 58 % of a step: a response is judged while others are decoded, a group's update waits for its
-own calls alone, and nothing is asked that the update won't use. The questions are in prompts.py.
-Left out: a judge on the training's own GPU. Ahead of training, facts off images, traces from facts:
+own calls alone, and nothing is asked that the update won't use. Ahead of training it reads facts
+off images, and writes traces from facts. Left out: a judge on the training's own GPU.
 
     python judge.py facts --dataset mine.jsonl --out facts.jsonl --judge_url ... --judge_model ...
     python judge.py refine --dataset mine.jsonl --facts facts.jsonl --out traces.jsonl ...
@@ -73,8 +73,7 @@ class Judge(Rules):
         """Ask for the memorized trace, unless the data's own is memorized or no facts are known."""
         example = group.example
         if self.config.refiner != "off" and example.instruction is None and example.facts:
-            template = self.templates[-1]["template"]
-            self.ask(group.place, TRACE, written_trace, example, template)
+            self.ask(group.place, TRACE, written_trace, example, self.templates[-1]["template"])
 
     def ask(self, place: float, key: str | None, function, *args) -> Future:
         """Call function(chat, *args) in a thread, once for a place and key; None: no reply."""
@@ -174,7 +173,7 @@ class Judge(Rules):
 
 
 def scored_thinking(group: Group) -> list[str | None]:
-    """(G,) None where it isn't rated: not ended, wrong format (reward 0), no facts to rate it by."""
+    """(G,) None where it isn't rated: not ended, of wrong format, without facts to rate it by."""
     rated = [group.example.facts and right for right in group.rewards["format"].tolist()]
     return [split_response(r.text)[0] if fine else None for r, fine in zip(group.responses, rated)]
 
@@ -184,10 +183,10 @@ def scored_thinking(group: Group) -> list[str | None]:
 
 def write_ahead(args, chat: Chat) -> None:
     """Append to args.out what it lacks: each example's id, question, answer, and its facts or trace
-    where there are any; one call for all questions about an image. Exit code 1 where calls fail,
-    MAX_FAILED in a row at once, or nothing is there; the same command goes on.
+    where there are any. Exit code 1 where calls fail, MAX_FAILED in a row at once, or all is empty.
     """
-    unit = args.unit if args.what == "facts" else "question"  # what a call is about
+    facts = args.what == "facts"
+    unit = args.unit if facts else "question"  # what a call is about
     how = {"size": args.size, "skip_bad_rows": args.skip_bad_rows, "facts": args.facts}
     done, groups = {row["id"] for row in read_lines(args.out)}, defaultdict(list)
     for example in load_data(args.dataset, "train", args.data_dir, **how):
@@ -196,9 +195,7 @@ def write_ahead(args, chat: Chat) -> None:
 
     def work(group):
         try:
-            if unit == "question":
-                return written_trace(chat, group[0])
-            return read_off(chat, group[0], unit)
+            return read_off(chat, group[0], unit) if facts else written_trace(chat, group[0])
         except (ChatError, InputError) as error:
             return error
 
@@ -216,7 +213,7 @@ def write_ahead(args, chat: Chat) -> None:
                 break
             for e in group if value and not failed else ():
                 row = {"id": e.id, "question": e.question, "answer": e.answer}
-                row["trace" if unit == "question" else "facts"] = value
+                row["facts" if facts else "trace"] = value
                 file.write(json.dumps(row) + "\n")
             file.flush()
     rate = len(groups) / (time.perf_counter() - start)

@@ -1,9 +1,8 @@
 """Prompts: what a language model is asked, and what of its replies is believed.
 
-As the checker it rates how far thinking is grounded in the facts; as the refiner it writes the
-thinking that is memorized, after a template that it learns (DyME, arXiv 2506.23061, section 3.3);
-a vision-language model writes the facts down. All raise ChatError without a reply. Who asks, and
-when: judge.py, reject.py.
+As the checker it rates how far thinking is grounded in the facts; as the refiner it writes what is
+memorized, after a template that it learns (DyME, arXiv 2506.23061, section 3.3); a vision-language
+model writes the facts down. Raises ChatError without a reply. Who asks: judge.py, reject.py.
 """
 
 import re
@@ -60,9 +59,7 @@ HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
 
 
 def fill(prompt: str, example: Example, **parts: str) -> str:
-    """A prompt about an example, each part between marks. A "<" in one becomes a letter that looks
-    like it: no mark in a response ("</thinking>", "<|im_end|>") can end its block or the turn.
-    """
+    """A prompt about an example; no mark in a part can end its block ("</thinking>") or turn."""
     for name, text in parts.items():
         parts[name] = f"<{name}>\n{text.replace('<', chr(0x2039))}\n</{name}>"
     facts = "\n".join(f"- {fact_name(fact)}: {fact_value(fact)}" for fact in example.facts)
@@ -181,9 +178,7 @@ def read_off(chat: Chat, example: Example, source: str = "image") -> list | None
 
 
 def parse_facts(reply: str) -> list[tuple]:
-    """The facts of the JSON in a reply: (row, column, value), or (row, value) where all have one
-    column, as in ChartQA's tables; (object, attribute), (object, position). InputError without.
-    """
+    """(row, column, value), (row, value) or (object, attribute) of a reply's JSON; InputError."""
     found = re.search(r"[\[{].*[\]}]", reply, re.DOTALL)
     value = decode(found.group().encode()) if found else None
     if isinstance(value, dict):

@@ -1,9 +1,8 @@
 """Benchmarks as VLMEvalKit's TSV files: MathVerse, MMBench, MMVet, MathVision, MathVista, DynaMath.
 
 Columns: index, question, image (base64, or the index of the row that holds it) or image_path; hint,
-A, B, C .. (options), answer, and what a row is about. The questions of some hold their choices, as
-VLMEvalKit asks them; these want a letter. Left out: several images to a question, circular
-evaluation (MMBench's: a question is right only if it is in every order of its options).
+A, B, C .. (options), answer, and what a row is about. A question that holds its choices wants a
+letter. Left out: several images to a question, circular evaluation (MMBench's).
 """
 
 import base64
@@ -36,7 +35,7 @@ def table_rows(file: Path) -> Iterator[tuple[int, dict]]:
 
 
 def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
-    """The Examples of a TSV, whose image_path starts from `folder`; an answer may be missing: ""."""
+    """The Examples of a TSV, whose image_path starts from `folder`; an unknown answer is ""."""
     rows = parse_file(file, lambda row, n: (n, row), rows=table_rows(file))
     images, seen = {row.get("index"): row.get("image") or "" for _, row in rows}, set()
 
@@ -82,8 +81,7 @@ def tsv_row(row: dict, image: str | None, name: str) -> Example:
         kind = "math"
     task = next((row[name] for name in CATEGORIES if row.get(name)), "")
     question = f"{hint}\n{text(row, 'question')}".strip()
-    about = {"task": task, "kind": kind, "id": name, "options": options or None}
-    return Example(image, question, answer, **about)
+    return Example(image, question, answer, task=task, kind=kind, id=name, options=options or None)
 
 
 def final_answer(response: str) -> str:

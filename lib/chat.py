@@ -1,9 +1,8 @@
 """A chat model behind a server: one question, one reply, whatever the network does.
 
-A client of /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, a public API): retries, a
-cache on disk, a thread pool. A server that fails too often in a row is left alone for the rest of a
-step; each later step tries one call. The key is DYME_JUDGE_KEY, and in no message. Left out:
-streaming, tools, redirects, Retry-After.
+A client of /v1/chat/completions (vLLM, llama.cpp, `transformers serve`, a public API) with retries,
+a cache, a thread pool. A server that fails too often in a row is left alone for the rest of a step;
+each later step tries one call. Left out: streaming, tools, redirects, Retry-After.
 """
 
 import hashlib
@@ -16,10 +15,10 @@ import sqlite3
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
 
 from tqdm import tqdm
 
@@ -27,12 +26,8 @@ from data.example import InputError, shorten
 
 PARALLEL = 8  # requests at a time
 # Without urllib's usual handlers every status is an answer, and a redirect's target is sent no key.
-OPENER = urllib.request.OpenerDirector()
-for handler in (
-    urllib.request.ProxyHandler,
-    urllib.request.HTTPHandler,
-    urllib.request.HTTPSHandler,
-):
+OPENER = OpenerDirector()
+for handler in (ProxyHandler, HTTPHandler, HTTPSHandler):
     OPENER.add_handler(handler())
 
 
@@ -45,9 +40,7 @@ class ChatError(Exception):
 
 
 class Chat:
-    """A server, flags.judge_url and judge_model, and what all calls share. cache: an sqlite file,
-    which several processes may share. InputError where one of them, or the key, can't work.
-    """
+    """The server at flags.judge_url. InputError where it, its key, model or cache can't work."""
 
     timeout = 60.0  # seconds without a sign of the server
     max_retries = 4
@@ -57,12 +50,10 @@ class Chat:
     def __init__(self, flags, cache: str | Path = ":memory:"):
         self.url, self.model = flags.judge_url.rstrip("/"), flags.judge_model
         self.key = os.environ.get("DYME_JUDGE_KEY", "").strip()
-        # not shown: it may hold a password
-        if not re.fullmatch(r"https?://[^/?#@\s]+/[^?#\s]+", self.url) or not self.model:
-            told = "a base address like http://127.0.0.1:8000/v1, and the name of a model there"
-            raise InputError(f"--judge_url, --judge_model: {told}; a key goes into DYME_JUDGE_KEY")
-        if not re.fullmatch("[!-~]*", self.key):
-            raise InputError("DYME_JUDGE_KEY: has characters that no key has; set it again")
+        address = re.fullmatch(r"https?://[^/?#@\s]+/[^?#\s]+", self.url)
+        if not address or not self.model or not re.fullmatch("[!-~]*", self.key):
+            told = "give an address like http://127.0.0.1:8000/v1, and a model that it has"
+            raise InputError(f"--judge_url, --judge_model, DYME_JUDGE_KEY: {told}")  # no secrets
         try:
             Path(cache).parent.mkdir(parents=True, exist_ok=True)
             self.cache = sqlite3.connect(cache, timeout=60, check_same_thread=False)
@@ -102,9 +93,7 @@ class Chat:
     def ask(
         self, prompt: str | list[dict], fresh: bool = False, max_tokens: int = 300
     ) -> tuple[str, bool]:
-        """(text, finished: not cut off by max_tokens) of the reply to a prompt or to messages; from
-        the cache if the same was asked before, unless `fresh`. Raises ChatError without a reply.
-        """
+        """(text, whether it is whole) of a reply, a known one unless `fresh`. Raises ChatError."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         how = {"model": self.model, "temperature": 0.0, "max_tokens": max_tokens}
         body = json.dumps({"messages": messages, **how}, sort_keys=True).encode()
@@ -143,7 +132,7 @@ class Chat:
 
     def post(self, body: bytes) -> tuple[str, bool]:
         """One attempt: (text, finished). Raises ChatError for whatever goes wrong."""
-        request = urllib.request.Request(f"{self.url}/chat/completions", body, self.headers)
+        request = Request(f"{self.url}/chat/completions", body, self.headers)
         self.count(judge_calls=1)
         try:
             with OPENER.open(request, timeout=self.timeout) as answer:

@@ -10,9 +10,7 @@ SHARES = {"fact_precision": "true", "true_of_own": "true_of_own", "true_of_neith
 
 
 def readings(rows: list[dict]) -> dict[str, float]:
-    """Shares in [0, 1] of some `marks`, SHARES None where nothing is stated, grounded of the right
-    answers; completion_length (tokens) and count.
-    """
+    """Shares in [0, 1] of some `marks`, completion_length (tokens), count; None: nothing stated."""
     stated = sum(row["stated"] for row in rows)
     found = {name: mean([row[mark] for row in rows]) for name, mark in MEANS}
     for name, mark in SHARES.items():
