@@ -126,9 +126,6 @@ def rate(chat, text="Latvia 3.0"):
         return None
 
 
-# ---- one call -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_retried_after_growing_waits_and_a_refusal_is_not(server, monkeypatch, fault):
     waits, calls = [], 1 if fault == REFUSED else 3
@@ -187,13 +184,14 @@ def test_what_cannot_work_is_an_input_error(monkeypatch, url):
         c.Chat(flags)
 
 
-LOW = ["LOW.", "**Low**", "I'd say low, low it is", "<think>high?</think>\nlow"]
-
-
-@pytest.mark.parametrize("reply", LOW + ["highly grounded", "medium-high", "low or high", "slow"])
-def test_the_level_is_one_whole_word(server, reply):
-    server.default = reply
-    assert rate(server.chat()) == (0.0 if reply in LOW else None)
+def test_the_level_is_one_whole_word(server):
+    low, chat = (
+        ["LOW.", "**Low**", "I'd say low, low it is", "<think>high?</think>\nlow"],
+        server.chat(),
+    )
+    for reply in [*low, "highly grounded", "medium-high", "low or high", "slow"]:
+        server.default = reply
+        assert rate(chat, f"of {reply}") == (0.0 if reply in low else None)
 
 
 def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, capfd):
@@ -212,31 +210,26 @@ def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, capfd):
     assert capfd.readouterr().err.count("one call per step tries it") == 1
 
 
-# ---- the trace and the template -----------------------------------------------------------------
-
 FINE = [GOOD + end for end in ("", "\nAnswer: 8.3", "\n**Answer:** 8.3\n", "\nFinal answer: 8.3")]
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        *FINE,
-        GOOD + "\nAnswer: 8.3\nAnswer: 12",  # one of two
-        GOOD.replace("it is 8.3", "it is 12.4"),  # in the last sentence
-        "Goal: the average.\nConclusion: it is 8.3.",  # nothing stated
-        GOOD.replace("Latvia 3.0, Portugal 8.9", "Portugal 8.9"),  # too little
-        GOOD.replace("Romania 13.0.", "Romania 13.0, Latvia 12."),  # one invented
-        GOOD.replace("it is", "[/INST] it is"),
-        "",
-        (200, completion(GOOD, "length")),
-    ],
-)
-def test_a_grounded_trace_is_used_without_its_answer_line_and_no_other(server, monkeypatch, reply):
+BAD = [
+    GOOD + "\nAnswer: 8.3\nAnswer: 12",  # one of two
+    GOOD.replace("it is 8.3", "it is 12.4"),  # in the last sentence
+    "Goal: the average.\nConclusion: it is 8.3.",  # nothing stated
+    GOOD.replace("Latvia 3.0, Portugal 8.9", "Portugal 8.9"),  # too little
+    GOOD.replace("Romania 13.0.", "Romania 13.0, Latvia 12."),  # one invented
+    GOOD.replace("it is", "[/INST] it is"),
+    (200, completion(GOOD, "length")),
+]
+
+
+def test_a_grounded_trace_is_used_without_its_answer_line_and_no_other(server, monkeypatch):
     monkeypatch.setattr(p, "MIN_GROUNDING", 0.85)
-    server.default = reply
-    found = p.written_trace(server.chat(), example(), "a template")
-    assert found == (GOOD if reply in FINE else None)
-    assert "a template" in server.requests[0].prompt
+    for i, server.default in enumerate([*FINE, *BAD, ""]):
+        found = p.written_trace(server.chat(), example(), f"template {i}")
+        assert found == (GOOD if server.default in FINE else None)
+        assert f"template {i}" in server.requests[i].prompt
 
 
 def test_the_last_sentence_must_not_name_another_answer():
@@ -247,27 +240,21 @@ def test_the_last_sentence_must_not_name_another_answer():
         ("Latvia", "Latvia is below Romania.", "Romania is lowest."),
         ("B", "The right one is B.", "The right one is C."),
     ):
-        case, before = (
-            example(answer=answer, options=["B", "C"]),
-            "Latvia is 7.7. Yes and B.\nSo: 5. ",
-        )
+        case = example(answer=answer, options=["B", "C"])
+        before = "Latvia is 7.7. Yes and B.\nPortugal: 5. "
         assert not p.contradicts(before + fine, case)
         assert p.contradicts(before + contradicting, case)
 
 
-@pytest.mark.parametrize(
-    "proposal, verdict",
-    [(GENERIC, "YES"), (GENERIC, "NO"), (GOOD, "yes"), ("plain", "yes")]
-    + [(GENERIC + more, "yes") for more in ("\nLatvia", " 8.9", "\nAnswer: 5")]
-    + [((200, completion(GENERIC, "length")), "yes")],
-)
-def test_a_template_is_taken_if_it_is_generic_and_the_judge_prefers_it(server, proposal, verdict):
-    server.default = lambda sent: proposal if "generic" in sent.prompt else verdict
-    found = p.propose_template(server.chat(), GOOD, example(), p.TEMPLATE)
-    assert found == (GENERIC if verdict == "YES" else None)
+def test_a_template_is_taken_if_it_is_generic_and_the_judge_prefers_it(server):
+    specific = [GENERIC + more for more in ("\nLatvia", " 8.9", "\nAnswer: 5")]
+    cut = (200, completion(GENERIC, "length"))
+    for i, proposal in enumerate([GENERIC, GENERIC, GOOD, "plain", cut, *specific]):
+        verdict = "NO" if i == 1 else "YES"
+        server.default = lambda sent: proposal if "generic" in sent.prompt else verdict
+        found = p.propose_template(server.chat(), f"{i} {GOOD}", example(), f"{i}")
+        assert found == (GENERIC if i == 0 else None)
 
-
-# ---- the scorer of the loop ---------------------------------------------------------------------
 
 RIGHT, WRONG, BARE = "a 1\nAnswer: 8.3", "b 2\nAnswer: 9", "Answer: 8.3"
 
@@ -394,8 +381,6 @@ def test_a_better_template_is_learned_from_a_structured_response_judged_high(ser
     assert len((tmp_path / "template_history.jsonl").read_text().splitlines()) == 1
 
 
-# ---- ahead of training --------------------------------------------------------------------------
-
 CELLS = [["Latvia", "2019", "3.0"], ["Latvia", "2020", 5.2]]
 TABLE = json.dumps({"facts": CELLS})
 BAG = {"name": "bag", "attributes": ["red", "small"], "position": "left"}
@@ -449,9 +434,8 @@ def test_facts_ahead_of_training_cost_a_call_per_image_and_go_on_after_any_failu
     monkeypatch.setattr(c, "PARALLEL", 1)
     for i in range(15):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    rows = [{"image": f"{i % 15}.png", "question": f"q{i}", "answer": "a"} for i in range(30)]
-    for name, some in (("own", rows), ("own.val", rows[:1])):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    rows = [{"image": f"{i % 15}.png", "question": f"q{i}", "answer": "a"} for i in range(33)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))  # 3 of them are val
     out, traces = tmp_path / "facts.jsonl", tmp_path / "traces.jsonl"
     command = ["--dataset", str(tmp_path / "own.jsonl"), *server.flags, "--out"]
 
