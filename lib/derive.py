@@ -32,6 +32,7 @@ OPERATIONS = {
     "difference": (words(CHANGE), "{}", " - ", lambda pair: pair[0] - pair[1]),
     "ratio": (words(QUOTIENT), "{}", " / ", lambda pair: pair[0] / (pair[1] or math.nan)),
 }
+OF_TWO = ("difference", "ratio")
 COUNTS = {"two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4}
 BEYOND = words("second 2nd third 3rd fourth 4th fifth 5th other others rest remaining")
 # Which cells these mean only the picture shows: of a table they are looked for by column.
@@ -159,10 +160,9 @@ def steps(text: str, facts: list, named: list) -> Iterator[Step]:
         wanted = wanted or ["sum", "difference"]  # these need no word
     for name in wanted if len(several) > 1 else ():
         _, form, sign, function = OPERATIONS[name]
-        of_two = name in ("difference", "ratio")
-        for order in (
-            (several, several[::-1])[: 1 + of_two] if len(several) == 2 or not of_two else ()
-        ):
+        if name in OF_TWO and len(several) != 2:
+            continue
+        for order in (several, several[::-1]) if name in OF_TWO else (several,):
             how = form.format(sign.join(map(fact_value, order)), n=len(order))
             yield Step(several, f"find the {name}", f"{how} =", function([*map(value, order)]))
 

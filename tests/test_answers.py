@@ -48,15 +48,12 @@ def pairs(table):
     return [tuple(part.strip() for part in cell.split("|")) for cell in cells]
 
 
-@pytest.mark.parametrize("target, given", pairs(RIGHT))
-def test_the_same_value_is_right_however_it_is_written(target, given):
-    assert same_math(target, given) and same_math(given, target)
-    assert grade(Example(answer=target, kind="math"), given) == 1
-
-
-@pytest.mark.parametrize("target, given", pairs(WRONG))
-def test_another_value_is_wrong_and_so_are_several(target, given):
-    assert not same_math(target, given) and not same_math(given, target)
+@pytest.mark.parametrize(
+    "target, given, right", [(*p, 1) for p in pairs(RIGHT)] + [(*p, 0) for p in pairs(WRONG)]
+)
+def test_the_same_value_is_right_however_it_is_written(target, given, right):
+    assert same_math(target, given) == same_math(given, target) == right
+    assert grade(Example(answer=target, kind="math"), given) == right
 
 
 def test_the_tolerance_is_of_values_too():
@@ -86,12 +83,12 @@ def test_a_resume_with_another_reader_of_mathematics_is_an_error(tmp_path):
         start.resume(Config(), tmp_path, {"data": now}, Log("", False))
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["9^" * 60 + "9", "(" * 200, "5 " + "ab/" * 60 + "!", r"\frac{" * 30, r"\sum_{i=1}^{9^{99}} i"],
-)
+HOSTILE = ["9^" * 60 + "9", "(" * 200, "5 " + "ab/" * 60 + "!", r"\frac{" * 30, "$" * 10**6 + "x"]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, r"\sum_{i=1}^{9^{99}} i", "5j", "None", "5\0"])
 def test_a_hostile_expression_is_wrong_and_does_not_hang(text):
-    assert not same_math("5", text) and not same_math("5", "$" * 10**6 + "x")
+    assert not same_math("5", text)
 
 
 # ---- letters ------------------------------------------------------------------------------------
@@ -113,21 +110,13 @@ def test_a_letter_is_right_alone_or_with_its_options_text(given, right):
 # ---- boxes --------------------------------------------------------------------------------------
 
 BOX = Example(answer="[10, 20, 30, 40]", kind="box")
-BOXES = """10, 20, 30, 40
-[10, 20, 30, 40].
-[[10, 20, 30, 40]]
-(10,20),(30,40)
-１０，20，30，40
-[{'bbox_2d': [10, 20, 30, 40]}]
-<|object_ref_start|>cat 2<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>
-{"bbox_2d": [10, 20, 30, 40], "label": "cat 2"}""".splitlines()
+BOXES = ["10, 20, 30, 40", "[10, 20, 30, 40].", "[[10, 20, 30, 40]]", "(10,20),(30,40)"]
+BOXES += ["１０，20，30，40", "[{'bbox_2d': [10, 20, 30, 40]}]"]
+BOXES += ['{"bbox_2d": [10, 20, 30, 40], "label": "cat 2"}']
+BOXES += ["<|object_ref_start|>cat 2<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>"]
 BOXES += ['```json\n[\n  {"bbox_2d": [10, 20, 30, 40], "label": "cat"}\n]\n```']
-NO_BOXES = """[10, 20, 30]
-[10, 20, 30, 40], [1, 2, 3, 4]
-30, 40, 10, 20
-about 10, 20, 30, 40
-[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]""".splitlines()
-NO_BOXES += ["0,0," + "9" * 400 + ",20"]
+NO_BOXES = ["[10, 20, 30]", "[10, 20, 30, 40], [1, 2, 3, 4]", "30, 40, 10, 20", "a 10, 20, 30, 40"]
+NO_BOXES += ['[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]', f"0,0,{'9' * 400},20"]
 
 
 @pytest.mark.parametrize("text, right", [(t, 1) for t in BOXES] + [(t, 0) for t in NO_BOXES])

@@ -1,7 +1,6 @@
-"""Tests of checker.py and of lib/answers, claims and derive: answers, rewards, claims, traces."""
+"""Answers, claims, rewards and refined traces: checker.py, lib/answers, claims, derive, names."""
 
 import json
-import math
 import random
 import re
 from operator import eq
@@ -13,9 +12,9 @@ import pytest
 import torch
 
 from checker import Rules, format_reward, refine, score, thinking_lines, unmatchable, visual_checker
-from data.charts import KINDS, explain, load_charts
+from data.charts import explain, load_charts
 from data.example import Example, InputError
-from lib.answers import extract_answer, grade, readable, relaxed_accuracy, split_response
+from lib.answers import extract_answer, grade, readable, relaxed_accuracy
 from lib.claims import claimed_facts, locate_claims
 from lib.numbers import clean_answer, read_value
 from lib.names import mentioned_facts
@@ -36,22 +35,13 @@ def bars_example(**changes):
 
 # ---- answer and format --------------------------------------------------------------------------
 
+MARKED = {"x\n**Answer**: **$1,200.**": "1200", 'x. ANSWER : "Don\'t know"': "Don't know"}
+MARKED |= {"x Answer:\n42\nand more": "42", "x <answer>yes</answer>": "yes", "x <answer>5": ""}
+MARKED |= dict.fromkeys(["the answers: 5", "Answer: 5 Answer: 5", "<answer>5</answer> Answer: 5"])
 
-@pytest.mark.parametrize(
-    "response, answer",
-    [
-        ("x\n**Answer**: **$1,200.**", "1200"),
-        ('x. ANSWER : "Don\'t know"', "Don't know"),
-        ("x Answer:\n42\nand more", "42"),
-        ("x <answer>yes</answer>", "yes"),
-        ("the answers: 5", None),
-        ("Answer: 5 Answer: 5", None),
-        ("<answer>5</answer> Answer: 5", None),
-        ("x <answer>5", ""),
-    ],
-)
-def test_the_answer_is_behind_the_one_marker(response, answer):
-    assert extract_answer(response) == answer
+
+def test_the_answer_is_behind_the_one_marker():
+    assert {response: extract_answer(response) for response in MARKED} == MARKED
 
 
 def test_cleaning_twice_is_cleaning_once():
@@ -72,9 +62,7 @@ THINKING = "red 3|3+4=7|<think>It is red</think>|因为黑色|**It** is red|beca
         *((f"{thinking}\nAnswer: 5", 0) for thinking in [*NO_THINKING.split("|"), "<|im_start|>"]),
         *((f"{thinking}\nAnswer: 5", 1) for thinking in THINKING.split("|")),
         ("because I say <answer>5</answer>", 1),
-        ("because I say 5", 0),
-        ("because I say\nAnswer: **", 0),
-        ("because I say\nAnswer: 5\nAnswer: 5", 0),
+        *((f"because I say{end}", 0) for end in (" 5", "\nAnswer: **", "\nAnswer: 5\nAnswer: 5")),
     ],
 )
 def test_the_format_is_thinking_that_is_no_markup_and_one_answer(response, reward):
@@ -95,12 +83,6 @@ WRONG = """94%=100%  0.94=100%  Won't=Don't  100=105.1  0=0.01  -5=5  =  nan=nan
 def test_relaxed_accuracy(pair, right):
     target, prediction = pair.split("=")
     assert relaxed_accuracy(target=target, prediction=prediction) is right
-
-
-def test_tolerance_zero_is_equality_up_to_rounding():
-    for given in (0.1 + 0.2, 0.3000001):
-        right = relaxed_accuracy(target="0.3", prediction=str(given), tolerance=0)
-        assert right == (given == 0.1 + 0.2)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +111,6 @@ def test_answers_are_numbers_as_people_write_them(plain):
     assert {clean_answer(text) for text in [plain, *WRITTEN[plain].split("|")]} == {plain}
 
 
-def test_a_number_without_end_is_no_value():
-    assert [read_value(text) for text in ("9" * 350, "1e999", "1,200")] == [None, None, 1200.0]
-
-
 def test_any_of_several_answers_is_right():
     example = Example(answer="x", answers=["x", "tennis racket"])
     assert [grade(example, text) for text in ("Tennis racket.", "x", "ball")] == [1, 1, 0]
@@ -144,7 +122,6 @@ def test_labels_that_no_response_can_match_are_found():
     good = ["5", "12 %", "[3, 4]", "€5", "Don't know", "No.", "因为", "+", "$", "a\u2028b"]
     examples = [Example(answer=answer) for answer in bad + good]
     assert [example.answer for example in unmatchable(examples)] == bad
-    assert unmatchable([Example(answer="1,2", kind="box"), Example(answer="yes", kind="decision")])
 
 
 # ---- claims -------------------------------------------------------------------------------------
@@ -160,11 +137,9 @@ mean yields an overall average of approximately 8.3"""
 
 
 STATED = {  # of BARS
-    "black 6 ; orange 4 ;": ["black 6", "orange 4"],
     "6 black 4 orange 3 red": ["black 6", "orange 4", "red 3"],
     "black 6 plus red 3 is 9 .": ["black 6", "red 3"],
     "black 6, black = 6.0, and black (6)": ["black 6"],
-    "9 belongs to cyan": ["cyan 9"],
     "both red and orange are 4": ["red 4", "orange 4"],
     "The sum of black and red is 9. black + red = 9. orange fell by 2": [],
     "blackbird 6, infrared 3": [],
@@ -172,23 +147,13 @@ STATED = {  # of BARS
     "Reasoning: min is 4 so orange. At last a green 9": ["green 9"],
 }
 ELSE = {  # of COUNTRIES: denied, guessed, of names that they haven't
-    "Is Latvia 3.0? No.": [],
-    "It is false that Latvia is 3.0": [],
-    "Latvia never has 3.0, nor does it reach 13.0": [],
-    "Latvia isn't 3.0, Portugal is not at 8.9. Nobody says that Latvia is 3.0": [],
-    "Latvia is 3.0, not 4.0, and not the highest": ["Latvia 3.0"],
-    "Latvia is not 3.0 but 4.0": ["Latvia 4.0"],
-    "Latvia is twice 3.0, below 99": [],
-    "Latvia is 3.0 or 9": ["Latvia 3.0 or 9"],  # one wrong claim
-    "Latvia 3.0 9 8 7 6": ["Latvia 3.0 9 8 7 6"],
-    "Latvia is 3.0, 9 or 8": ["Latvia 3.0 , 9 or 8"],
-    "Latvia is -3.0 and Portugal is one of three": ["Latvia -3.0"],
+    "Is Latvia 3.0? Latvia isn't 3.0, nor is Portugal at 8.9": [],
+    "Latvia is 3.0, not 4.0. Portugal is not 8.9 but 4.0": ["Latvia 3.0", "Portugal 4.0"],
+    "Latvia is 3.0, 9 or 8": ["Latvia 3.0 , 9 or 8"],  # one wrong claim
     "Latvia 3.0 million, Portugal 8.9m": ["Latvia 3.0", "Portugal 8.9"],  # the unit
     "Latvia 3.0, estonia 5, Romania 13.0": ["Latvia 3.0", "estonia 5", "Romania 13.0"],
     "- **Estonia**: 5\n- Latvia: 3.0": ["Estonia 5", "Latvia 3.0"],
-    "| Latvia | 3.0 |\n| Estonia | 5 |": ["Latvia 3.0", "Estonia 5"],
     "The median is 8.9. Max is 13.0. Step 2: Sum = 11.9": [],
-    "Latvia's share is 3.0, the average is 8. Answer A is 5 more than B": ["Latvia 3.0"],
 }
 
 
@@ -211,10 +176,8 @@ TABLES += [LISTED.format(2015, 68, 23) + LISTED.format(2016, 62, 29)]
 @pytest.mark.parametrize(
     "text, facts",
     [
-        ("P is -4, Q is 1,250", [("P", "-4"), ("Q", "1250")]),
-        ("S has 25, T 1,200.0, U 12 %", [("S", "25"), ("T", "1200"), ("U", "12%")]),
+        ("P is -4, Q 1,200.0, U 12 %", [("P", "-4"), ("Q", "1200"), ("U", "12%")]),
         ("A is 1, I is 2 and May is 3. I see a bar of 5 and a gap of 2, it may be 4", WEAK),
-        ("A, I and May: 1, 2, 3", WEAK),
         ("The bag is red and on the left. A black umbrella.", BAGS),
         *((table, SURVEY) for table in TABLES),
     ],
@@ -249,7 +212,6 @@ def test_the_facts_that_a_question_mentions():
     assert mentioned_facts("Who wants to play a role in 2016?", SURVEY) == [SURVEY[3]]
     assert mentioned_facts("What about 2015?", SURVEY) == SURVEY[:2]
     assert mentioned_facts("Which color is this?", SURVEY) == []
-    assert mentioned_facts("How much is green?", BARS) == []
 
 
 def test_true_traces_of_the_charts_score_1_and_noisy_ones_0():
@@ -266,20 +228,14 @@ def test_true_traces_of_the_charts_score_1_and_noisy_ones_0():
 # ---- rewards ------------------------------------------------------------------------------------
 
 
-def test_without_facts_the_words_of_the_trace_are_the_measure():
+def test_without_facts_the_words_of_the_trace_are_the_measure_else_format_and_answer():
     trace = "The dog chases a red ball in the park."
     assert visual_checker("A dog and the red ball, in this park: it chases", [], trace=trace) == 1
     assert visual_checker("A dog", [], trace=trace) == pytest.approx(2 / 6)
-    assert visual_checker("What is in the one or the other", [], trace=trace) == 0
-
-
-def test_without_facts_and_trace_the_thinking_has_no_weight():
-    text = "It is a dog.\nAnswer: dog"
-    totals = {
-        trace: score([text], Example(answer="dog", trace=trace), reward_weights=(1, 1, 2))["total"]
-        for trace in (None, "It is a dog", "Something else")
-    }
-    assert totals == {None: 4, "It is a dog": 4, "Something else": 2}
+    for trace, total in {None: 4, "It is a dog": 4, "Something else": 2}.items():
+        example = Example(answer="dog", trace=trace)
+        rewards = score(["It is a dog.\nAnswer: dog"], example, reward_weights=(1, 1, 2))
+        assert rewards["total"] == total
 
 
 def test_it_is_said_whose_thinking_earns_nothing_and_what_is_explained():
@@ -290,23 +246,21 @@ def test_it_is_said_whose_thinking_earns_nothing_and_what_is_explained():
 
 
 EVERY = ", ".join(f"{name} {value}" for name, value in BARS)
+GROUNDED = {  # by the facts that are needed, black and orange
+    "black 6, orange 4": 1,
+    "black 6, orange 6": 0.5,  # a right number on a wrong name
+    "black 4, orange 6": 0,
+    EVERY: 2 * 2 / (4 + 2),  # more than the reference
+    "black 6, orange 4, green 9, yellow 1, blue 3": 4 / 7,  # invented
+}
 
 
-@pytest.mark.parametrize(
-    "thinking, known, reward",
-    [
-        ("black 6, orange 4", dict(needed=BARS[:2]), 1),
-        ("black 6, orange 6", dict(needed=BARS[:2]), 0.5),  # a right number on a wrong name
-        ("black 4, orange 6", dict(needed=BARS[:2]), 0),
-        (EVERY, dict(needed=BARS[:2]), 2 * 2 / (4 + 2)),  # more than the reference
-        (EVERY, {}, 1),
-        ("black 6", dict(question="What is the value of black"), 1),
-        ("black 6", dict(question="Which", trace="black 6, red 3"), 2 / 3),
-        ("black 6, orange 4, green 9, yellow 1, blue 3", dict(needed=BARS[:2]), 4 / 7),  # invented
-    ],
-)
-def test_thinking_is_paid_the_f1_of_its_claims(thinking, known, reward):
-    assert visual_checker(thinking, BARS, **known) == pytest.approx(reward)
+def test_thinking_is_paid_the_f1_of_its_claims():
+    for thinking, reward in GROUNDED.items():
+        assert visual_checker(thinking, BARS, BARS[:2]) == pytest.approx(reward), thinking
+    assert visual_checker(EVERY, BARS) == 1
+    assert visual_checker("black 6", BARS, question="What is the value of black") == 1
+    assert visual_checker("black 6", BARS, trace="black 6, red 3") == pytest.approx(2 / 3)
 
 
 def test_rewards_of_a_group():
@@ -325,53 +279,42 @@ def test_rewards_of_a_group():
     assert score(["It is 5\nAnswer: 1200"], bars_example(answer="$1,200."))["correct"].item()
 
 
-def test_hacks_are_not_correct():
-    tails = ["", "Answer:", "Answer: yes\nAnswer: no", "Answer: yes or no", "Answer: [yes, no]"]
-    hacks = ["Answer: yes", *(f"red has 3\n{tail}" for tail in tails)]
-    hacks.append("red has 3\nAnswer: black orange red cyan 1 2 3 4 5 6 7 8 9")
-    assert not score(hacks, bars_example())["correct"].any()
+NUMBERS = " ".join(map(str, range(1, 10)))
+HACKS = ["red has 3", "red has 3\nAnswer:", "Answer: yes", "red has 3\nAnswer: yes\nAnswer: no"]
+HACKS += ["red has 3\nAnswer: yes or no", f"red has 3\nAnswer: black orange red cyan {NUMBERS}"]
+TRICKS = [EVERY, " ".join(f"{name} {n}" for name, _ in BARS for n in range(1, 10))]
+TRICKS += [f"black is {NUMBERS.replace(' ', ' or ')}, red is 3", f"{NUMBERS} black red"]
+TRICKS += [f"black red orange cyan {NUMBERS}", f"black {NUMBERS} red {NUMBERS}"]
 
 
-def test_hacks_of_the_thinking_gain_nothing():
+def test_hacks_are_not_correct_and_gain_nothing():
+    assert not score(HACKS, bars_example())["correct"].any()
     honest = visual_checker("black 6, red 3", BARS, bars_example().needed)
-    numbers = " ".join(map(str, range(1, 10)))
-    hacks = [
-        EVERY,
-        " ".join(f"{name} {n}" for name, _ in BARS for n in range(1, 10)),
-        "black is " + " or ".join(map(str, range(1, 10))) + ", red is 3",
-        f"black red orange cyan {numbers}",
-        f"{numbers} black red",
-        f"black {numbers} red {numbers}",
-        "black red black red 6 3 3 6",
-    ]
-    for hack in hacks:
-        assert visual_checker(hack, BARS, bars_example().needed) < honest, hack
+    for trick in TRICKS:
+        assert visual_checker(trick, BARS, bars_example().needed) < honest, trick
 
 
 PIECES = (
-    "black orange 65+ yes 2015 Limit its role 6 4 12% 1,200 -3 1e999 nan inf ٣ ² ½ １２ "
-    "= + - * / ( ) . , : ; | answer Answer: <answer> </answer> or and both between by of "
-    "U.S. ’s ﬁ İ ß _ ** ` \u200b \x00 \ud800 \U0001f600"
-).split(" ") + ["\n", " "]
+    "black orange 65+ yes 2015 Limit its role 6 12% 1,200 -3 1e999 nan ٣ ² ½ １２ = + - / ( ) . , |"
+)
+PIECES = f"{PIECES} answer Answer: <answer> or both by of U.S. ’s ﬁ İ ß _ ** \x00 \ud800".split(" ")
 
 
 def random_text(rng, length):
-    return "".join(rng.choice(PIECES) + rng.choice(("", " ")) for _ in range(length))
+    return "".join(rng.choice([*PIECES, "\n", " "]) + rng.choice(("", " ")) for _ in range(length))
 
 
-def test_scores_of_random_text_are_finite_and_in_range():
+def test_scores_of_random_text_are_in_range():
     rng = random.Random(0)
     for _ in range(400):
         facts = [(random_text(rng, rng.randrange(4)), random_text(rng, 1)) for _ in range(3)]
         facts = rng.choice((facts, facts + BARS, SURVEY, facts + SURVEY, []))
         texts = dict(question=random_text(rng, 5), answer=random_text(rng, 2))
-        trace = rng.choice((None, random_text(rng, 9)))
-        example = Example(**texts, facts=facts, trace=trace)
+        example = Example(**texts, facts=facts, trace=rng.choice((None, random_text(rng, 9))))
         responses = [random_text(rng, rng.randrange(40)) for _ in range(4)]
         rewards = score(responses + [f"{refine(example)}\nAnswer: 3"], example)
         for name in ("format", "accuracy", "thinking"):
             assert ((rewards[name] >= 0) & (rewards[name] <= 1)).all(), (name, responses)
-        assert {len(claim) for claim in claimed_facts(responses[0], facts)} <= {2, len(SURVEY[0])}
 
 
 LONG = "black 6, orange and cyan 4 or a number of others which are still to be read off "
@@ -384,8 +327,7 @@ LONG = "black 6, orange and cyan 4 or a number of others which are still to be r
 def test_a_response_of_a_million_characters_is_scored(piece):
     text = (piece * (10**6 // len(piece) + 1))[: 10**6]
     facts = SURVEY if "i" in piece[:8] else BARS + [("the the the the one", "1")]
-    rewards = score([text + "\nAnswer: yes"], bars_example(facts=facts))
-    assert all(math.isfinite(rewards[name].item()) for name in rewards)
+    assert score([text + "\nAnswer: yes"], bars_example(facts=facts))["total"].isfinite()
 
 
 # ---- the refiner --------------------------------------------------------------------------------
@@ -403,20 +345,14 @@ def refined(question, answer, facts, **changes):
         ("Portugal minus Latvia, as a share?", "0.059", "8.9 - 3.0 = 5.9, as a share 0.059"),
         ("What is the average of the three?", "8.3", "(3.0 + 8.9 + 13.0) / 3 = 8.3"),
         ("What is the median?", "8.9", "the middle of 3.0, 8.9, 13.0 = 8.9"),
-        ("Ratio of Romania to Latvia?", "4.33", "13.0 / 3.0 = 4.33"),
         ("The sum of the two largest?", "21.9", "13.0 + 8.9 = 21.9"),
         ("Which has the highest value?", "Romania", "highest value is 13.0, so it is Romania"),
-        ("What is the lowest value?", "3", "lowest value is 3"),
-        ("What is the value of Portugal?", "8.9", "Portugal is 8.9"),
         ("Which country has 8.9?", "Portugal", "Portugal is 8.9, so it is Portugal"),
         ("How many are above 5?", "2", "Portugal 8.9, Romania 13.0 are more than 5, so it is 2"),
         ("Is Latvia higher than Romania?", "No", "the first is less than the second, so No"),
         ("Is the sum of Latvia and Portugal more than Romania?", "no", "3.0 + 8.9 = 11.9 and Rom"),
         ("What is the sum of Latvia and Portugal?", "12.4", None),
         ("Which has the second highest value?", "Romania", None),
-        ("Which country had the largest difference?", "Romania", None),
-        ("Is Latvia higher than Romania?", "Yes", None),
-        ("Is Romania more than the sum of all the others?", "Yes", None),
         ("Is Romania more than twice Latvia?", "Yes", None),
     ],
 )
@@ -452,8 +388,7 @@ def test_refined_text_is_grounded_and_has_no_answer_of_its_own():
         needed = [facts[i] for i in sorted(rng.sample(range(len(facts)), 2))]
         text = refined("How much is it?", "77", facts, needed=needed)
         assert visual_checker(text, facts, needed) == 1.0, text
-    assert split_response(refined("?", "4", [("No answer", "4"), ("Answer: a", "5")]))[1] is None
-    assert format_reward(refined("?", "4", [("No answer", "4")]) + "\nAnswer: 4") == 1.0
+    assert extract_answer(refined("?", "4", [("No answer", "4"), ("Answer: a", "5")])) is None
 
 
 def test_the_refiner_invents_no_arithmetic():
@@ -462,16 +397,14 @@ def test_the_refiner_invents_no_arithmetic():
     for _ in range(2000):
         facts = [(name, str(rng.randrange(1, 9))) for name, _ in BARS[: rng.randrange(1, 5)]]
         text = refined(" ".join(rng.choices(words, k=4)), str(rng.randrange(20)), facts)
-        for left, right in re.findall(r"Reasoning: ([\d +/()-]+) = (\d+)", text):
-            if left.strip("0123456789 "):
-                assert abs(eval(left) - int(right)) <= 0.5, text
+        for left, right in re.findall(r"Reasoning: ([\d +/()-]* [\d +/()-]*) = (\d+)", text):
+            assert abs(eval(left) - int(right)) <= 0.5, text
 
 
 def test_the_charts_refined_traces_are_their_true_traces():
     clean_charts = load_charts("train", size=24)
     for noisy, clean in zip(load_charts("train", size=24, trace_noise=1.0), clean_charts):
         assert refine(noisy) == clean.trace
-        assert noisy.task in KINDS
         assert score([f"{refine(noisy)}\nAnswer: {noisy.answer}"], noisy)["total"].item() == 3.0
 
 
@@ -498,31 +431,26 @@ def test_responses_heard_one_by_one_score_as_a_group_does():
     assert all(torch.equal(rewards[name], together[name]) for name in together)
 
 
-def own_rules(tmp_path, text):
-    path = tmp_path / "own.py"
-    path.write_text(text)
-    return rules(str(path))
+COUNTING = "seen = []\ndef reward(*given):\n    seen.append(given)\n    return len(seen)"
 
 
 def test_a_reward_of_ones_own_is_called_once_per_response(tmp_path):
-    text = "seen = []\ndef reward(*given):\n    seen.append(given)\n    return len(seen)"
-    texts = ["x\nAnswer: no", "x\nAnswer: yes"]
-    assert heard(own_rules(tmp_path, text), texts, bars_example())["accuracy"].tolist() == [2, 1]
+    (tmp_path / "own.py").write_text(COUNTING)
+    rewards = heard(rules(str(tmp_path / "own.py")), ["x\nAnswer: no"] * 2, bars_example())
+    assert rewards["accuracy"].tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("body", ["return 1 / 0", "return float('nan')", "return 1e300"])
-def test_a_reward_of_ones_own_that_fails_names_the_example(tmp_path, body):
-    scorer = own_rules(tmp_path, f"def reward(response, example):\n    {body}")
-    with pytest.raises(InputError, match="item-7"):
-        heard(scorer, ["x\nAnswer: no"], bars_example(id="item-7"))
+FAILING = {
+    f"def reward(*_): return {body}": "item-7" for body in ("1 / 0", "float('nan')", "1e300")
+}
+FAILING |= dict.fromkeys(["1 / 0", "reward = 1", "def reward(", "pass"], "own.py: ")
 
 
-@pytest.mark.parametrize("text", ["1 / 0", "reward = 1", "def reward("])
-def test_a_file_without_a_reward_is_named(tmp_path, text):
-    with pytest.raises(InputError, match="own.py: "):
-        own_rules(tmp_path, text)
-    with pytest.raises(InputError, match="No such file"):
-        rules("nowhere.py")
+@pytest.mark.parametrize("text", FAILING)
+def test_a_reward_of_ones_own_that_fails_is_named(tmp_path, text):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(InputError, match=FAILING[text]):
+        heard(rules(str(tmp_path / "own.py")), ["x\nAnswer: no"], bars_example(id="item-7"))
 
 
 def test_the_memorized_thinking_is_refined_or_the_datas_own_or_none():
