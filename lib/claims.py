@@ -156,8 +156,7 @@ class Reader:
     def is_stated(self, i: int) -> bool:
         """Whether the number at token i can be a name's value."""
         before = [token.word or token.text for token in self.tokens[max(0, i - 4) : i]]
-        before = [word for word in before if word not in ADVERBS]
-        nearest = before[-1] if before else ""
+        nearest = next((word for word in reversed(before) if word not in ADVERBS), "")
         percent = self.texts[i + 1] == "%"
         j = i + 1 + percent
         if self.texts[j] in DISTANCES and not find_name(self.tokens, j, self.chart.spellings)[1]:
@@ -199,8 +198,8 @@ class Reader:
     def is_unknown(self, i: int) -> bool:
         """Whether token i can be a word of a name that the picture hasn't."""
         token = self.tokens[i]
-        known = not token.word or token.value is not None or i in self.named
-        return not known and NAMELESS.isdisjoint((token.text, token.word))
+        other = not token.word or token.value is not None or i in self.named
+        return not other and NAMELESS.isdisjoint((token.text, token.word))
 
     # ---- which value belongs to which name ------------------------------------------------------
 
@@ -212,10 +211,8 @@ class Reader:
             names = [mention for mention in mentions if mention.kind == kind]
             self.last[kind] = names[-1:] or self.last[kind]
             self.heads[kind] = names if len(names) > 1 else self.heads[kind]
-        if silent:
-            return []
         claims = {}  # by the names' places in the text
-        for v, (value, *owned) in enumerate(zip(values, *owners)):
+        for v, (value, *owned) in enumerate([] if silent else zip(values, *owners)):
             for place in self.places(owned):
                 names = tuple(name.start for name in place)
                 guess = names in claims and self.is_guess(values, v)  # "6 or 7" is one wrong claim

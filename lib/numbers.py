@@ -91,25 +91,12 @@ def close(wanted: float, given: float, tolerance: float) -> bool:
 MOST = 200  # characters that are read
 GROUP = r"\s*\{([^{}]*)\}"
 # LaTeX and words as signs, then as Python's arithmetic; again until nothing changes: it is nested
-SIGNS = (
-    (r"\\(?:left|right|[!$])|[A-Z]{0,2}[$€£¥₹₩₽]", ""),
-    (r"\\[,;: ]|~", " "),
-    (r"\\([{}%])", r"\1"),
-    (r"\^\s*\{?\\circ\}?|\\degree\b", "°"),
-    (r"\\pi\b", "π"),
-    (r"\\infty\b", "∞"),
-    (r"\\pm\b", "±"),
-    (r"\\cdot|\\times|×|·|(?<=\d)\s*x\s*(?=10\b)", "*"),
-    (r"\\div|÷", "/"),
-    (r"\\in\b|∈", "="),
-    (r"√", r"\\sqrt"),
-    (r"²", "^2"),
-    (r"³", "^3"),
-    (r"\{,\}", ""),
-    (r"\\cup\b|∪|;|,?\s+(?:and|or)\s+", ","),
-    (r"\s+to\s+", ":"),
-    (r" ?per ?cent", "%"),
-)
+SIGNS = [(r"\\(?:left|right|[!$])|[A-Z]{0,2}[$€£¥₹₩₽]", ""), (r"\\[,;: ]|~", " ")]
+SIGNS += [(r"\\([{}%])", r"\1"), (r"\{,\}", ""), (r" ?per ?cent", "%"), (r"\s+to\s+", ":")]
+SIGNS += [(r"\^\s*\{?\\circ\}?|\\degree\b", "°"), (r"\\pi\b", "π"), (r"\\infty\b", "∞")]
+SIGNS += [(r"\\cdot|\\times|×|·|(?<=\d)\s*x\s*(?=10\b)", "*"), (r"\\div|÷", "/"), ("√", r"\\sqrt")]
+SIGNS += [(r"\\pm\b", "±"), (r"\\in\b|∈", "="), ("²", "^2"), ("³", "^3")]
+SIGNS += [(r"\\cup\b|∪|;|,?\s+(?:and|or)\s+", ",")]
 ARITHMETIC = (
     (r"\\[dt]frac", r"\\frac"),
     (rf"(\d)\s*\\frac{GROUP}{GROUP}", r"(\1+(\2)/(\3))"),
