@@ -12,9 +12,8 @@ from data.tsv import read_tsv
 
 __all__ = ["Example", "InputError", "NoSplit", "load_data", "open_image"]
 
-# To add a data set: load(split, data_dir, skip_bad_rows), which returns a list of Examples, its
-# line here, and where its knobs differ from ChartQA's an entry in its default in config.py. --dataset
-# mine.jsonl needs no code.
+# To add a data set: load(split, data_dir, skip_bad_rows), which returns a list of Examples, a line
+# here, and where its knobs differ from ChartQA's an entry in their defaults in config.py.
 PUBLISHED = {"chartqa": load_chartqa, "gsm8k": load_gsm8k, "aokvqa": load_aokvqa}
 OWN = {".jsonl": read_own, ".json": read_own, ".tsv": read_tsv}
 
@@ -34,9 +33,9 @@ def load_data(
 ) -> Sequence[Example]:
     """The Examples of a split: "train", "val" or "test" (charts also "ood") of a data set.
 
-    name: charts, chartqa, gsm8k, aokvqa, or a path ending in .jsonl, .json, .tsv. data_dir: where
-    its files are. size: the first so many. data_seed, trace_noise, tasks: of charts. traces, facts:
-    .jsonl files of them. skip_bad_rows: they are left out and counted, not an InputError.
+    name: charts, one of PUBLISHED, or a path of OWN. data_dir: where its files are. size: the first
+    so many. data_seed, trace_noise, tasks: of charts. traces, facts: .jsonl files of them.
+    skip_bad_rows: they are left out and counted, not an InputError.
     """
     ending, splits = Path(name).suffix.lower(), SIZES if name == "charts" else SPLITS
     if split not in splits:

@@ -57,9 +57,8 @@ HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": 
 
 
 def sample_chart(rng, homes, count: int = 4) -> tuple[dict, dict]:
-    """({colour: value}, {colour: box}) of a random chart at home in `homes`, from left to right.
-
-    All differ. A box is (left, top, right, bottom) in pixels, right and bottom exclusive.
+    """({colour: value}, {colour: box}) of a random chart at home in `homes`, from left to right; a
+    box is (left, top, right, bottom) in pixels, right and bottom exclusive.
     """
     names = list(COLOURS)
     while True:
@@ -133,9 +132,7 @@ def conclude(kind: str, stated: list, answer: str, so: str = "so") -> str:
 
 
 def write_trace(kind: str, stated: list, answer: str, concluded: list | None = None) -> str:
-    """The reference thinking without its answer line, in DyME's Goal / Observation / Reasoning,
-    which goes on with what is stated or with `concluded`.
-    """
+    """The reference thinking in DyME's form; its Reasoning is from `concluded`, else `stated`."""
     observed = ", ".join(f"{name} {value}" for name, value in stated)
     reasoning = conclude(kind, concluded or stated, answer)
     return f"Goal: {GOALS[kind]}.\nObservation: {observed}.\nReasoning: {reasoning}."
@@ -237,9 +234,8 @@ def base_batch(
     tasks: Sequence[str] = ("chart",),
 ) -> list[tuple[Example, str, str]]:
     """A batch of the tiny model's base stage, of BASE_MIX: [(Example, instruction, target)], pure.
-
-    Thinking prompts get a bare answer: the paper's weak instruction follower. base_format_rate: the
-    share of them that get the required format instead.
+    Thinking prompts get a bare answer, the paper's weak instruction follower, or at
+    base_format_rate the required format.
     """
     rng, kinds = np.random.default_rng([data_seed, SPLIT_IDS["base"], step]), turns(tasks)
     modes = rng.choice(list(BASE_MIX), batch_size, p=list(BASE_MIX.values())).tolist()

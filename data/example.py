@@ -1,7 +1,4 @@
-"""An Example: a question about an image, its answer, its visual facts and a reference trace.
-
-Besides it what everything here needs: where a response's answer is, and the error of bad input.
-"""
+"""An Example; where a response's answer is; the error of bad input."""
 
 import os
 import re
@@ -58,8 +55,7 @@ def fact_value(fact: tuple) -> str:
 
 def split_marked(response: str) -> tuple[str, str | None]:
     """(thinking, answer): the text before the one marker, "Answer: x" or "<answer>x</answer>", and
-    the line behind it as it is. Without a marker, or with several, the answer is None: one that
-    says everything has said nothing.
+    the line behind it; without one, or with several, None: one that says everything says nothing.
     """
     markers = list(MARKER.finditer(response))
     if len(markers) != 1:

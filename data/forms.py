@@ -28,9 +28,7 @@ WRITTEN = {"judge": ("decision", "(?i)yes|no"), "choice": ("letters", r"[A-Z](\W
 
 
 def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -> list[Example]:
-    """The Examples in one of FORMS, pure; half of a task's judge questions propose a right answer.
-    InputError for an answer that is none of its own kind, and where there is no wrong one to offer.
-    """
+    """The Examples in one of FORMS, pure; half of its judge questions propose what is right."""
     pool, counts, asked = answer_pool(examples), Counter(), []
     for index, example in enumerate(examples):
         if grade(example, example.answer) < 1:
@@ -43,9 +41,7 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
 
 
 def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
-    """Examples that somebody wrote in one of FORMS, as Curr-ReFT publishes its stages, with the
-    form's kind of answer. InputError for an answer that isn't one.
-    """
+    """Examples that were written in one of FORMS, as Curr-ReFT's stages are; InputError if not."""
     if form == "open":
         return list(examples)
     kind, pattern = WRITTEN[form]
@@ -95,9 +91,8 @@ def pool_key(example: Example) -> tuple[str, str, bool]:
 
 
 def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[str]:
-    """Distinct wrong answers, in random order, at least one (InputError): the other options, yes or
-    no, other values or names of the chart, if the right answer is one of these; else answers to
-    other questions, of the same task where it has any.
+    """Distinct wrong answers, at least one: other options, yes or no, other values or names of the
+    chart, if the right answer is one of these; else those of other questions, of its task if any.
     """
     values = [fact[-1] for fact in example.facts]
     names = [name for fact in example.facts for name in fact[:-1]]
@@ -128,8 +123,7 @@ def choose_labels(example: Example, pool: dict, rng) -> tuple[list[str], list[st
 
 def split_labels(answer: str) -> set[str]:
     """The labels between commas or semicolons, in lower case."""
-    parts = re.split("[,;]", answer.strip("[] "))
-    return {part.strip().casefold() for part in parts if part.strip()}
+    return set(filter(None, map(str.strip, re.split("[,;]", answer.casefold().strip("[] ")))))
 
 
 # ---- the tiny model's base ----------------------------------------------------------------------
@@ -137,8 +131,7 @@ def split_labels(answer: str) -> set[str]:
 
 def mix_forms(batch: list, forms: list[str], pool: dict, rng, grade: Callable) -> list:
     """A batch of charts.base_batch, half of its questions to be thought about or explained in other
-    forms ("judge", "choice"), which a pretrained model would have met; a working then ends in the
-    form's answer. pool: see answer_pool.
+    forms ("judge", "choice"), which a pretrained model would have met. pool: see answer_pool.
     """
     mixed = []
     for example, instruction, target in batch:

@@ -43,9 +43,7 @@ def read_image(image, header_only: bool = False, example: str = "") -> Image.Ima
 
 
 def open_image(example, max_pixels: int | None = None) -> Image.Image | None:
-    """RGB image of an Example (or of what its `image` may be), None where it has none; one of more
-    than `max_pixels` is shrunk to so many, its aspect kept.
-    """
+    """RGB image of an Example, or of what its `image` may be, of at most `max_pixels`; or None."""
     image = getattr(example, "image", example)
     if image is None:
         return None

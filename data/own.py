@@ -64,17 +64,15 @@ ABOUT = (
 
 
 def known_fields(row: dict) -> dict:
-    """The fields by the first of their names; a solution beside an answer is a trace. InputError
-    for an unknown field that may matter, and for two of one meaning that differ.
-    """
+    """The fields by the first of their names; InputError for what is unknown or contradictory."""
     fields = {}
     for name, value in row.items():
         last = re.sub(r".*_|.*(?=[A-Z][a-z]+$)", "", name).lower()  # image_id, imageId
         if name not in KNOWN and last not in ABOUT and not isinstance(value, bool):
             known = ", ".join(KNOWN)
             raise InputError(f"unknown field {name!r}: rename or remove it; known: {known}")
-        worked = name == "solution" and {"answer", "answers"} & set(row)
-        meant = "trace" if worked else ALIASES.get(name, name)
+        beside = name == "solution" and {"answer", "answers"} & set(row)
+        meant = "trace" if beside else ALIASES.get(name, name)
         if meant in fields and fields[meant] != value:
             raise InputError(f"{name} differs from another {meant} of the row: keep one of them")
         fields[meant] = value
@@ -82,9 +80,7 @@ def known_fields(row: dict) -> dict:
 
 
 def find_image(names: list[str], folder, moved: dict) -> str | None:
-    """The path of a row's image, checked; a gone absolute one is looked for in the folder by the
-    longest end of its path that is there, and noted in `moved`.
-    """
+    """The path of a row's image, checked; `moved` notes a gone absolute one found by its name."""
     if not names:
         return None
     name, path = names[0], os.path.join(folder, names[0])  # an absolute path stays as it is
@@ -123,12 +119,11 @@ def read_options(value) -> list[str]:
 
 
 def own_row(row: dict, name: str, image: str | None = None) -> Example:
-    """An Example, its id `name`, from known_fields. An answer with thinking before it is taken
-    apart, an option's letter becomes its text, an <image> at the head of a question goes.
-    """
+    """An Example, its id `name`, from known_fields and the image's path."""
     question = text(row, "question_wo_prompt", required=False) or text(row, "question")
     question = (re.sub(r"^\s*<image>", "", question) if image else question).strip()
     options = read_options(row.get("options", []))
+    # "thinking\nAnswer: x" is taken apart, an option's letter becomes its text
     written = texts(row, "answer") + texts(row, "answers") or texts(row, "solution")
     pairs = [split_marked(answer.strip()) for answer in written]  # thinking, answer
     right = [thinking if bare is None else bare for thinking, bare in pairs]
@@ -183,9 +178,8 @@ def hold_out(examples: list, split: str, most: int = sys.maxsize) -> list:
 def load_own(
     path: str, split: str, data_dir, skip_bad_rows: bool = False, read: Callable = read_own
 ) -> list[Example]:
-    """A split of one's own file: the file is train; val and test are files beside it, own.val.jsonl
-    or own_val.jsonl beside own.jsonl, val.json beside train.json. Without a val file the last tenth
-    is held out. Images start from `data_dir`, else from the file's folder.
+    """A split of one's own file: the file is train, val and test are beside it, own.val.jsonl, or
+    val.json beside train.json; without a val file the last tenth is held out.
     """
     path = Path(path)
 

@@ -25,9 +25,7 @@ AOKVQA_PARTS["val"] = ["default/validation/0000.parquet"]
 
 
 def find_chartqa(path: Path):
-    """The folder that holds train/, val/, test/, as a pathlib.Path or a zipfile.Path; path: it, its
-    parent, the zip, or where the zip is. InputError for a broken or a hostile zip.
-    """
+    """The folder or zipfile.Path with train/, val/, test/; path: it, its parent, or a zip's."""
     path = path / f"{CHARTQA}.zip" if (path / f"{CHARTQA}.zip").is_file() else path
     if path.is_file():
         try:
@@ -46,9 +44,8 @@ def find_chartqa(path: Path):
 
 
 def read_table(table) -> list[tuple]:
-    """The cells of a .csv: (row, column, value), or (row, value) of a table of two columns.
-
-    The first row and column are headers. Empty and nan cells are no facts, nor is a missing file.
+    """The cells of a .csv below and right of its headers, but for empty and nan ones: (row, column,
+    value), or (row, value) of a table of two columns.
     """
     if not table.is_file():
         return []
@@ -67,9 +64,7 @@ def read_table(table) -> list[tuple]:
 
 
 def load_chartqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
-    """The human questions of train, as DyME takes them, or all of another split; facts (DyME's I_c)
-    are the cells of the charts' tables, and there are no traces.
-    """
+    """The human questions of train, as DyME takes them, or all of val and test; tables as facts."""
     root = Path(data_dir) if data_dir else find_file(None, "ahmed-masry/ChartQA", f"{CHARTQA}.zip")
     root = find_chartqa(root)
     examples = []
@@ -93,9 +88,8 @@ def load_chartqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Exam
 
 
 def load_gsm8k(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
-    """The published train and test; val is the last 500 of train, which train then lacks.
-
-    The trace is the solution without its <<annotations>>, the facts are these: ("48/2", "24").
+    """The published train and test; val is the last 500 of train, which train then lacks. The trace
+    is the solution without its <<annotations>>, the facts are these: ("48/2", "24").
     """
     published = "test" if split == "test" else "train"
     file = f"{published}.jsonl" if data_dir else f"main/{published}-00000-of-00001.parquet"

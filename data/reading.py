@@ -68,8 +68,8 @@ def written_here(path: str | Path) -> Iterator[None]:
 
 
 def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> list[dict]:
-    """The objects of a jsonl file that a program goes on writing; a torn last line is cut off, or
-    without `cut` left to who is writing it. InputError for a line without one of these names.
+    """The objects of a jsonl file that a program goes on writing, each with these names; a torn
+    last line is cut off, or without `cut` left to who is writing it.
     """
     if not path.exists():
         return []

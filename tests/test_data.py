@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -64,13 +66,8 @@ def error_of(call, *args, **kwargs):
 @pytest.mark.parametrize("form", ["folder", "parent", "zip", "folder of the zip"])
 def test_chartqas_human_questions_are_read_as_published_from_folder_and_zip(tmp_path, form):
     train = write_chartqa(tmp_path / "made")
-    where = {"folder": train.parent, "parent": tmp_path / "made"}.get(form, tmp_path / "down")
-    if "zip" in form:
-        where.mkdir()
-        with zipfile.ZipFile(where / "ChartQA Dataset.zip", "w") as archive:
-            for file in (tmp_path / "made").rglob("*.*"):
-                archive.write(file, file.relative_to(tmp_path / "made"))
-        where = where / "ChartQA Dataset.zip" if form == "zip" else where
+    packed = Path(shutil.make_archive(tmp_path / "ChartQA Dataset", "zip", tmp_path / "made"))
+    where = {"folder": train.parent, "parent": tmp_path / "made", "zip": packed}.get(form, tmp_path)
     examples = load_data("chartqa", "train", str(where))
     assert [e.answer for e in examples] == [row["label"] for row in ROWS]
     assert [e.id for e in examples] == [f"chartqa/train/human/{i}" for i in range(3)]

@@ -53,17 +53,15 @@ def test_the_published_list_format_is_read_as_it_is(tmp_path):
     row |= {"image": "/elsewhere/images/train_0.png", "hint": "Goal: x\n#### 2017"}
     row |= {"visual_fact": json.dumps(seen), "choices": ["2017", "2018"]}
     sft = {"question": "Who?", "answer": "because\nAnswer: 5", "human_or_machine": 0}
-    sft |= {"visual_fact": '{"objects": [cut off'}
-    (tmp_path / "d").mkdir()
-    path = tmp_path / "d" / "train.json"
-    path.write_text(json.dumps([row, sft, sft]))
-    (tmp_path / "d" / "val.json").write_text(json.dumps([sft]))
-    first, second, _ = load_data(str(path), "train", str(tmp_path))
+    (tmp_path / "train.json").write_text(json.dumps([row, {**sft, "visual_fact": '{"a": [cut'}]))
+    (tmp_path / "val.json").write_text(json.dumps([sft]))
+    path = str(tmp_path / "train.json")
+    (first, second), (third,) = (load_data(path, split) for split in ("train", "val"))
     assert (first.question, first.answer, first.trace) == ("Who?", "2017", "Goal: x")
     assert first.image == str(tmp_path / "train_0.png") and first.options == ["2017", "2018"]
     assert first.facts == [("bag", "red"), ("bag", "small"), ("bag", "left")]
-    assert (second.answer, second.trace, second.facts) == ("5", "because", [])
-    assert second.task == "human" and len(load_data(str(path), "val", str(tmp_path))) == 1
+    assert (second.answer, second.trace, second.facts, second.task) == ("5", "because", [], "human")
+    assert third.question == "Who?"
 
 
 def test_curr_refts_published_rows_are_read_and_ask_for_their_kind_of_answer(tmp_path):
@@ -214,22 +212,22 @@ def test_a_resumed_run_can_say_in_which_fields_the_data_changed(tmp_path, name):
 
 def test_traces_and_facts_are_attached_by_id_and_strangers_are_counted(tmp_path, capsys):
     write_chartqa(tmp_path)
-    first = {"id": "chartqa/train/human/0", "trace": "b is 1\nAnswer: 1"}
-    changed = {"id": "chartqa/train/human/1", "question": "Another?", "trace": "t"}
-    rows = [dict(first, trace="old"), first, changed, {"id": "x", "trace": "y"}]
+    ids = [f"chartqa/train/human/{i}" for i in range(3)]
+    first, stranger = {"id": ids[0], "trace": "b is 1\nAnswer: 1"}, {"id": "x", "trace": "y"}
+    changed = {"id": ids[1], "question": "Another?", "trace": "t"}
+    rows = [dict(first, trace="old"), first, changed, stranger]
     traces = write_jsonl(tmp_path / "traces.jsonl", rows)
-    seen = {"id": "chartqa/train/human/1", "facts": [["a", "2019", 3], ["a", "2020", 4.5]]}
-    rows = [seen, {"id": "chartqa/train/human/2", "facts": []}]
-    facts = write_jsonl(tmp_path / "facts.jsonl", rows)
+    seen = {"id": ids[1], "facts": [["a", "2019", 3], ["a", "2020", 4.5]]}
+    facts = write_jsonl(tmp_path / "facts.jsonl", [seen, {"id": ids[2], "facts": []}])
     plain = load_data("chartqa", "train", str(tmp_path))
     examples = load_data("chartqa", "train", str(tmp_path), traces=traces, facts=facts)
     assert [e.trace for e in examples] == ["b is 1", None, None]
     assert "1 of 3 examples, 2 fit none" in capsys.readouterr().err
     assert examples[1].facts == [("a", "2019", "3"), ("a", "2020", "4.5")] != plain[1].facts
     assert examples[0].facts == plain[0].facts and examples[2] == plain[2]
-    for field, wrong, told in (
-        ("traces", {"id": "x", "trace": "y"}, "0 of 3 examples, 1 fit none"),
-        ("facts", dict(seen, facts="a: 3"), "wrong.jsonl: line 1: facts"),
-    ):
-        file = write_jsonl(tmp_path / "wrong.jsonl", [wrong])
-        assert told in error_of(load_data, "chartqa", "train", str(tmp_path), **{field: file})
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [stranger])
+    message = error_of(load_data, "chartqa", "train", str(tmp_path), traces=wrong)
+    assert "0 of 3 examples, 1 fit none" in message
+    wrong = write_jsonl(tmp_path / "wrong.jsonl", [dict(seen, facts="a: 3")])
+    message = error_of(load_data, "chartqa", "train", str(tmp_path), facts=wrong)
+    assert "wrong.jsonl: line 1: facts" in message
