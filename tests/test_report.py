@@ -125,15 +125,11 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
     assert len(run.lines) == 39 + 1 and run.config["method"] == "dyme"
 
 
-@pytest.mark.parametrize(
-    "name, text",
-    [
-        ("metrics.jsonl", ""),
-        ("metrics.jsonl", '{"step": 0}\n[1]\n'),
-        ("groups.jsonl", '{"step": 3, "mode": "<b>"}\n'),
-        ("result.json", '{"config": 5}'),
-    ],
-)
+BAD = [("metrics.jsonl", ""), ("metrics.jsonl", '{"step": 0}\n[1]\n'), ("result.json", "{}")]
+BAD += [("groups.jsonl", '{"step": 3, "mode": "<b>"}\n'), ("result.json", '{"config": 5}')]
+
+
+@pytest.mark.parametrize("name, text", BAD)
 def test_a_bad_file_of_a_run_is_one_line_that_names_it(name, text, tmp_path, refused):
     run = write_run(tmp_path / "run")
     (tmp_path / "run" / name).write_text(text)

@@ -126,8 +126,7 @@ def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dic
 def commit() -> str:
     """The checkout's commit; with a plus where tracked files differ from it."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=+"]
-    found = subprocess.run(git, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def code_version() -> str:
@@ -148,16 +147,13 @@ def read_record(row: str, folder: Path) -> dict:
         "row": row,
         **{name: result["config"][name] for name in told if name in result["config"]},
         "steps": result["config"]["max_steps"],
-        "seconds": result["seconds"],
         "cpu_seconds": sum(line.get("seconds_cpu", 0.0) for line in lines),
         "share_equal": mean(line["frac_reward_zero_std"] for line in sampled) if sampled else None,
         # of accuracy below its running best
         "largest_fall": max(map(sub, accumulate(accuracies, max), accuracies), default=None),
         "val": accuracies,
         "on_the_way": [on_the_way(reading) for reading in result["val"]],
-        "base": result["base"],
-        "final": result["final"],
-        "stages": result.get("stages"),
+        **{name: result.get(name) for name in ("seconds", "base", "final", "stages")},
     }
 
 

@@ -147,9 +147,6 @@ def mean_line(variant: Variant, metric: str) -> dict[float, float]:
     return {step: fmean(line[step] for line in lines if step in line) for step in steps}
 
 
-# ---- pictures -----------------------------------------------------------------------------------
-
-
 def draw(variants: list[Variant]) -> "dict[str, Figure]":
     """Every picture of runs that something was logged for, by its title."""
     figures = {"Modes": plot_modes(variants)}

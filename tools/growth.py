@@ -20,11 +20,10 @@ from model import encode_prompt
 from tools.shapes import CHART, SIZES, build_model
 from tools.tables import markdown
 
-
 # an RTX 4090 by its data sheet, 165 TFLOP/s (bf16) and 1008 GB/s, at 40 and 60 %; and seconds of a
-# layer in a decode step that do no arithmetic. With constants set by hand, 76 GFLOP/s, 52 in decode
-# steps, and this third one, the formulas are within 14 % of all figures of one CPU core that are in
-# results/bench-{p700,p700x4,p3000}.json.
+# layer in a decode step that do no arithmetic. With three constants set by hand, 76 GFLOP/s, 52 in
+# decode steps, and the same seconds, the formulas are within 14 % of all figures of one CPU core
+# that are in results/bench-{p700,p700x4,p3000}.json.
 RATE, BANDWIDTH, PER_LAYER = 66e12, 605e9, 1.0e-3
 SIZE = 2  # bytes of a number
 CHARTQA = 28_299  # training questions
@@ -54,11 +53,9 @@ def parts(text, tower, patches: int, tile: int, prompt: int, P: int, G: int, C: 
     attention = 4 * layers * width  # per query and key
     own = 2 * numbers * prompt + attention * prompt**2 / 2  # one prompt, once
     token = 2 * numbers + attention * (prompt + C / 2) + 2 * head  # one token of a response
-
     tower_width, tower_layers, tower_mlp = tower
     patch = 2 * (4 * tower_width**2 + 2 * tower_width * tower_mlp) + 4 * tower_width * tile
     seen = tower_layers * patch * patches
-
     cached = 2 * layers * key_width * SIZE  # bytes of a token's keys and values
     read = SIZE * (numbers + head) + cached * P * prompt
     read += 3 * cached * P * G * C / 2  # what the responses have said is read, and moved once
@@ -83,13 +80,13 @@ def memory_table() -> str:
     """The peak of a step for published shapes without weights: a CHART, G 8, C 300, bf16."""
     heads = ["model", "parameters", "prompt, tokens", "prompts per step", "peak, GiB"]
     example, lines = Example(Image.new("RGB", CHART), "What is the highest value?", "1"), []
-    sizes = ("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")
-    for (size, name), P in product(sizes, (8, 32)):
+    names = {"0.5b": "LLaVA-OneVision-0.5B", "2b": "Qwen2-VL-2B"}
+    for size, P in product(names, (8, 32)):
         with torch.device("meta"):
             model, processor = build_model(SIZES[size], "meta")
         prompt = encode_prompt(processor, example)
         count = sum(p.numel() for p in model.parameters()) / 1e9
-        lines.append([name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(P)])
+        lines.append([names[size], f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(P)])
         for on in (False, True):
             knobs = {"max_completion_length": 300, "micro_batch_prompts": 1}
             config = Config(**knobs, gradient_checkpointing=on)
@@ -99,8 +96,7 @@ def memory_table() -> str:
 
 def main(argv: list[str]) -> None:
     """The command line."""
-    print(seconds_table())
-    print(memory_table())
+    print(seconds_table(), memory_table(), sep="\n")
 
 
 if __name__ == "__main__":
