@@ -189,8 +189,8 @@ def thinking_lines(examples) -> list[str]:
     explained = sum("\nReasoning: " in (text or "") for text in texts)
     lines = [
         f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing for "
-        f"them; {traced} are scored by the words of their own trace, {len(bare) - traced} by format "
-        "and answer alone; judge.py facts reads facts off images",
+        f"them; {traced} are scored by the words of their own trace, {len(bare) - traced} by "
+        "format and answer alone; judge.py facts reads facts off images",
         f"{explained} of {known} local traces explain their answer, the others state facts; "
         "better ones: judge.py refine with a --judge_url, then --traces",
     ]

@@ -55,11 +55,12 @@ LINKS = words("= : | is are was were has had at ( shows reaches")
 WRITTEN = words("* _ ` \" ' ” ’")
 FOLLOWING = words("percent per and or but while whereas with so % ) , ; . : | !") | {"\n", ""}
 PARTED = words(", ; | * - – • ( . : and then also while but") | {"\n", ""}
-NAMELESS = words("""among answer axis bar between bottom calculation category chart check color colour
-    comparison conclusion count data date either estimate final find given goal graph group hence
-    high highest however label legend line look low lowest max maximum middle min minimum none note
-    observation overall percent pie point reading reasoning result scale second segment series share
-    since slice source table therefore third three title trend two unit value year yes""")
+NAMELESS = words("""among answer axis bar between bottom calculation category chart check color
+    colour comparison conclusion count data date either estimate final find given goal graph
+    group hence high highest however label legend line look low lowest max maximum middle min
+    minimum none note observation overall percent pie point reading reasoning result scale
+    second segment series share since slice source table therefore third three title trend two
+    unit value year yes""")
 NAMELESS |= STOP | COMPUTED | COMPARED | NOT_BEFORE | DISTANCES | ADVERBS | CHANGED | SHARING
 
 

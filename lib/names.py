@@ -123,8 +123,10 @@ def read_chart(facts: tuple) -> Chart:
 def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tuple]:
     """(end, ((kind, name), ...)) of the longest name from token `start` on, or (start + 1, ())."""
     none = found = (start + 1, ())
+    if tokens[start].word not in spellings:
+        return none
     spelt, parted = "", False
-    for i in range(start, len(tokens) if tokens[start].word in spellings else start):
+    for i in range(start, len(tokens)):
         word = tokens[i].word
         if word and (spelt + word in spellings or word not in ARTICLES):
             spelt += word

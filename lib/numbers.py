@@ -8,12 +8,11 @@ conversion of units.
 
 import ast
 import functools
-import importlib.metadata
-import importlib.util
 import logging
 import math
 import operator
 import re
+from importlib.metadata import PackageNotFoundError, version
 
 from data.example import WRAPPING, say
 
@@ -143,12 +142,10 @@ def same_math(target: str, given: str, tolerance: float = 0.0) -> bool:
     (numbers, form, unit), (others, other_form, other_unit) = wanted, said
     if form != other_form or unit and other_unit and unit != other_unit:
         return False
-    # 50 % is 0.5, and 50 where % is understood
-    share = {("%", ""): 0.01, ("", "%"): 100}.get((unit, other_unit), 1)
-    return any(
-        all(close(factor * a, b, tolerance) for a, b in zip(numbers, others))
-        for factor in (1, share)
-    )
+    for factor in (1, {("%", ""): 0.01, ("", "%"): 100}.get((unit, other_unit), 1)):
+        if all(close(factor * a, b, tolerance) for a, b in zip(numbers, others)):
+            return True  # 50 % is 0.5, and 50 where % is understood
+    return False
 
 
 def rewrite(text: str, rules) -> str:
@@ -159,7 +156,7 @@ def rewrite(text: str, rules) -> str:
 
 
 def read_math(text: str) -> tuple[list[float], str, str] | None:
-    """(numbers, form, unit) as our rules read a text: "(0, 5] cm" is ([0, 5], "left_open", "cm")."""
+    """(numbers, form, unit) by our rules: "(0, 5] cm" is ([0, 5], "left_open(#,#)", "cm"); None."""
     text = rewrite(text, SIGNS).strip()
     names = set(NAME.findall(text))
     text = NAME.sub("", text)
@@ -188,7 +185,7 @@ def read_tree(node: ast.AST) -> tuple[list[float], str]:
     match node:
         case ast.Set() | ast.Tuple() | ast.List():
             kind, parts = type(node).__name__, node.elts
-        case ast.Call():
+        case ast.Call(func=ast.Name()):
             kind, parts = node.func.id, node.args
         case _:
             return [calculate(node)], "#"
@@ -255,6 +252,7 @@ def library():
 
 def math_reader() -> str:
     """What reads mathematics here."""
-    if importlib.util.find_spec("math_verify") is None:
+    try:
+        return f"own rules, math-verify {version('math-verify')}"
+    except PackageNotFoundError:
         return "own rules"
-    return f"own rules, math-verify {importlib.metadata.version('math-verify')}"

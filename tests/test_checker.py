@@ -71,8 +71,8 @@ def test_the_format_is_thinking_that_is_no_markup_and_one_answer(response, rewar
 
 
 # by relaxed accuracy: target=prediction, the target being the denominator
-RIGHT = """Abc=abc  96%=100%  0.96=100%  105.1=100  100=95  0=0.0  [3,4]=4,3  [5,6]=[6,€5]  ٣=3  naïve=Naïve
-[Men,Women]=women,men  [100,106]=[104,100]"""
+RIGHT = """Abc=abc  96%=100%  0.96=100%  105.1=100  100=95  0=0.0  [3,4]=4,3  [5,6]=[6,€5]  ٣=3
+naïve=Naïve  [Men,Women]=women,men  [100,106]=[104,100]"""
 WRONG = """94%=100%  0.94=100%  Won't=Don't  100=105.1  0=0.01  -5=5  =  nan=nan  inf=inf
 1e999=1e999  10=1_0  [3,4]=[3,4,4]  [3,3]=[3,4]  [100,106]=[100,100]"""
 
