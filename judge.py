@@ -203,7 +203,7 @@ def write_ahead(args, chat: Chat) -> None:
     chat.counts.clear()
     counts, in_a_row, why, start = Counter(old=len(done)), 0, "nothing to ask", time.perf_counter()
     with open(args.out, "a", encoding="utf-8") as file:
-        made = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups))
+        made = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups), unit=unit)
         for group, value in zip(groups.values(), made):
             failed = isinstance(value, Exception)
             counts["failed" if failed else "written" if value else "left out"] += len(group)
