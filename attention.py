@@ -50,7 +50,7 @@ def packed_attention(
             own_query, own_key, own_value = next(parts)
             size = (length, group[0] + length)
             if size not in masks:
-                masks[size] = completion_mask(query, size).repeat(repeats, 1)[:, : size[1]]
+                masks[size] = completion_mask(query, *size).repeat(repeats, 1)[:, : size[1]]
             # the query heads of one key head become further query rows: no key is repeated
             out = attend(
                 own_query.reshape(1, key_heads, repeats * length, -1),
@@ -62,14 +62,12 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def completion_mask(query, size: tuple[int, int]) -> torch.Tensor:
-    """What a completion sees of [prompt, itself], added to its scores; size = (C, P + C), columns
-    up to a multiple of 16. Given a bool mask, or on CUDA one whose rows aren't aligned, each layer
-    would make a copy and keep it for backward.
-    """
-    aligned = -(-size[1] // 16) * 16
-    mask = torch.full((size[0], aligned), -torch.inf, dtype=query.dtype, device=query.device)
-    return mask.triu(size[1] - size[0] + 1)
+def completion_mask(query, length: int, seen: int) -> torch.Tensor:
+    """What a completion of C tokens sees of [prompt, itself], added to its scores: (C, P + C)."""
+    # given a bool mask, or on CUDA one whose rows aren't aligned to 16, each layer would make a
+    # copy and keep it for backward
+    mask = query.new_full((length, -(-seen // 16) * 16), -torch.inf)
+    return mask.triu(seen - length + 1)
 
 
 def decode_attention(

@@ -44,7 +44,7 @@ from lib.log import Log, run_program
 from lib.ranks import Ranks, broadcast_object
 from lib.tiny import BASE_TASKS
 from load import Task, first_load, load_finals, load_model, load_split
-from reject import account, keep_best, mix_examples, sample_rows
+from reject import choose_examples, mix_examples
 from run import summary
 from start import check_input, open_scorer, refuse_another
 from train import launch, train
@@ -105,10 +105,8 @@ def read_flags(argv: list[str]) -> Curriculum:
     """The command line; see config.parse."""
     about = {"prog": "curr_reft.py", "description": "Curr-ReFT: a curriculum, then reject."}
     config = parse(argv, Curriculum, **about)
-    if config.dry_run and config.stages == ["reject"]:
-        raise InputError("--dry_run: shows a step of the first stage of RL; name one in --stages")
     for given in config.stage_data or []:
-        if not re.fullmatch(rf"({'|'.join(FORMS)})=.+\.(jsonl|json)", given):
+        if not re.fullmatch(rf"({'|'.join(FORMS)})=.+\.jsonl?", given):
             raise InputError(f"--stage_data {given}: write it as {FORMS[0]}=FILE.jsonl")
     if config.stage_generations and len(config.stage_generations) != len(FORMS):
         raise InputError(f"--stage_generations: one number for each of {', '.join(FORMS)}")
@@ -124,51 +122,51 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     log, folder = Log(config.output_dir, ranks.rank == 0), Path(config.output_dir)
     stages = [stage for stage in STAGES if stage in config.stages]
+    tasks = {stage: stage_task(config, stage) for stage in stages}
     if config.dry_run:
-        return run_stage(config, stages[0], config.model, stage_task(config, stages[0]), ranks, log)
+        if stages == ["reject"]:
+            raise InputError("--dry_run: shows a step of the first stage of RL; name one")
+        return run_stage(config, stages[0], config.model, tasks[stages[0]], ranks, log)
     log.lock()
     held = broadcast_object([stage for stage in stages if (folder / stage).exists()], ranks)
     if held and not (config.resume or config.overwrite):
         raise InputError(f"{folder / held[0]}: holds a run; --resume it or --overwrite it")
     open_scorer(config).close()
-    tasks = {stage: stage_task(config, stage) for stage in stages}
     if config.mix:  # so that a bad file doesn't cost the stages before it
         mix_examples(config, 1)
     tasks = dict(zip(stages, check_input(config, list(tasks.values()), ranks, log)[0]))
-    finals = load_finals(config, log)
-    size = config.eval_size
+    finals, size = load_finals(config, log), config.eval_size
     forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}
-    if not config.resume and log.active:  # no later --resume takes an earlier run's for this one's
-        for name in ("base.json", "*/finished.json", "*/readings.json"):
-            for path in folder.glob(name):
-                path.unlink()
 
-    def once(path: Path, make: Callable, *about) -> dict:
-        """What make returns, kept in a file, from which a resumed run takes it."""
-        if broadcast_object(config.resume and path.exists(), ranks):
-            return read_json(path)
-        found = make(config, *about, ranks, log)
-        if found and log.active:
-            write_whole(path, json.dumps(found, indent=1))
-        broadcast_object(None, ranks)  # nobody reads a model before it is written
-        return found
+    path, done = folder / "stages.json", {}
+    if config.resume:
+        done = broadcast_object(read_json(path) if path.exists() else {}, ranks)
+    elif log.active:  # no later --resume takes an earlier run's for this one's
+        path.unlink(missing_ok=True)
+
+    def once(name: str, make: Callable, *about) -> dict:
+        """What make returns, noted in stages.json, from which a resumed run takes it."""
+        if not done.get(name):
+            done[name] = make(config, *about, ranks, log)
+            if log.active:
+                write_whole(path, json.dumps(done, indent=1))
+            broadcast_object(None, ranks)  # nobody reads a model before it is written
+        return done[name]
 
     results, model, base = {}, config.model, {}
     if config.eval_base:
-        base = once(folder / "base.json", read_model, model, finals, forms)
+        base = once("base", read_model, model, finals, forms)
     for stage, task in tasks.items():
-        path = folder / stage / "finished.json"
-        result = once(path, run_stage, stage, model, task)
-        if result:
+        if result := once(stage, run_stage, stage, model, task):
             with written_here(path):
                 refuse_another(path, result["config"], asdict(stage_config(config, stage, model)))
             results[stage], model = result, str(folder / stage)
     if not results:
         raise InputError(f"{folder}/reject: nothing kept; lower --reject_threshold")
-    for stage, result in results.items():
+    for stage in results:
         if stage in ("open", list(results)[-1]):
-            path = folder / stage
-            result["final"] = once(path / "readings.json", read_model, str(path), finals, forms)
+            trained = str(folder / stage)
+            results[stage]["final"] = once(f"{stage}: final", read_model, trained, finals, forms)
     return join(config, base, results, ranks, log)
 
 
@@ -196,7 +194,8 @@ def run_stage(
     config = stage_config(config, stage, model)
     start, more = time.perf_counter(), {}
     if stage == "reject":
-        task.train, more["kept"] = choose_examples(config, task.train, ranks, log)
+        loaded = first_load(config, ranks)
+        task.train, more["kept"] = choose_examples(*loaded, task.train, config, ranks, log)
         if not task.train:
             return {}
         steps = config.reject_epochs * len(task.train) / config.prompts_per_step
@@ -211,8 +210,8 @@ def run_stage(
 
 def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     """The flags of one stage's run, which starts from `model`."""
-    own = replace(config, method="grpo", model=model, eval_base=False)
-    own.output_dir = str(Path(config.output_dir) / stage)
+    folder = str(Path(config.output_dir) / stage)
+    own = replace(config, method="grpo", model=model, eval_base=False, output_dir=folder)
     own.ref_model = config.model  # KL to the model before the curriculum
     if config.max_steps and not config.eval_steps:
         own.eval_steps = max(1, config.max_steps // 10)
@@ -228,30 +227,6 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     return own
 
 
-def choose_examples(
-    config: Curriculum, examples: list, ranks: Ranks, log: Log
-) -> tuple[list, dict[str, dict]]:
-    """(what rejected sampling keeps and mixes in, [] if it keeps nothing; reject.account)."""
-    folder, threshold = Path(config.output_dir), config.reject_threshold
-    folder.mkdir(parents=True, exist_ok=True)
-    examples = examples[: config.reject_size]
-    model, processor = first_load(config, ranks)
-    rows = sample_rows(model, processor, examples, config, ranks, folder / "sampled.jsonl")
-    tasks = account(rows, threshold)
-    for task, counts in tasks.items():
-        log.say("  {}: {kept} of {prompts} kept, {right} answered right".format(task, **counts))
-    kept, learned = keep_best(rows, examples, threshold)
-    if not learned:
-        log.say(f"warning: nothing is above --reject_threshold {threshold:g}: it isn't trained on")
-        return [], tasks
-    if log.active:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
-        write_whole(folder / "kept.jsonl", "".join(lines))
-    mixed = mix_examples(config, round(len(learned) * config.mix_share / (1 - config.mix_share)))
-    log.say(f"{len(learned)} are in {folder}/kept.jsonl, {len(mixed)} of other domains mixed in")
-    return learned + mixed, tasks
-
-
 # ---- readings, and the end ----------------------------------------------------------------------
 
 
@@ -259,13 +234,13 @@ def read_model(
     config: Curriculum, name: str, finals: dict, forms: dict, ranks: Ranks, log: Log
 ) -> dict:
     """A model's readings by split: evaluate_all's, and greedy ones on each form's questions."""
-    model, processor = first_load(replace(config, model=name), ranks)
-    asked, found = eval_settings(config), {}
+    loaded, asked = first_load(replace(config, model=name), ranks), eval_settings(config)
+    found = {}
     for split, examples in finals.items():
-        found[split] = evaluate_all(model, processor, examples, **asked)
+        found[split] = evaluate_all(*loaded, examples, **asked)
         log.say(summary(f"{name}, {split}", found[split]))
         for form, questions in forms[split].items():
-            found[split][form] = evaluate(model, processor, questions, **asked)
+            found[split][form] = evaluate(*loaded, questions, **asked)
         told = ", ".join(f"{form} {found[split][form]['accuracy']:.3f}" for form in FORMS)
         log.say(f"  all tasks, accuracy by form of question: {told}")
     return found
@@ -275,7 +250,7 @@ def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) 
     """The stages as one run: metrics, groups with steps counted on, result.json, the last model."""
     folder, last = Path(config.output_dir), list(results)[-1]
     lines = {"metrics.jsonl": "", "groups.jsonl": ""}
-    val, steps, seconds, stages = [], 0, 0.0, {}
+    val, steps, stages = [], 0, {}
     for stage, result in results.items():
         for name in lines:
             for row in read_lines(folder / stage / name, ("step",)):
@@ -284,16 +259,15 @@ def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) 
         if stage in ("open", "reject"):  # the others' val questions are not the same
             val += [{**reading, "step": steps + reading["step"]} for reading in result["val"]]
         steps += result["step"]
-        seconds += result["seconds"]
         stages[stage] = {k: result[k] for k in ("seconds", "val", "final", "kept") if k in result}
+    seconds = sum(result["seconds"] for result in results.values())
     whole = {"config": {**asdict(config), "max_steps": steps}, "step": steps, "seconds": seconds}
     whole.update(val=val, base=base, final=results[last]["final"], stages=stages)
     if log.active:
         for name, text in lines.items():
             write_whole(folder / name, text)
         log.write("result.json", whole)
-        trained = replace(config, model=str(folder / last))
-        save_model(folder, *load_model(trained, ranks.device))
+        save_model(folder, *load_model(replace(config, model=str(folder / last)), ranks.device))
     log.say(f"{', '.join(results)}: models, metrics and results are in {folder}")
     return whole
 

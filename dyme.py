@@ -78,15 +78,13 @@ def memorizes(config, step: int) -> bool:
 
 
 def two_stage(config, step: int, *, sft_share: float = 0.5) -> bool:
-    """The baseline SFT, then GRPO: whether it still memorizes, in the first `sft_share` of the
-    updates.
-    """
+    """The baseline SFT, then GRPO: whether this step is in its first share, of SFT."""
     return step < int(sft_share * config.max_steps)
 
 
 def dyme_weight(config, step: int, *, weight: float = 1.0, falls_from=None) -> float:
-    """What a memorized row weighs. 1, that is 1/G of a group, is published; G would be a whole
-    group. falls_from: the weight at the start, from which it falls to `weight` by cosine (ours).
+    """What a memorized row weighs: 1, that is 1/G of a group, is published. falls_from: what it
+    weighs at the start, from where it falls to `weight` by cosine (ours).
     """
     more = (falls_from or weight) - weight
     return weight + more * variants.falling(step, config.max_steps)
@@ -147,12 +145,10 @@ def update(model, groups: list[Group], divisor: float, config, ref_model=None) -
     """Add the gradient of the groups' rows to the parameters' .grad, `micro_batch_prompts` groups
     to a packed forward. Returns sums for the log: loss, tokens, entropy, kl, clip_low, ...
 
-    divisor: see normalizer. ref_model: what the KL term of beta > 0 compares with.
-
-    The head is the largest matrix, so its logits exist for about HEAD_CHUNK tokens at a time. The
-    backward is cut in two for that: `detached` is a copy of the hidden states that knows nothing of
-    the model. Each chunk of it goes forward through head and loss and backward at once, which fills
-    detached.grad; that then goes through the model in one backward.
+    divisor: see normalizer. ref_model: what the KL term of beta > 0 compares with. The head is the
+    largest matrix, so its logits exist for about HEAD_CHUNK tokens at a time. The backward is cut
+    in two for that: each chunk of `detached`, a copy of the hidden states, goes through head and
+    loss and back at once; detached.grad then goes through the model in one backward.
     """
     sums = Counter()
     groups = [group for group in groups if group.rows]
@@ -162,9 +158,7 @@ def update(model, groups: list[Group], divisor: float, config, ref_model=None) -
         completions = [[row.token_ids for row in group.rows] for group in batch]
         hidden = completion_hidden(model, prompts, completions)  # (tokens, width)
         detached = hidden.detach().requires_grad_()
-        reference = None
-        if config.beta > 0:
-            # features are the policy's: a reference projects the image by itself
+        if config.beta > 0:  # features are the policy's: a reference projects the image by itself
             prompts = [replace(prompt, features=None) for prompt in prompts]
             with torch.no_grad():
                 reference = completion_hidden(ref_model, prompts, completions)
@@ -177,7 +171,7 @@ def update(model, groups: list[Group], divisor: float, config, ref_model=None) -
             ref_logprobs = None
             if config.beta > 0:
                 with torch.no_grad():
-                    ref_logprobs, _, _ = row_logprobs(ref_model, reference[tokens], chunk, config)
+                    ref_logprobs = row_logprobs(ref_model, reference[tokens], chunk, config)[0]
             loss, stats = rows_loss(chunk, logprobs, mask, divisor, config, ref_logprobs)
             loss.backward()
             sums.update(stats, loss=loss.item(), tokens=len(entropy), entropy=entropy.sum().item())
@@ -242,13 +236,10 @@ def rows_loss(
 
 
 def row_logprobs(model, hidden: torch.Tensor, rows: list[Row], config):
-    """The head on the hidden states (tokens, width) that predict the rows' tokens.
-
-    Returns logprobs (N, C) and completion_mask (N, C) of the N rows, C the longest, and the
-    entropy (tokens,).
+    """The head on the hidden states (tokens, width) that predict the tokens of N rows: their
+    logprobs (N, C), C the longest, completion_mask (N, C), and the entropy (tokens,).
     """
-    targets = [token for row in rows for token in row.token_ids]
-    targets = torch.tensor(targets, device=hidden.device)
+    targets = torch.tensor([t for row in rows for t in row.token_ids], device=hidden.device)
     flat, entropy = token_logprobs(model, hidden, targets, config.temperature)  # (tokens,)
     logprobs, mask = pad_rows(flat, [len(row.token_ids) for row in rows])
     return logprobs, mask, entropy
@@ -256,12 +247,11 @@ def row_logprobs(model, hidden: torch.Tensor, rows: list[Row], config):
 
 def chunks(rows: list[Row], budget: int) -> Iterator[list[Row]]:
     """Consecutive rows of at most `budget` tokens together, at least one row each."""
-    chunk, size = [], 0
-    for row in rows:
-        if chunk and size + len(row.token_ids) > budget:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(row)
+    chunk, size = rows[:1], len(rows[0].token_ids)
+    for row in rows[1:]:
         size += len(row.token_ids)
-    if chunk:
-        yield chunk
+        if size > budget:
+            yield chunk
+            chunk, size = [], len(row.token_ids)
+        chunk.append(row)
+    yield chunk

@@ -87,5 +87,6 @@ def grpo_loss(
         "approx_kl": ratio - 1 - (logprobs - old_logprobs),
         "kl": kl,
     }
-    means = {name: ((each.detach() * mask).sum() / tokens).item() for name, each in stats.items()}
+    count = tokens.item()
+    means = {name: (each.detach() * mask).sum().item() / count for name, each in stats.items()}
     return loss, means

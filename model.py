@@ -78,7 +78,7 @@ def prompt_text(processor, example: Example, has_image: bool) -> str:
 
 
 def encode_prompt(processor, example: Example, max_pixels: int | None = None) -> Prompt:
-    """encode_prompts of one example; raises the InputError of one that can't be asked."""
+    """encode_prompts of one example; InputError where it can't be asked."""
     (prompt,) = encode_prompts(processor, [example], max_pixels)
     if isinstance(prompt, InputError):
         raise prompt
@@ -90,8 +90,8 @@ def encode_prompts(
 ) -> list[Prompt | InputError]:
     """THE prompts, of training and of evaluation. Images of one size are processed in one batch.
 
-    max_pixels caps an image's area (in pixels) before the processor sees it; nothing is ever
-    truncated. What can't be asked has in its place an InputError that names the example.
+    max_pixels caps an image's area before the processor sees it; nothing is ever truncated. What
+    can't be asked has in its place an InputError that names the example.
     """
     found, batches = {}, {}  # place -> prompt; size of the image -> what is processed together
     for place, example in enumerate(examples):
@@ -105,20 +105,19 @@ def encode_prompts(
         batch = batches.setdefault(shown and shown.size, [])
         batch.append((place, shown, text, image and image.size))
     for shown_size, batch in batches.items():
-        places, images, texts, sizes = zip(*batch)
+        places, images, texts, sizes = map(list, zip(*batch))
         try:
-            prompts = process(processor, list(images), list(texts))
+            prompts = process(processor, images, texts, sizes)
         except Exception as error:  # each processor has its own limits of size and shape
             reason = str(error).partition("\n")[0][:200]
             told = f"its image of {shown_size} pixels can't be processed ({reason})"
             prompts = [InputError(f"{examples[i].id or 'example'}: {told}") for i in places]
-        for place, prompt, prompt.size in zip(places, prompts, sizes):
-            found[place] = prompt
+        found.update(zip(places, prompts))
     return [found[place] for place in range(len(examples))]
 
 
-def process(processor, images: list, texts: list[str]) -> list[Prompt]:
-    """Prompts with an image each, all of one size, or all without one."""
+def process(processor, images: list, texts: list[str], sizes: list) -> list[Prompt]:
+    """Prompts with an image each, all of one size, or all without one. sizes: see Prompt.size."""
     if images[0] is None:
         rows = get_tokenizer(processor)(texts, add_special_tokens=False)["input_ids"]
         return [Prompt(torch.tensor([ids])) for ids in rows]
@@ -130,7 +129,7 @@ def process(processor, images: list, texts: list[str]) -> list[Prompt]:
         types = inputs.get("mm_token_type_ids")
         types = None if types is None else torch.tensor([types[i]])
         own = {name: share(values, i, len(texts)) for name, values in tensors.items()}
-        prompts.append(Prompt(torch.tensor([ids]), own, types))
+        prompts.append(Prompt(torch.tensor([ids]), own, types, size=sizes[i]))
     return prompts
 
 
@@ -144,11 +143,9 @@ def share(whole, i: int, count: int):
 
 
 def image_features(model, prompts: list[Prompt]) -> list[list | None]:
-    """What the vision tower and the projector make of each prompt's image (None without one): what
-    takes the placeholders' place and, in Qwen3-VL, what is added to the first layers' hidden states.
-
-    Images of one size go through in one batch. With a frozen tower the graph kept is the
-    projector's alone.
+    """What tower and projector make of each prompt's image (None without one): what takes the
+    placeholders' place and, in Qwen3-VL, what is added to the first layers' hidden states. Images
+    of one size go through in one batch. With a frozen tower the graph is the projector's alone.
     """
     found, batches = [None] * len(prompts), {}  # batches: shape of the pixels -> places
     for place, prompt in enumerate(prompts):
@@ -192,12 +189,10 @@ def prompt_positions(model, prompt: Prompt) -> torch.Tensor:
 
 
 def pack(model, prompts: list[Prompt], completions: list[list[list[int]]]):
-    """One row [p1, c11 .. c1G, p2, c21 ..] of the prompts and their completions (token ids, each
-    not empty), T tokens in all.
+    """One row [p1, c11 .. c1G, p2, c21 ..] of prompts and their completions' token ids, T in all.
 
     Returns the keyword arguments of model.model(...), and for each completion token the index of
-    the position whose hidden state predicts it: a completion's first is predicted by the prompt's
-    last.
+    the position whose hidden state predicts it: the prompt's last predicts a completion's first.
     """
     device = prompts[0].input_ids.device
     ids, positions, segments, predictors, offset = [], [], [], [], 0
@@ -247,10 +242,7 @@ def token_logprobs(
     model, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The head on hidden (n, width): log p of the targets (n,), in nats, with gradient, and the
-    entropy (n,) without.
-
-    The distribution is the one that rollout.py samples from: divided by temperature, without the
-    ids that a response can't contain.
+    entropy (n,) without, of the distribution that rollout.py samples from.
     """
     logits = model.get_output_embeddings()(hidden).float()  # (n, V)
     if temperature != 1:
@@ -262,9 +254,7 @@ def token_logprobs(
 
 
 def forbid(model, logits: torch.Tensor) -> torch.Tensor:
-    """logits (n, V) with the ids that belong to an image at the dtype's lowest finite value: never
-    sampled, never scored.
-    """
+    """logits (n, V), lowest where ids belong to an image: never sampled, never scored."""
     if not model.forbidden_ids:
         return logits
     index = torch.tensor(model.forbidden_ids, device=logits.device)

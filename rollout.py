@@ -113,27 +113,26 @@ def rollout(
     on_token: Callable[[Group, int, int], None] | None = None,
 ) -> None:
     """Fill group.responses with G = num_generations responses of at most max_completion_length
-    tokens, for each of the P groups.
-
-    temperature 0 is greedy. on_response(group, g) is called as soon as a response has ended,
-    on_token(group, g, token id) as soon as one is drawn.
+    tokens, for each of the P groups. temperature 0 is greedy. on_response(group, g) is called as
+    soon as a response has ended, on_token(group, g, token id) as soon as one is drawn.
     """
     if not groups:
         return
     for group in groups:
         group.responses = [None] * num_generations
     rows = [(group, g, []) for group in groups for g in range(num_generations)]  # N = P * G
-    keys = [(seed, step, group.place, g) for group, g, _ in rows]
     cache, bias, logits, position = prefill(model, [group.prompt for group in groups])
     logits = logits.repeat_interleave(num_generations, dim=0)  # (N, V)
     position = position.repeat_interleave(num_generations, dim=0)  # (N, A): the next token's
     suffix = DynamicCache(config=model.config.get_text_config())
-    uniforms = random_numbers(keys, max_completion_length).to(logits.device)  # (N, C)
+    dice = [np.random.default_rng((seed, step, group.place, g)) for group, g, _ in rows]
+    uniforms = np.stack([die.random(max_completion_length) for die in dice])  # (N, C)
+    uniforms = torch.from_numpy(uniforms).to(logits.device)
     with language_attention(model, "decode"):
         for t in range(max_completion_length):
             tokens = sample(logits, uniforms[:, t], temperature)  # (N,)
             for (group, g, ids), token in zip(rows, tokens.tolist()):
-                if group.responses[g] is not None:  # it has ended, and only fills the rectangle
+                if group.responses[g]:  # it has ended, and only fills the rectangle
                     continue
                 ids.append(token)
                 if on_token:
@@ -166,12 +165,6 @@ def make_response(processor, ids: list[int], truncated: bool) -> Response:
     return Response(ids, text, truncated)
 
 
-def random_numbers(keys: list[tuple[int, ...]], length: int) -> torch.Tensor:
-    """Uniform numbers (N, length), each row from a generator of its own, seeded by its key."""
-    rows = [np.random.default_rng(key).random(length) for key in keys]
-    return torch.from_numpy(np.stack(rows))
-
-
 def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
     """One token per row of logits (N, V) by inverting the cumulative distribution at uniforms (N,);
     temperature 0: argmax.
@@ -180,8 +173,7 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> 
         return logits.argmax(dim=-1)
     cumulative = (logits.float() / temperature).softmax(dim=-1).double().cumsum(dim=-1)  # (N, V)
     target = uniforms[:, None] * cumulative[:, -1:]
-    # right=True: the first token whose cumulative probability exceeds the target, never one of
-    # probability 0
+    # right=True: the first whose cumulative probability exceeds the target, never one of 0
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 

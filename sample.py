@@ -51,12 +51,11 @@ def stream(model, processor, group: Group, on_text, **sampling) -> None:
     A piece comes one token late, so that the end token is never part of one, and waits while its
     last character lacks bytes.
     """
-    decode = get_tokenizer(processor).decode
     ids, shown = [], ""
 
     def on_token(group, g, token):
         nonlocal shown
-        text = decode(ids, skip_special_tokens=False) if ids else ""
+        text = get_tokenizer(processor).decode(ids) if ids else ""
         ids.append(token)
         if not text.endswith("\ufffd"):
             on_text(text[len(shown) :])
@@ -74,11 +73,11 @@ def verdict(group: Group, tolerance: float = 0.0) -> str:
         return cut
     row = marks(group, tolerance)
     parts = ", ".join(f"{name} {row[name]:.2f}" for name in ("format", "accuracy", "thinking"))
-    told = f"{cut}{'✓ right' if row['accuracy'] > 0.5 else '✗ wrong'}    {parts}\n"
     facts = [tuple(fact) for fact in example.facts]
     claims = claimed_facts(split_response(response.text)[0], facts)
-    stated = [f"{' '.join(claim)} {'✓' if claim in facts else '✗'}" for claim in claims]
-    return told + (f"states     {', '.join(stated)}\n" if stated else "")
+    stated = ", ".join(f"{' '.join(claim)} {'✓' if claim in facts else '✗'}" for claim in claims)
+    told = f"{cut}{'✓ right' if row['accuracy'] > 0.5 else '✗ wrong'}    {parts}\n"
+    return told + (f"states     {stated}\n" if stated else "")
 
 
 def show(text: str) -> None:

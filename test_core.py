@@ -1,6 +1,7 @@
 """The method's properties, each named after what it shows. The tiny model, seconds in all."""
 
 import copy
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -25,9 +26,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def vlm():
-    """The tiny model with images of several shapes allowed, so that prompts differ in their number
-    of tiles.
-    """
+    """The tiny model, but prompts differ in their number of tiles."""
     model, processor = tiny_vlm(0)
     pinpoints = [[32, 32], [32, 64], [64, 32], [64, 64]]
     model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints = pinpoints
@@ -41,12 +40,9 @@ def picture(width, height, seed):
 
 @pytest.fixture(scope="module")
 def examples():
-    asked = {"What is the value of red": (32, 32), "Which bar is highest": (64, 32)}
-    asked |= {"Is red higher than blue": (30, 70), "Grüße, 12.5 %?": (64, 64)}
-    return [
-        Example(picture(*size, i), question, "4", trace="Goal: find value.")
-        for i, (question, size) in enumerate(asked.items())
-    ]
+    asked = ["What is the value of red", "Which bar is highest", "Is red higher", "Grüße, 12.5 %?"]
+    images = [picture(*size, i) for i, size in enumerate([(32, 32), (64, 32), (30, 70), (64, 64)])]
+    return [Example(i, question, "4", trace="Goal: see.") for i, question in zip(images, asked)]
 
 
 @pytest.fixture
@@ -67,9 +63,8 @@ def sample(vlm, groups, count, length, **settings):
 
 
 def random_completions(processor, lengths, seed=0):
-    tokenizer, rng = get_tokenizer(processor), np.random.default_rng(seed)
-    end = [tokenizer.eos_token_id]
-    return [rng.integers(20, len(tokenizer), n).tolist() + end for n in lengths]
+    rng, end = np.random.default_rng(seed), get_tokenizer(processor).eos_token_id
+    return [[*rng.integers(20, 400, n).tolist(), end] for n in lengths]
 
 
 def plain_logprobs(model, prompt, completion):
@@ -81,7 +76,7 @@ def plain_logprobs(model, prompt, completion):
 
 
 def gradients(model, loss=None):
-    """Every parameter's gradient: of `loss`, or what has been accumulated; then cleared."""
+    """Every parameter's gradient, of `loss` or as accumulated; then cleared."""
     if loss is not None:
         model.zero_grad()
         loss.backward()
@@ -124,35 +119,33 @@ def test_kl_is_zero_at_the_reference_and_positive_elsewhere():
         assert (stats["kl"] > 0) == positive
 
 
-def test_advantages_are_centred_scaled_and_zero_when_all_rewards_are_equal():
-    rewards = torch.tensor([[0.0, 1.0, 2.0, 3.0], [2.0, 2.0, 2.0, 2.0]])
-    advantages = group_advantages(rewards)
-    assert torch.allclose(advantages[0], (rewards[0] - 1.5) / (rewards[0].std() + 1e-4))
-    assert not advantages[1].any()
-    assert torch.equal(group_advantages(rewards, scale=False)[0], rewards[0] - 1.5)
+def test_advantages_are_centred_and_scaled():
+    rewards = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    assert torch.allclose(group_advantages(rewards), (rewards - 1.5) / (rewards.std() + 1e-4))
+    assert torch.equal(group_advantages(rewards, scale=False), rewards - 1.5)
     with pytest.raises(ValueError):
         group_advantages(torch.ones(2, 1))
 
 
 @pytest.mark.parametrize("value", [1.4, 1.857, 0.1, 2 / 3, 1e-3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("scale", [True, False])
-def test_equal_rewards_have_advantage_exactly_0(value, dtype, scale):
+def test_equal_rewards_have_advantage_exactly_0(value, dtype):
     for generations in (2, 3, 7, 8, 16):
         rewards = torch.full((2, generations), value, dtype=dtype)
         rewards[1, 0] += 1
-        advantages = group_advantages(rewards, scale)
-        assert not advantages[0].any() and advantages[1].all()
+        for scale in (True, False):
+            advantages = group_advantages(rewards, scale)
+            assert not advantages[0].any() and advantages[1].all()
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_with_the_steps_normalizer_chunks_add_up_to_the_whole(loss_type):
     logprobs, advantages = torch.randn(6, 7), torch.randn(6)
-    mask = (torch.arange(7)[None] < torch.tensor([[7], [3], [1], [5], [7], [2]])).float()
+    mask = torch.arange(7)[None] < torch.tensor([[7], [3], [1], [5], [7], [2]])
+    knobs = dict(loss_type=loss_type, normalizer=11.0)
 
     def loss(i):
-        given = logprobs[i], logprobs[i] - 0.1, advantages[i], mask[i]
-        return grpo_loss(*given, loss_type=loss_type, normalizer=11.0)[0]
+        return grpo_loss(logprobs[i], logprobs[i] - 0.1, advantages[i], mask[i], **knobs)[0]
 
     parts = [loss(slice(0, 1)), loss(slice(1, 4)), loss(slice(4, 6))]
     assert torch.allclose(loss(slice(6)), sum(parts), atol=1e-6)
@@ -165,10 +158,9 @@ def test_switch_memorizes_all_wrong_explores_mixed_skips_all_right():
 
 def test_eight_bare_right_answers_are_memorized_not_skipped():
     example = Example(question="?", answer="4", facts=[("red", "4")])
-    bare = score(["Answer: 4"] * 8, example)
-    thought = score(["red 4.\nAnswer: 4"] * 8, example)
-    assert bare["accuracy"].tolist() == [1.0] * 8
-    assert switch(torch.stack([bare["correct"], thought["correct"]])).tolist() == [MEMORIZE, SKIP]
+    texts = ("Answer: 4", "red 4.\nAnswer: 4")
+    correct = [score([text] * 8, example)["correct"] for text in texts]
+    assert switch(torch.stack(correct)).tolist() == [MEMORIZE, SKIP]
 
 
 # ---- what an update is made of ------------------------------------------------------------------
@@ -177,12 +169,11 @@ def test_eight_bare_right_answers_are_memorized_not_skipped():
 def test_the_switch_is_asked_with_the_responses_heard_so_far():
     group = Group(0, Example(), None, [Response([1], "x", False)] * 2 + [None])
     group.rewards = {"correct": torch.tensor([True, True, False])}
-    config = parse([])
-    assert choose(config, 0, group) == SKIP
+    methods = ("dyme", "sft", "grpo")
+    asked = lambda: [choose(parse(["--method", name]), 0, group) for name in methods]  # noqa: E731
+    assert asked() == [SKIP, MEMORIZE, EXPLORE]
     group.rewards["correct"][1] = False
-    assert choose(config, 0, group) == EXPLORE
-    assert choose(parse(["--method", "sft"]), 0, group) == MEMORIZE
-    assert choose(parse(["--method", "grpo"]), 0, group) == EXPLORE
+    assert asked() == [EXPLORE, MEMORIZE, EXPLORE]
 
 
 def test_a_target_is_trace_answer_and_end_token_or_what_was_asked_for(vlm):
@@ -192,17 +183,6 @@ def test_a_target_is_trace_answer_and_end_token_or_what_was_asked_for(vlm):
     assert tokenizer.decode(ids[:-1]) == "Goal: find min.\nAnswer: red"
     assert target_text(None, Example(answer="red")) == "Answer: red"
     assert target_text(None, Example(answer="red", instruction="One word.")) == "red"
-
-
-def test_any_end_token_ends_a_response(vlm, groups):
-    model = copy.deepcopy(vlm[0])
-    plain = sample((model, vlm[1]), groups, 6, 12, seed=4)
-    second = plain[0][0].token_ids[0]
-    model.end_ids = [*model.end_ids, second]
-    for four in sample((model, vlm[1]), groups, 6, 12, seed=4):
-        for response in four:
-            assert second not in response.token_ids[:-1]
-            assert response.truncated == (response.token_ids[-1] not in model.end_ids)
 
 
 def test_special_tokens_in_a_target_are_text_and_in_a_question_an_error(vlm):
@@ -235,30 +215,26 @@ def test_memorized_group_weighs_one_gth_of_a_group(vlm, groups):
     logprobs, mask = completion_logprobs(model, group.prompt, [group.rows[0].token_ids])
     sft = gradients(model, sft_loss(logprobs, mask)[0])  # plain SFT on one example
     assert largest_difference(grads[8], sft) < 1e-5
-    assert largest_difference({n: 8 * g for n, g in grads[1].items()}, sft) < 1e-5
+    assert largest_difference(grads[1], {name: g / 8 for name, g in sft.items()}) < 1e-5
 
 
-def test_skipped_groups_change_no_parameter_and_cost_no_forward(vlm, groups, monkeypatch):
+def test_groups_that_teach_nothing_cost_no_forward_but_for_a_kl_term(vlm, groups, monkeypatch):
     """One group is all right; in another, explored, all rewards are equal."""
     model, processor = vlm
-    config = parse([])
-    for group, mode in zip(groups, (SKIP, EXPLORE)):
-        group.mode, group.responses = mode, [Response([1, 2], "x", False)] * 8
-        group.rewards = {"total": torch.ones(8)}
-        group.rows = rows(config, 0, group, Rules(config), processor)
-    fail = lambda *args, **kwargs: pytest.fail("a skipped group was computed")  # noqa: E731
-    monkeypatch.setattr(model.model, "forward", fail)
-    assert not update(model, groups[:2], 16, config)
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_a_group_of_equal_rewards_is_kept_for_its_kl_term_alone(vlm, groups):
-    config = parse(["--beta", "0.1"])
-    group = groups[0]
-    group.mode, group.responses = EXPLORE, [Response([1, 2], "x", False)] * 8
-    group.rewards = {"total": torch.ones(8)}
-    kept = rows(config, 0, group, Rules(config), vlm[1])
-    assert len(kept) == 8 and not any(row.weight for row in kept)
+    kept = {}
+    for beta in ("0", "0.1"):
+        config = parse(["--beta", beta])
+        for group, mode in zip(groups, (SKIP, EXPLORE)):
+            group.mode, group.responses = mode, [Response([1, 2], "x", False)] * 8
+            group.rewards = {"total": torch.ones(8)}
+            group.rows = rows(config, 0, group, Rules(config), processor)
+        kept[beta] = [len(group.rows) for group in groups[:2]]
+        if beta == "0":
+            fail = lambda *args, **kwargs: pytest.fail("a skipped group was computed")  # noqa: E731
+            monkeypatch.setattr(model.model, "forward", fail)
+            assert not update(model, groups[:2], 16, config)
+    assert kept == {"0": [0, 0], "0.1": [0, 8]}
+    assert not any(row.weight for row in groups[1].rows)
 
 
 def mixed(vlm, groups):
@@ -287,47 +263,36 @@ def test_epsilon_acts_on_the_second_update_and_not_on_the_first(vlm, groups):
     """Two updates on the same rows: the ratio is 1 in the first whatever epsilon is."""
     grads, stats = {}, {}
     for epsilon in ("0.2", "0.001"):
-        model = copy.deepcopy(vlm[0])
+        model, batch = copy.deepcopy(vlm[0]), mixed(vlm, groups)
         bounds = f"--epsilon_low {epsilon} --epsilon_high {epsilon}"
-        config = parse(f"--num_iterations 2 {bounds}".split())
-        batch = mixed(vlm, groups)
-        for iteration in range(2):
-            stats[epsilon, iteration] = update(model, batch, 12, config)
-            grads[epsilon, iteration] = gradients(model)
+        for i in range(2):
+            config = parse(f"--num_iterations 2 {bounds}".split())
+            stats[epsilon, i] = update(model, batch, 12, config)
+            grads[epsilon, i] = gradients(model)
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if name in grads[epsilon, iteration]:
-                        parameter -= 0.01 * grads["0.2", 0][name]
+                for name, gradient in grads["0.2", 0].items():
+                    model.get_parameter(name).sub_(0.01 * gradient)
     assert largest_difference(grads["0.2", 0], grads["0.001", 0]) == 0
     assert largest_difference(grads["0.2", 1], grads["0.001", 1]) > 1e-4
     first, second = stats["0.001", 0], stats["0.001", 1]
-    assert first["ratio"] == first["sampled_tokens"] and first["approx_kl"] == 0
-    assert first["clip_low"] == first["clip_high"] == 0
-    assert second["clip_low"] > 0 and second["clip_high"] > 0 and second["approx_kl"] > 0
+    assert first["ratio"] == first["sampled_tokens"]
+    assert not any(first[name] for name in ("clip_low", "clip_high", "approx_kl"))
+    assert all(second[name] > 0 for name in ("clip_low", "clip_high", "approx_kl"))
 
 
 def test_the_kl_reference_projects_the_image_by_itself(vlm, groups):
     """The features that rollout and update share are the policy's, not the reference's."""
-    model = copy.deepcopy(vlm[0])
+    model, group = copy.deepcopy(vlm[0]), groups[0]
     with torch.no_grad():  # the policy's projector has moved
         model.model.multi_modal_projector.linear_2.bias += 1.0
-    group = groups[0]
     (ids,) = random_completions(vlm[1], [6])
     group.rows = [Row(ids, 0.0)]
     group.prompt.features = image_features(model, [group.prompt])[0]
     stats = update(model, [group], 1, parse(["--beta", "0.1"]), vlm[0])
-    policy, _ = completion_logprobs(model, group.prompt, [ids])
-    reference, _ = completion_logprobs(vlm[0], group.prompt, [ids])
+    policy, reference = (completion_logprobs(m, group.prompt, [ids])[0] for m in (model, vlm[0]))
     gap = reference - policy
     expected = (gap.exp() - gap - 1).sum().item()
     assert expected > 0.01 and stats["kl"] == pytest.approx(expected, rel=1e-3)
-
-
-def test_the_end_token_has_a_gradient(vlm, prompts):
-    logprobs, mask = completion_logprobs(vlm[0], prompts[0], random_completions(vlm[1], [4]))
-    logprobs.retain_grad()
-    sft_loss(logprobs, mask)[0].backward()
-    assert logprobs.grad[0, -1] != 0 and mask[0, -1]
 
 
 # ---- the packed row -----------------------------------------------------------------------------
@@ -357,15 +322,6 @@ def test_packed_logprobs_and_gradients_equal_plain_ones(vlm, prompts):
     by_plain = gradients(vlm[0], (plain * weights).sum() / len(packed))
     largest = max(g.abs().max().item() for g in by_plain.values())
     assert largest_difference(by_packed, by_plain) < 1e-5 * max(largest, 1)
-
-
-def test_completion_logprobs_pads_on_the_right(vlm, prompts):
-    completions = random_completions(vlm[1], LENGTHS)
-    logprobs, mask = completion_logprobs(vlm[0], prompts[2], completions)
-    assert logprobs.shape == mask.shape == (4, 16) and mask.sum(1).tolist() == [
-        n + 1 for n in LENGTHS
-    ]
-    assert not logprobs[~mask].any() and (logprobs[mask] < 0).all()
 
 
 def wrong_image(monkeypatch):
@@ -407,51 +363,23 @@ def test_a_planted_fault_exceeds_the_tolerance_a_hundredfold(vlm, prompts, monke
     assert (packed - plain).abs().max() > 100 * 5e-6
 
 
-# ---- rollout ------------------------------------------------------------------------------------
-
-
-def test_greedy_rollout_equals_generate(vlm, groups):
-    model, processor = vlm
-    sample(vlm, groups, 2, 20, temperature=0)
-    for group in groups:
-        ids = group.prompt.input_ids
-        whole = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **group.prompt.images,
-            do_sample=False,
-            max_new_tokens=20,
-            suppress_tokens=model.forbidden_ids,
-            eos_token_id=get_tokenizer(processor).eos_token_id,
-        )
-        expected = whole[0, ids.shape[1] :].tolist()
-        assert [response.token_ids for response in group.responses] == [expected, expected]
+# ---- rollout (greedy rollout = generate: tests/test_models.py) ----------------------------------
 
 
 def test_rollouts_of_one_prompt_differ_and_do_not_change_with_batching(vlm, groups):
-    def ids(groups, generations, step):
-        sampled = sample(vlm, groups, generations, 16, seed=1, step=step)
-        return [[r.token_ids for r in responses] for responses in sampled]
-
-    together = ids(groups, 6, step=5)
-    assert all(len(set(map(tuple, responses))) == 6 for responses in together)
-    (alone,) = ids(groups[2:3], 3, step=5)
-    assert alone == together[2][:3] != ids(groups[2:3], 3, step=6)[0]
+    together = sample(vlm, groups, 6, 16, seed=1, step=5)
+    assert all(len({tuple(r.token_ids) for r in responses}) == 6 for responses in together)
+    (alone,) = sample(vlm, groups[2:3], 3, 16, seed=1, step=5)
+    (other_step,) = sample(vlm, groups[2:3], 3, 16, seed=1, step=6)
+    assert alone == together[2][:3] != other_step
 
 
 def test_tokens_and_responses_are_told_as_they_come(vlm, groups):
-    told, ended = {}, []
-    sample(
-        vlm,
-        groups[:2],
-        3,
-        10,
-        on_token=lambda group, g, token: told.setdefault((group.place, g), []).append(token),
-        on_response=lambda group, g: ended.append((group.place, g)),
-    )
-    said = {
-        (group.place, g): r.token_ids for group in groups for g, r in enumerate(group.responses)
-    }
+    told, ended = defaultdict(list), []
+    hear = dict(on_token=lambda group, g, token: told[group.place, g].append(token))
+    hear["on_response"] = lambda group, g: ended.append((group.place, g))
+    said = sample(vlm, groups[:2], 3, 10, **hear)
+    said = {(p, g): r.token_ids for p, four in enumerate(said) for g, r in enumerate(four)}
     assert told == said and sorted(ended) == sorted(said)
 
 
@@ -464,42 +392,32 @@ def test_sampled_frequencies_are_the_models_probabilities(vlm, groups, prompts):
     assert (counted - probs).abs().max() < 4 * (probs * (1 - probs) / 4000).sqrt().max()
 
 
-def test_end_token_is_part_of_a_response_and_truncation_is_said(vlm, groups):
-    processor = vlm[1]
-    end = get_tokenizer(processor).eos_token_id
-    responses = [r for responses in sample(vlm, groups, 40, 30) for r in responses]
+def test_any_end_token_ends_a_response_and_is_part_of_it(vlm, groups):
+    model, processor = copy.deepcopy(vlm[0]), vlm[1]
+    second = sample(vlm, groups, 6, 12, seed=4)[0][0].token_ids[0]
+    model.end_ids = [get_tokenizer(processor).eos_token_id, second]
+    responses = sum(sample((model, processor), groups, 40, 30, seed=4), [])
     assert {r.truncated for r in responses} == {True, False}
     for response in responses:
-        assert (response.token_ids[-1] == end) == (not response.truncated)
-        assert end not in response.token_ids[:-1]
+        *ids, last = response.token_ids
+        assert (last in model.end_ids) == (not response.truncated)
+        assert not {*ids} & {*model.end_ids}
         assert get_tokenizer(processor).eos_token not in response.text
-        assert len(response.token_ids) == 30 or not response.truncated
+        assert len(ids) == 29 or not response.truncated
 
 
-def test_image_placeholders_are_never_sampled(vlm, groups):
-    model = copy.deepcopy(vlm[0])
-    with torch.no_grad():  # make the placeholders by far the most likely
-        weight = model.get_input_embeddings().weight
-        weight[model.forbidden_ids] = 50 * weight[model.forbidden_ids].sign()
-    responses = sample((model, vlm[1]), groups, 4, 10)
-    sampled = {token for four in responses for r in four for token in r.token_ids}
-    assert not sampled & set(model.forbidden_ids)
-
-
-def test_a_frozen_tower_gets_no_gradient_and_its_features_are_computed_once(vlm):
-    model, processor = vlm
-    (group,) = make_groups(*vlm, [Example(image=picture(32, 32, 9), question="?")])
+def test_features_that_were_made_once_are_used_by_rollout_and_update(vlm, groups):
+    model = vlm[0]
+    group = groups[0]
     group.prompt.features = image_features(model, [group.prompt])[0]
     calls = []
     handle = model.model.vision_tower.register_forward_hook(lambda *a: calls.append(1))
-    (responses,) = sample(vlm, [group], 4, 8)
-    group.rows = [Row(r.token_ids, w) for r, w in zip(responses, (1.0, -1.0, 0.5, -0.5))]
+    (responses,) = sample(vlm, [group], 2, 8)
+    group.rows = [Row(r.token_ids, w) for r, w in zip(responses, (1.0, -1.0))]
     update(model, [group], 4, parse([]))
     handle.remove()
     assert not calls
-    grads = gradients(model)
-    assert not any("vision_tower" in name for name in grads)
-    assert grads["model.multi_modal_projector.linear_1.weight"].abs().sum() > 0
+    assert gradients(model)["model.multi_modal_projector.linear_1.weight"].any()
 
 
 # ---- the tiny model and the command line --------------------------------------------------------
@@ -513,33 +431,13 @@ def test_any_text_goes_through_the_tiny_tokenizer_unchanged(vlm):
     assert len(tokenizer(words)["input_ids"]) < len(words) / 2
 
 
-def test_the_base_stage_has_met_every_word_of_the_format(vlm):
-    def tokens(texts):
-        return {token for text in texts for token in get_tokenizer(vlm[1])(text)["input_ids"]}
-
-    met = tokens(text for step in range(40) for *_, text in charts.base_batch(0, step, 32))
-    asked = charts.load_charts("train", 200)
-    assert tokens(f"{e.trace}\nAnswer: {e.answer}" for e in asked) <= met
+BAD = "--num_generations 1|--temperature 0|--temperature inf|--learning_rate -1|--seed -1"
+BAD += "|--micro_batch_prompts 0|--reward_weights 0 0 0|--reward_weights 1 2|--lerning_rate 1"
+BAD += "|--over|--loss_type dapo --method sft|--method curr_reft"  # no prefix of a flag is one; nothing is sampled
 
 
-@pytest.mark.parametrize(
-    "argv, told",
-    [
-        ("--num_generations 1", "--num_generations"),
-        ("--temperature 0", "--temperature"),
-        ("--temperature inf", "--temperature"),
-        ("--learning_rate -1", "--learning_rate"),
-        ("--micro_batch_prompts 0", "--micro_batch_prompts"),
-        ("--seed -1", "--seed"),
-        ("--reward_weights 0 0 0", "--reward_weights"),
-        ("--reward_weights 1 2", "--reward_weights"),
-        ("--lerning_rate 1", "--lerning_rate"),
-        ("--over", "--over"),  # no prefix of a flag is one
-        ("--method sft --loss_type dapo", "--loss_type dapo"),  # nothing is sampled
-        ("--method curr_reft", "python curr_reft.py"),
-    ],
-)
-def test_flags_that_cannot_be_are_an_error_of_one_line(argv, told):
-    with pytest.raises(InputError, match=told) as error:
+@pytest.mark.parametrize("argv", BAD.split("|"))
+def test_flags_that_cannot_be_are_an_error_of_one_line(argv):
+    with pytest.raises(InputError, match=argv.split()[0]) as error:
         parse(argv.split())
     assert "\n" not in str(error.value)

@@ -4,11 +4,10 @@
     python train.py --dataset chartqa                 LLaVA-OneVision-0.5B on ChartQA, on one GPU
     torchrun --nproc_per_node 4 train.py ...          the same on several
 
-The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, update. The
-other methods are the same loop with another `choose` (dyme.py): SFT always memorizes, GRPO always
-explores, two-stage does one after the other; ten more rules are in variants.py. What is checked
-before the first step is in start.py, what the loop stands on, loading, evaluating and saving, in
-run.py; every flag in config.py. Curr-ReFT is a program above this one: curr_reft.py. Left out:
+The loop in `train` is Algorithm 1 of DyME (arXiv 2506.23061): sample, score, switch, update. SFT,
+GRPO and two-stage are the same loop with another `choose` (dyme.py); ten more rules are in
+variants.py. What is checked before the first step is in start.py, what the loop stands on in
+run.py, every flag in config.py. Curr-ReFT is a program above this one: curr_reft.py. Left out:
 learned rewards, value networks, LoRA.
 """
 

@@ -4,19 +4,17 @@ each.
     python train.py --method hpt --method_args gate=0.25
     python train.py --method chord_mu --method_args peak=0.5 steps=100
 
-A rule gets a group, whose G samples are scored, and its reference (thinking, answer and end token),
-and returns the rows that the group brings to the update: see dyme.rows, which does the same for
-DyME itself. Its keyword arguments are its knobs. A sampled row weighs its advantage, a memorized
-one of weight G as much as a whole group. What differs from a paper here, beyond what its rule says:
-all share this project's prompts, rewards, optimizer and `--loss_type`, and the reference is the
-group's own, where some draw it from a batch of its own.
+A rule gets a group, whose G samples are scored, and its reference, and returns the rows that the
+group brings to the update. Its keyword arguments are its knobs. A sampled row weighs its advantage,
+a memorized one of weight G as much as a whole group. What differs from all papers: prompts,
+rewards, optimizer and `--loss_type` are this project's, and the reference is the group's own.
 
 A rule of your own is one more function, its name in RULES and in config.METHODS.
 """
 
 import inspect
-import math
 from collections.abc import Callable
+from math import cos, nan, pi
 from types import SimpleNamespace
 
 import torch
@@ -45,9 +43,14 @@ def memorized(reference: Reference, weight: float, token_weight: Callable | None
     return [Row(reference.token_ids, weight, "sft", token_weight)] if weight else []
 
 
+def unscaled(group: Group) -> torch.Tensor:
+    """The group's advantages without the division by the standard deviation, (G,)."""
+    return group_advantages(group.rewards["total"], scale=False)
+
+
 def falling(step: int, steps: int) -> float:
     """From 1 to 0 by cosine over so many steps, then 0."""
-    return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
+    return 0.5 * (1 + cos(pi * min(step / steps, 1)))
 
 
 def share_correct(group: Group) -> float:
@@ -67,7 +70,7 @@ def dyme_by(correct: torch.Tensor, group: Group, reference: Reference, config) -
 
 def dyme_reward(group: Group, reference: Reference, config, step: int, *, above=0.9) -> list[Row]:
     """DyME's code, first change: a response is correct where the mean of its three unweighted
-    rewards is above 0.9. Left out: the judge's scores, which this switch decides to ask for.
+    rewards is above 0.9.
     """
     rewards = torch.stack([group.rewards[name] for name in ("format", "accuracy", "thinking")])
     return dyme_by(rewards.mean(dim=0) > above, group, reference, config)
@@ -85,9 +88,10 @@ def dyme_keep(group: Group, reference: Reference, config, step: int, *, weight=1
     """Ours: DyME, but a group that is all right isn't skipped: its samples differ by their thinking
     alone, and weigh `weight` of an explored group's.
     """
-    if share_correct(group) == 0:
+    share = share_correct(group)
+    if share == 0:
         return memorized(reference, 1.0)
-    return sampled(group, group.advantages, config, weight if share_correct(group) == 1 else 1.0)
+    return sampled(group, group.advantages, config, weight if share == 1 else 1.0)
 
 
 def dyme_always(group: Group, reference: Reference, config, step: int) -> list[Row]:
@@ -100,8 +104,8 @@ def dyme_always(group: Group, reference: Reference, config, step: int) -> list[R
 
 def dyme_buffer(group: Group, reference: Reference, config, step: int, *, size=192) -> list[Row]:
     """DyME's code, third change: groups that are all wrong keep their own samples and are noted; at
-    `size` of them an update is SFT on these (run.steps), and the rest is dropped. There the SFT
-    takes the place of one micro-batch, here of the next update, whose own prompts are passed over.
+    `size` of them the next update is SFT on these (run.steps; there, one micro-batch), in place of
+    its own prompts, and the rest is dropped.
     """
     return sampled(group, group.advantages, config) if share_correct(group) < 1 else []
 
@@ -109,25 +113,21 @@ def dyme_buffer(group: Group, reference: Reference, config, step: int, *, size=1
 # ---- their sisters ------------------------------------------------------------------------------
 
 
-def hpt(
-    group: Group, reference: Reference, config, step: int, *, gate=0.0, coefficient=1.0
-) -> list[Row]:
-    """Hybrid post-training (arXiv 2509.04419): SFT alone where a share of at most `gate` is
-    correct, else GRPO without the division by the standard deviation.
-
-    coefficient: of the SFT, a whole group's weight being 1 (ours; 1/G is DyME's). Left out: the
-    soft form, the entropy bonus, the constant divisor (that is --loss_type dr_grpo).
+def hpt(group: Group, reference: Reference, config, step: int, *, gate=0.0, coefficient=1.0):
+    """Hybrid post-training (arXiv 2509.04419): SFT alone, a whole group's weight times
+    `coefficient` (ours; 1/G is DyME's), where a share of at most `gate` is correct, else GRPO
+    without std. Left out: the soft form, the entropy bonus.
     """
     if share_correct(group) <= gate:
         return memorized(reference, coefficient * len(group.responses))
-    return sampled(group, group_advantages(group.rewards["total"], scale=False), config)
+    return sampled(group, unscaled(group), config)
 
 
 def chord_mu(
     group: Group, reference: Reference, config, step: int, *, peak=0.9, valley=0.05, steps=200
-) -> list[Row]:
+):
     """CHORD (arXiv 2508.11408): (1 - mu) GRPO + mu SFT in every group, mu falling from `peak` to
-    `valley` by cosine over `steps` updates. Left out: references of other prompts than the step's.
+    `valley` by cosine over `steps` updates.
     """
     mu = valley + (peak - valley) * falling(step, steps)
     rows = sampled(group, group.advantages, config, 1 - mu)
@@ -143,12 +143,9 @@ def chord_phi(group: Group, reference: Reference, config, step: int, *, mu=0.1) 
 
 
 def luffy(group: Group, reference: Reference, config, step: int, *, gamma=0.1) -> list[Row]:
-    """LUFFY (arXiv 2504.14945): G - 1 samples and the reference are the group; advantages over
-    their rewards, without std.
-
-    In the ratio's place the reference's tokens have p / (p + gamma), whose gradient is gamma p /
-    (p + gamma)^2 times that of log p. Left out: drawing only G - 1 samples (the last is left
-    unused), the constant divisor (that is --loss_type dr_grpo).
+    """LUFFY (arXiv 2504.14945): G - 1 samples and the reference are the group, without std. In the
+    ratio's place the reference's tokens have p / (p + gamma), whose gradient is gamma p / (p +
+    gamma)^2 times that of log p. The last sample is left unused.
     """
     own = group.rewards["total"][:-1]
     everyone = torch.cat([own, own.new_tensor([reference.earn()])])  # (G,)
@@ -157,15 +154,12 @@ def luffy(group: Group, reference: Reference, config, step: int, *, gamma=0.1) -
     return sampled(group, advantages[:-1], config) + shaped
 
 
-def relift(
-    group: Group, reference: Reference, config, step: int, *, size=128, sft_rate=1.0
-) -> list[Row]:
-    """ReLIFT (arXiv 2506.07527): GRPO without std on all groups; those that are all wrong are
-    noted, and at `size` of them an update is SFT on the newest (run.steps), at sft_rate times the
-    learning rate; the others wait. There it is an extra update after the step's own, by an AdamW of
-    its own; here it counts as an update, whose own prompts are passed over.
+def relift(group: Group, reference: Reference, config, step: int, *, size=128, sft_rate=1.0):
+    """ReLIFT (arXiv 2506.07527): GRPO without std; groups that are all wrong are noted, and at
+    `size` of them the next update is SFT on the newest (run.steps), at sft_rate times the learning
+    rate; the others wait. There it is an extra update, by an AdamW of its own.
     """
-    return sampled(group, group_advantages(group.rewards["total"], scale=False), config)
+    return sampled(group, unscaled(group), config)
 
 
 OURS = (dyme_reward, dyme_grounded, dyme_keep, dyme_always, dyme_buffer)
@@ -219,10 +213,9 @@ def knobs(config, rule: Callable) -> dict[str, float]:
         try:
             found[name] = float(written)
         except ValueError:
-            found[name] = math.nan
+            found[name] = nan
         if not low <= found[name] <= high:
-            told = f"must be a number in [{low:g}, {high:g}]"
-            raise InputError(f"--method_args {text}: {told}")
+            raise InputError(f"--method_args {text}: must be a number in [{low:g}, {high:g}]")
     return found
 
 

@@ -67,10 +67,9 @@ def load_vlm(
 ):
     """A model and its processor from a hub name or a folder; a text-only model's is its tokenizer.
 
-    freeze_vision: the vision tower gets no gradient (as published); the projector always trains.
-    device: "meta" is without weights, and so without their download. processor: the model's, where
-    it is loaded already. InputError for a name that can't be had, a family that isn't supported, no
-    chat template.
+    freeze_vision: no gradient for the tower (as published); the projector always trains. device:
+    "meta" is without weights, and so without their download. processor: the model's, where it is
+    loaded already. InputError for what can't be had or isn't supported.
     """
     bare = torch.device(device).type == "meta"
     try:
@@ -85,11 +84,10 @@ def load_vlm(
         else:
             model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
         ends = published_ends(name_or_path)
-    except InputError as error:
-        raise InputError(f"--model {name_or_path}: {error}") from None
     except Exception as error:  # OSError, ValueError, ImportError, hub errors: "can't read it"
         wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
-        raise InputError(f"--model {name_or_path}: {one_line(error)}; {wanted}") from None
+        reason = error if isinstance(error, InputError) else f"{one_line(error)}; {wanted}"
+        raise InputError(f"--model {name_or_path}: {reason}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
     # nothing else of it: the published sampling defaults belong to the model as it was
     published = dict(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
@@ -158,12 +156,10 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
 
 
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
-    """Freezes the vision tower (or not), and notes on the model what a response needs to know.
-
-    model.forbidden_ids: what it can't contain: the config's image placeholders, and with the
-    tokenizer all IMAGE_TOKENS. model.end_ids: what ends it: the end of a turn in the chat template,
-    which is learned, and every other end token that the model was published with.
-    model.cache_name: what its forward calls the cache of keys and values.
+    """Freezes the vision tower (or not), and notes on the model what a response can't contain
+    (forbidden_ids: the image placeholders, and with the tokenizer all IMAGE_TOKENS), what ends it
+    (end_ids: the end of a turn, which is learned, and every end token it was published with), and
+    what its forward calls the cache of keys and values (cache_name).
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
@@ -189,15 +185,14 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
 
 
 def box_scale(config, size: tuple[int, int], images: dict) -> tuple[float, float]:
-    """What takes a box in the family's coordinates to pixels of the original image.
-
-    config: the model's. size: (width, height) of the original. images: the prompt's tensors.
+    """What takes a box in the family's coordinates to pixels of the original image, of size (width,
+    height). config: the model's. images: the prompt's tensors.
     """
-    family = FAMILIES.get(config.model_type)
-    if family is None or family.boxes == "original":
+    boxes = FAMILIES[config.model_type].boxes
+    if boxes == "original":
         return 1.0, 1.0
     width, height = 1000, 1000
-    if family.boxes == "resized":
+    if boxes == "resized":
         _, rows, columns = images["image_grid_thw"][0].tolist()  # in patches
         patch = config.vision_config.patch_size
         width, height = columns * patch, rows * patch
@@ -205,8 +200,8 @@ def box_scale(config, size: tuple[int, int], images: dict) -> tuple[float, float
 
 
 def take_features(model_class) -> None:
-    """Lets the class of model.model take the tower's output in place of pixel_values, so that the
-    tower runs only once. (transformers 5.23 has an argument for that, which 5.17 ignores.)
+    """Lets the class of model.model take the tower's output in place of pixel_values.
+    (transformers 5.23 has an argument for that, which 5.17 ignores.)
     """
     compute = model_class.get_image_features
     if hasattr(compute, "takes_features"):
@@ -232,8 +227,8 @@ def checkpoint_activations(model) -> None:
 
 def parameter_counts(model) -> tuple[int, int]:
     """(trainable, frozen) numbers of parameters."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters()) - trainable
+    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
+    return sum(n for trains, n in sizes if trains), sum(n for trains, n in sizes if not trains)
 
 
 # ---- the processor ------------------------------------------------------------------------------
@@ -247,8 +242,8 @@ def load_processor(name_or_path: str, family: Family | None):
         processor_class, image_class = processor_classes(family)
         images = image_class.from_pretrained(name_or_path, **NO_CODE)
         settings, _ = processor_class.get_processor_dict(name_or_path)
-        for key in "image_processor video_processor tokenizer processor_class auto_map".split():
-            settings.pop(key, None)
+        parts = ("image_processor", "video_processor", "tokenizer", "processor_class", "auto_map")
+        settings = {name: value for name, value in settings.items() if name not in parts}
         settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
         processor = processor_class(image_processor=images, tokenizer=tokenizer, **settings)
     if processor.chat_template is None:

@@ -41,8 +41,7 @@ SHIPPED = {  # base_folder's first five arguments: the folder in assets/
 ASSETS = Path(__file__).parent.parent / "assets"
 LOG_STEPS = 100  # of the base stage: a mean loss, and a state to go on from, every so many
 
-IMAGE_SIZE = 32
-PATCH_SIZE = 8
+SIDE, PATCH = 32, 8  # of an image and of its patches, pixels
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -76,22 +75,18 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_vlm(seed: int = 0):
     """The model with random weights drawn from `seed`, and its processor."""
-    tokenizer = tiny_tokenizer()
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    pinpoints = [[IMAGE_SIZE, IMAGE_SIZE]]
+    tokenizer, tiles = tiny_tokenizer(), {"image_grid_pinpoints": [[SIDE, SIDE]]}
     processor_class, image_class = processor_classes(FAMILIES["llava_onevision"])
+    shown = dict(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor = processor_class(
-        image_class(
-            size=size, image_grid_pinpoints=pinpoints, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        ),
+        image_class(**shown, **tiles),
         tokenizer,
-        num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        num_image_tokens=(SIDE // PATCH) ** 2,
         chat_template=CHAT_TEMPLATE,
         vision_feature_select_strategy="full",
     )
     sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
-    image = dict(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, vision_use_head=False)
-    vision = SiglipVisionConfig(**sizes, **image)
+    vision = SiglipVisionConfig(**sizes, image_size=SIDE, patch_size=PATCH, vision_use_head=False)
     sizes = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4)
     text = Qwen2Config(
         **sizes,
@@ -103,14 +98,9 @@ def tiny_vlm(seed: int = 0):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config = LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=pinpoints,
-        tie_word_embeddings=True,
-    )
+    ids = {f"{kind}_token_id": SPECIAL.index(f"<{kind}>") for kind in ("image", "video")}
+    parts = dict(vision_config=vision, text_config=text, tie_word_embeddings=True)
+    config = LlavaOnevisionConfig(**parts, **ids, **tiles)
     torch.manual_seed(seed)
     return prepare(LlavaOnevisionForConditionalGeneration(config)), processor
 
@@ -125,13 +115,12 @@ def train_base(
     learning_rate: float,
     state: Path,
 ) -> list[float]:
-    """A base stage: plain supervised training of ALL weights on base_batch. Returns the mean
-    loss (nats per token) of every LOG_STEPS steps.
+    """A base stage: plain supervised training of ALL weights on base_batch. Returns the mean loss
+    (nats per token) of every LOG_STEPS steps.
 
-    tasks: what is asked, some of TASKS, and "judge", "choice" to have it asked in these
-    forms too (data/forms.py). state: a file to go on from after a kill, to the same weights.
-    AdamW, cosine decay with a warm-up of 5 %, token-mean loss; each batch is one packed row, so
-    that nothing is padded.
+    tasks: what is asked, some of TASKS, and "judge", "choice" to have it asked in these forms too
+    (data/forms.py). state: a file to go on from after a kill, to the same weights. AdamW, cosine
+    decay with a warm-up of 5 %, token-mean loss; each batch is one packed row.
     """
     questions = [task for task in tasks if task in TASKS]
     forms = [form for form in tasks if form not in TASKS]
@@ -183,44 +172,35 @@ def base_folder(
     base_task_steps: int = 0,
     folder: str | os.PathLike = "out",
 ) -> Path:
-    """The folder of the tiny model after its base stage: a shipped one, or the one in `folder`,
-    trained now if it isn't there. base_steps: None is 1600, and only then it can be a shipped one.
-
-    With other base_tasks than charts alone, the charts' base is taught these for base_task_steps
-    more.
+    """The folder of the tiny model after its base stage: a shipped one (of base_steps None, that is
+    1600), or the one in `folder`, trained now if it isn't there. With other base_tasks than charts
+    alone, the charts' base is taught these for base_task_steps more.
     """
-    base_tasks = tuple(base_tasks)
-    asked = (base_steps, base_seed, base_format_rate, base_tasks, base_task_steps)
+    tasks = tuple(base_tasks)
+    asked = (base_steps, base_seed, base_format_rate, tasks, base_task_steps)
     if asked in SHIPPED:
         return ASSETS / SHIPPED[asked]
-    more = base_tasks != ("chart",)
-    steps, learning_rate = base_steps or 1600, 3e-3
-    name = f"base-seed{base_seed}-steps{steps}-format{base_format_rate:g}"
+    steps, rate, more = base_steps or 1600, 3e-3, tasks != ("chart",)
+    path = Path(folder) / f"base-seed{base_seed}-steps{steps}-format{base_format_rate:g}"
     if more:
-        name = "-".join([name, *base_tasks, f"steps{base_task_steps}"])
-    path = Path(folder) / name
+        steps, rate = base_task_steps, 2e-3
+        path = path.with_name("-".join([path.name, *tasks, f"steps{steps}"]))
     if path.exists():
         return path
-    if more:
-        first = base_folder(base_steps, base_seed, folder=folder)
-        model, processor = load_vlm(str(first))
-        steps, learning_rate = base_task_steps, 2e-3
-    else:
-        model, processor = tiny_vlm(base_seed)
+    first = base_folder(base_steps, base_seed, folder=folder) if more else None
+    model, processor = load_vlm(str(first)) if first else tiny_vlm(base_seed)
     say(f"the tiny model's base stage: {steps} steps, about 8 a second; kept in {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = path.with_name(f"{name}.state")
-    flags = (steps, base_seed, base_format_rate, base_tasks, learning_rate)
+    state = path.with_name(f"{path.name}.state")
+    flags = (steps, base_seed, base_format_rate, tasks, rate)
     losses = train_base(model, processor, *flags, state)
     # renamed when it is whole: what is at `path` is complete, whatever ends this process
-    temporary = path.with_name(f"{name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     save_model(temporary, model, processor)
     (temporary / "losses.json").write_text(json.dumps(losses))
     try:
         os.replace(temporary, path)
     except OSError:  # another run was first: the same weights
-        if not path.exists():
-            raise
         shutil.rmtree(temporary)
     state.unlink(missing_ok=True)
     return path

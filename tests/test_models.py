@@ -23,7 +23,7 @@ from dyme import update
 from lib import families
 from lib.checkpoint import find_checkpoint, save_checkpoint
 from lib.families import FAMILIES, TEXT_FAMILIES, checkpoint_activations, load_vlm, one_line
-from lib.families import parameter_counts, prepare, processor_classes, save_model, turn_edges
+from lib.families import parameter_counts, prepare, processor_classes, save_model
 from lib.memory import image_patches, memory_estimate, report_memory
 from lib.optim import build_optimizer
 from lib.tiny import CHAT_TEMPLATE, tiny_tokenizer
@@ -266,8 +266,7 @@ def gradients_of_a_step(model, processor, groups, **knobs):
         group.rows = [Row(ids, 1.5 * (-1) ** i - i) for i, ids in enumerate(completions)]
     groups[1].rows = [Row(target_ids(processor, "two and one\nAnswer: 3"), 1.0, "sft")]
     groups[2].rows = []
-    sums = update(model, groups, 12, Config(**{"micro_batch_prompts": 1, **knobs}))
-    assert sums["tokens"] == sum(len(row.token_ids) for group in groups for row in group.rows)
+    update(model, groups, 12, Config(**{"micro_batch_prompts": 1, **knobs}))
     return {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
 
 
@@ -360,8 +359,7 @@ def test_a_step_saves_what_the_plain_class_and_load_vlm_read_back(folders, name,
     assert {param.dtype for param in model.parameters()} == {dtype}
     prompt = groups[0].prompt
     before = logits_of(model, prompt)
-    responses = respond(model, processor, groups, 2, 4)
-    assert all(len(response.token_ids) > 0 for group in responses for response in group)
+    respond(model, processor, groups, 2, 4)
     optimizer = build_optimizer(model, 1e-2)
     gradients = gradients_of_a_step(model, processor, groups, micro_batch_prompts=2)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
@@ -376,9 +374,8 @@ def test_a_step_saves_what_the_plain_class_and_load_vlm_read_back(folders, name,
     checkpoint = find_checkpoint(tmp_path)  # loads like the final folder, in all that is in there
     assert {*os.listdir(checkpoint)} - {*os.listdir(tmp_path / "final")} == EXTRA
     again, same_processor = load_vlm(str(checkpoint), dtype=dtype)
-    for group in groups:
-        encoded = encode_prompt(same_processor, group.example)
-        assert torch.equal(encoded.input_ids, group.prompt.input_ids)
+    encoded = encode_prompt(same_processor, groups[0].example)
+    assert torch.equal(encoded.input_ids, prompt.input_ids)
     assert again.forbidden_ids == model.forbidden_ids
     assert torch.equal(logits_of(again, prompt), after)
 
@@ -395,12 +392,10 @@ def test_no_token_that_belongs_to_an_image_is_ever_sampled(folders, name):
 
     model.get_output_embeddings().register_forward_hook(favour_them)
     for temperature in (0.0, 1.0):
-        for responses in respond(model, processor, groups[:2], 2, 6, temperature=temperature):
-            for response in responses:
-                assert not set(response.token_ids) & set(model.forbidden_ids)
-                prompt = groups[0].prompt
-                logprobs, _ = completion_logprobs(model, prompt, [response.token_ids])
-                assert logprobs.min() > -100
+        for response in sum(respond(model, processor, groups, 2, 6, temperature=temperature), []):
+            assert not set(response.token_ids) & set(model.forbidden_ids)
+    logprobs, _ = completion_logprobs(model, groups[0].prompt, [response.token_ids])
+    assert logprobs.min() > -100
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -416,15 +411,14 @@ def test_a_frozen_tower_gets_no_gradient_and_its_projector_does(folders, name, f
     assert all(gradients[key].any() for key in part_of)
     tower = f"model.{FAMILIES[name].vision}."
     assert any(key.startswith(tower) and key not in part_of for key in gradients) is not freeze
-    trainable, frozen = parameter_counts(model)
-    assert (frozen > 0) is freeze
-    assert trainable + frozen == sum(p.numel() for p in model.parameters())
-    assert model.get_input_embeddings().weight.grad is not None
+    assert (parameter_counts(model)[1] > 0) is freeze
 
 
 @pytest.mark.parametrize("freeze", [True, False])
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen3_vl", "llama"])
-def test_gradient_checkpointing_gives_the_same_gradients(folders, name, freeze):
+def test_checkpointing_gives_the_same_gradients_and_keeps_nothing_of_a_frozen_tower(
+    folders, name, freeze
+):
     model, processor, groups = loaded(folders, name, freeze_vision=freeze)
     expected = gradients_of_a_step(model, processor, groups)
     checkpoint_activations(model)
@@ -432,16 +426,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(folders, name, freeze):
     gradients = gradients_of_a_step(model, processor, groups, micro_batch_prompts=2)
     assert gradients.keys() == expected.keys()
     assert_close(gradients, expected)
-
-
-def test_a_frozen_tower_keeps_no_activations_under_checkpointing(folders):
-    model, _, groups = loaded(folders, "llava_onevision")
-    checkpoint_activations(model)
-    outputs = []
-    model.model.vision_tower.register_forward_hook(lambda *call: outputs.append(call[-1]))
-    features = image_features(model, [groups[0].prompt])[0]
-    assert features[0][0].requires_grad
-    assert not outputs[0].last_hidden_state.requires_grad
+    if name == "llava_onevision":
+        outputs = []
+        model.model.vision_tower.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        features = image_features(model, [groups[0].prompt])[0]
+        assert features[0][0].requires_grad
+        assert outputs[0].last_hidden_state.requires_grad is not freeze
 
 
 # ---- what a folder says -------------------------------------------------------------------------
@@ -470,38 +460,22 @@ def test_every_end_token_of_the_model_is_kept_the_templates_first(tmp_path):
         edit_json(folder / "generation_config.json", eos_token_id=own)
         model, processor = load_vlm(str(folder))
         assert processor.eos_token == "<|im_end|>"
-        assert target_ids(processor, "a")[-1] == processor.eos_token_id
         ends = [processor.eos_token_id, *([5] if own == 5 else own)]
         assert model.end_ids == model.generation_config.eos_token_id == ends
         save_model(tmp_path / "saved", model, processor)
         assert load_vlm(str(tmp_path / "saved"))[0].end_ids == ends
-        written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
-        assert written["eos_token_id"] == ends
-
-
-def test_a_config_class_s_own_default_is_no_end_token(tmp_path):
-    folder = write_checkpoint(tmp_path, "llama")
-    (folder / "generation_config.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    del config["eos_token_id"]  # which the class then says is 2
-    (folder / "config.json").write_text(json.dumps(config))
-    model, processor = load_vlm(str(folder))
-    assert model.end_ids == [processor.eos_token_id]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_prompt_prefix_words_and_end_are_a_turn_of_the_template(folders, name):
+def test_prompt_and_target_are_a_turn_of_the_template(folders, name):
     _, processor = load_vlm(str(folders(name)))
-    before, after = turn_edges(processor)
-    assert before == (" " if name in ("idefics3", "smolvlm") else "")
-    assert after.startswith(get_tokenizer(processor).eos_token)
     content = [{"type": "text", "text": "It is 3."}] if name in FAMILIES else "It is 3."
     turns = [{"role": role, "content": content} for role in ("user", "assistant")]
     prompt = processor.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
-    whole = processor.apply_chat_template(turns, tokenize=False)
-    assert whole == f"{prompt}{before}It is 3.{after}"
     learned = get_tokenizer(processor).decode(target_ids(processor, "It is 3."))
-    assert whole.startswith(prompt + learned)
+    assert processor.apply_chat_template(turns, tokenize=False).startswith(prompt + learned)
+    assert learned.endswith(get_tokenizer(processor).eos_token)
+    assert learned.startswith(" It" if name in ("idefics3", "smolvlm") else "It")
 
 
 def message_of(folder):
@@ -527,10 +501,16 @@ def test_what_a_folder_lacks_or_a_family_needs_is_told(tmp_path):
         assert name in message_of(folder)
 
 
-def test_a_torn_generation_config_is_told_and_a_missing_one_is_none(tmp_path):
+def test_a_torn_generation_config_is_told_and_without_one_the_templates_end_is_all(tmp_path):
     folder = write_checkpoint(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    del config["eos_token_id"]  # which the class then says is 2
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"eos_token')
     assert "generation_config.json" in message_of(folder)
+    (folder / "generation_config.json").unlink()
+    model, processor = load_vlm(str(folder))
+    assert model.end_ids == [processor.eos_token_id]
 
 
 WRONG = {  # families that someone might add: what their config says, what is told
@@ -621,8 +601,6 @@ def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(folders, 
     step()
     measured = peak(step) + estimate["weights"] + estimate["optimizer"]
     assert 0.85 < estimate["peak"] / measured < 1.15
-    caches = estimate["caches"] > estimate["gradients"] + estimate["activations"]
-    assert caches is (name == "sampling")
 
 
 def test_the_memory_estimate_needs_no_weights_and_is_one_line(folders):

@@ -56,16 +56,3 @@ def test_a_base_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatc
     assert all((made / f).read_bytes() == (whole / f).read_bytes() for f in files)
     assert not list((tmp_path / "killed").glob("*.state"))
     assert tiny.base_folder(**asked, folder=tmp_path / "killed") == made  # found, not made again
-
-
-def test_what_is_loaded_is_bit_for_bit_what_was_trained(tmp_path, monkeypatch):
-    trained = {}
-
-    def keep(folder, model, processor):
-        trained.update({name: p.detach().clone() for name, p in model.named_parameters()})
-        save(folder, model, processor)
-
-    save = tiny.save_model
-    monkeypatch.setattr(tiny, "save_model", keep)
-    model, _ = load_vlm(str(tiny.base_folder(base_steps=2, folder=tmp_path)))
-    assert all(torch.equal(p, trained[name]) for name, p in model.named_parameters())

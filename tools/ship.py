@@ -16,26 +16,10 @@ import torch
 
 from data.charts import TASKS, load_charts
 from evaluate import evaluate
-from lib.families import load_vlm
+from lib.families import load_vlm, parameter_counts
 from lib.log import run_program
 from lib.tiny import ASSETS, LOG_STEPS, SHIPPED, base_folder
 
-CARD = """# The tiny model after its base stage
-
-Written by `python -m tools.ship`, one thread: a model of {parameters:,} parameters \
-(`lib/tiny.py`), no data from anywhere else.
-{stages}, seed {seed}; torch {torch}, transformers {transformers}, {machine}.
-
-Answering directly it is right on {right} of the first {few} questions of the test split, \
-and on {share:.1f} % of all {many};
-tasks: {tasks}. Asked to think it follows the format in {format:.1f} % of them.
-
-Mean loss of the {last} steps, nats per token:
-
-| step | loss |
-| --- | --- |
-{losses}
-"""
 FEW, MANY = 60, 600  # questions
 
 
@@ -51,36 +35,42 @@ def read(folder: Path, tasks: tuple[str, ...], size: int, direct: bool = True) -
     return evaluate(*load_vlm(str(folder)), examples, **about)
 
 
+def write_card(folder: Path, tasks: tuple[str, ...], stages: str, losses: list[float]) -> None:
+    """README.md of a base's folder: how it was made, and what it can do."""
+    parameters = sum(parameter_counts(load_vlm(str(folder))[0]))
+    right = round(FEW * read(folder, tasks, FEW)["accuracy"])
+    share, form = read(folder, tasks, MANY), read(folder, tasks, MANY, direct=False)
+    rows = [f"| {LOG_STEPS * i} | {loss:.4f} |" for i, loss in enumerate(losses, start=1)]
+    card = f"""# The tiny model after its base stage
+
+Written by `python -m tools.ship`, one thread: a model of {parameters:,} parameters \
+(`lib/tiny.py`), no data from anywhere else.
+{stages}; torch {torch.__version__}, transformers {version("transformers")}, {platform.machine()}.
+
+Answering directly it is right on {right} of the first {FEW} questions of the test split, \
+and on {100 * share["accuracy"]:.1f} % of all {MANY};
+tasks: {", ".join(tasks)}. Asked to think it follows the format in {100 * form["format"]:.1f} % \
+of them.
+
+Mean loss of every {LOG_STEPS} steps of the last stage, nats per token:
+
+| step | loss |
+| --- | --- |
+"""
+    (folder / "README.md").write_text(card + "\n".join(rows) + "\n")
+    print(f"{folder}: written")
+
+
 def ship(argv: list[str]) -> None:
     """Train, copy, measure."""
     torch.set_num_threads(1)
     for (_, seed, *more), name in SHIPPED.items():
-        made, folder, tasks = base_folder(1600, seed, *more), ASSETS / name, tasks_of(name)
+        made, folder = base_folder(1600, seed, *more), ASSETS / name
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(made, folder, ignore=shutil.ignore_patterns("losses.json"))
-        losses = json.loads((made / "losses.json").read_text())
-        rows = [f"| {LOG_STEPS * i} | {loss:.4f} |" for i, loss in enumerate(losses, start=1)]
-        stages = "1600 steps of 32 texts"
-        if more[2]:
-            stages += f", then {more[2]} on all tasks and question forms"
-        card = CARD.format(
-            parameters=sum(p.numel() for p in load_vlm(str(folder))[0].parameters()),
-            stages=stages,
-            seed=seed,
-            torch=torch.__version__,
-            transformers=version("transformers"),
-            machine=platform.machine(),
-            right=round(FEW * read(folder, tasks, FEW)["accuracy"]),
-            few=FEW,
-            share=100 * read(folder, tasks, MANY)["accuracy"],
-            many=MANY,
-            tasks=", ".join(tasks),
-            format=100 * read(folder, tasks, MANY, direct=False)["format"],
-            last="second stage's" if more[2] else "last 100",
-            losses="\n".join(rows),
-        )
-        (folder / "README.md").write_text(card)
-        print(f"{folder}: written")
+        then = f", then {more[2]} on all tasks and question forms" if more[2] else ""
+        stages = f"1600 steps of 32 texts{then}, seed {seed}"
+        write_card(folder, tasks_of(name), stages, json.loads((made / "losses.json").read_text()))
 
 
 if __name__ == "__main__":
