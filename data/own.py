@@ -134,10 +134,9 @@ def own_row(row: dict, name: str, image: str | None = None) -> Example:
         raise InputError(f"the answer {answers[0]!r} is none of the options")
     machine = text(row, "human_or_machine", required=False)
     task = text(row, "task", required=False) or {"0": "human", "1": "augmented"}.get(machine, "")
-    kind = TASK_KINDS.get(task.split("-")[0])
-    if options or task in ("human", "augmented"):  # ChartQA has a metric of its own
-        kind = "text"
-    kind = kind or ("math" if MATHEMATICS.search(answers[0]) else "text")
+    plain = options or task in ("human", "augmented")  # ChartQA has a metric of its own
+    meant = "math" if MATHEMATICS.search(answers[0]) else "text"
+    kind = "text" if plain else TASK_KINDS.get(task.split("-")[0], meant)
     if kind == "box":
         question = f"{question}\n{FORM}"
         if not all(map(read_box, answers)):

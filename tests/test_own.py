@@ -146,13 +146,11 @@ def test_every_bad_line_is_reported_at_once_with_its_number_or_left_out(tmp_path
         *((dict(GOOD, **{x: "x"}), x) for x in ("image_path", "Question", "correctAnswer", "A")),
         (dict(GOOD, problem="x"), "problem differs"),
     ]
-    path = write_jsonl(tmp_path / "own.jsonl", [GOOD, *(row for row, _ in bad[:20]), GOOD])
-    lines = error_of(load_data, path, "train").splitlines()
-    assert "own.jsonl: line 2" in lines[0] and "20 of 22 rows are bad" in lines[0]
-    for number, (line, (_, reason)) in enumerate(zip(lines, bad, strict=False), start=2):
-        assert f"line {number}: " in line and reason in line
-    for row, reason in bad[20:]:
+    for row, reason in bad:
         assert reason in error_of(load_rows, tmp_path, row)
+    lines = error_of(load_rows, tmp_path, GOOD, *[row for row, _ in bad[:3]], GOOD).splitlines()
+    assert "own.jsonl: line 2: not" in lines[0] and "3 of 5 rows are bad" in lines[0]
+    assert [line.split(": ")[0] for line in lines[1:]] == ["  line 3", "  line 4"]
     message = error_of(load_rows, tmp_path, *["{"] * 50)
     assert "30 more" in message and message.count("\n") == 20
     kept = load_rows(tmp_path, GOOD, bad[0][0], GOOD, skip_bad_rows=True)
