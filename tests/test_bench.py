@@ -62,7 +62,9 @@ def test_a_step_updates_num_iterations_times_and_moves_no_weight(monkeypatch):
 def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "peak", lambda function: 2**20)
     out = str(tmp_path / "out.json")
-    bench.main(f"--size small --repeats 1 --sides update update_padded --json {out}".split())
+    bench.main(
+        f"--size small --repeats 2 --sides update update_padded grpo_step --json {out}".split()
+    )
     assert "| 41 x 2, 8 | update, packed |" in (said := capsys.readouterr().out)
     assert said.count("| 1.00x |") == 1
     seconds = json.loads((tmp_path / "out.json").read_text())["seconds"]

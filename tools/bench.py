@@ -61,10 +61,8 @@ def bench(args: argparse.Namespace) -> dict:
     result |= {"train_vision": args.train_vision, "bytes": {}, "seconds": {}}
     for name in tqdm(names, "memory", unit="side"):
         result["bytes"][name] = peak(lambda: SIDES[name](case))
-        case.optimizer.state.clear()
     for name in tqdm(names * args.repeats, "seconds", unit="run"):
         result["seconds"].setdefault(name, []).append(lap(lambda: SIDES[name](case)))
-        case.optimizer.state.clear()
     return result
 
 
@@ -79,8 +77,8 @@ def lap(function: Callable[[], object]) -> float:
 
 
 def peak(function: Callable[[], object]) -> int:
-    """Bytes of tensors at the peak of two calls, beyond what is there before them; the second one
-    has the optimizer's states.
+    """Bytes of tensors at the peak of two calls, beyond what is there before them; in the second
+    one TRL has its optimizer's states.
     """
     gc.collect()  # else what others left might be freed, and counted, in here
     if DEVICE == "cuda":

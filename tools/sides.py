@@ -28,7 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def build_case(args: argparse.Namespace) -> SimpleNamespace:
     """What the sides work on, the same at every call: model, processor, config, P groups of G rows,
-    random completions of C tokens, optimizer; lengths: the arguments of a rollout.
+    random completions of C tokens; lengths: the arguments of a rollout.
     """
     torch.set_num_threads(1)
     size, G = SIZES[args.size], args.num_generations
@@ -44,8 +44,6 @@ def build_case(args: argparse.Namespace) -> SimpleNamespace:
     for group in case.groups:
         completions = rng.integers(500, size.text[-1], (G, C)).tolist()
         group.rows = [Row(ids, rng.standard_normal()) for ids in completions]  # as advantages
-    # at learning rate 0 every step starts from the same weights
-    case.optimizer = build_optimizer(case.model, learning_rate=0.0)
     return case
 
 
@@ -107,6 +105,8 @@ def reward(completion_ids: list[list[int]], **kwargs) -> list[float]:
 def step(case: SimpleNamespace, skip: bool = False) -> None:
     """A whole step from the image to the optimizer. skip: every second group is all right."""
     model, config = case.model, case.config
+    # its states count as memory; at learning rate 0 every step starts from the same weights
+    optimizer = build_optimizer(model, learning_rate=0.0)
     groups = make_groups(model, case.processor, case.examples)
     for group in groups if config.freeze_vision else []:
         (group.prompt.features,) = image_features(model, [group.prompt])
@@ -119,8 +119,8 @@ def step(case: SimpleNamespace, skip: bool = False) -> None:
     for _ in range(config.num_iterations):
         dyme.update(model, groups, config.num_generations, config)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        case.optimizer.step()
-        case.optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def trl_trainer(case: SimpleNamespace):
