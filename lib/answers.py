@@ -109,24 +109,26 @@ def grade(
     the pixels of the right one. labels: the Jaccard index.
     """
     given = None if text is None else read(example, text)
-    if given is None:
+    right = read(example, example.answer)
+    if given is None or right is None:
         return 0.0
-    if example.kind == "math":
-        return float(any(same_math(right, given, tolerance) for right in example.answers))
-    if example.kind == "text":
-        options = list(map(clean_answer, example.options or []))
-        given, *right = (choose(clean_answer(a), options) for a in (given, *example.answers))
-        same = (relaxed_accuracy(target=t, prediction=given, tolerance=tolerance) for t in right)
-        return float(any(same))
-    if (right := read(example, example.answer)) is None:
-        return 0.0
-    if example.kind == "box":
-        given = tuple(number * factor for number, factor in zip(given, (*scale, *scale)))
-        return float(iou(given, right) > 0.5)
-    if example.kind == "labels":
-        return len(given & right) / len(given | right)
-    if example.kind == "letters" and given < right:
-        return PARTIAL
+    match example.kind:
+        case "math":
+            return float(any(same_math(right, given, tolerance) for right in example.answers))
+        case "text":
+            options = list(map(clean_answer, example.options or []))
+            given, *rights = (choose(clean_answer(a), options) for a in (given, *example.answers))
+            same = (
+                relaxed_accuracy(target=r, prediction=given, tolerance=tolerance) for r in rights
+            )
+            return float(any(same))
+        case "box":
+            given = tuple(number * factor for number, factor in zip(given, (*scale, *scale)))
+            return float(iou(given, right) > 0.5)
+        case "labels":
+            return len(given & right) / len(given | right)
+        case "letters" if given < right:
+            return PARTIAL
     return float(given == right)
 
 

@@ -262,14 +262,13 @@ class Reader:
         mentions = (mention for mention in clause if mention.kind in (kind, None))
         runs = [[], *(list(run) for _, run in groupby(mentions, lambda m: m.kind)), []]
         heads = self.heads[kind] if any(m.kind == 1 - kind for m in clause) else []
-        owners, used, last = [], set(), None
+        owners, used = [], set()
         for before, run, behind in zip(runs, runs[1:], runs[2:]):
             if run[0].kind is not None:
-                last = run[-1]
                 continue
             lists = (before, behind, [] if before else heads)
-            alike = next((names for names in lists if len(names) == len(run) > 1), None)
             near = self.texts[max(0, before[0].start - 2) : run[0].start] if before else []
+            alike = next((names for names in lists if len(names) == len(run) > 1), None)
             if alike and alike[-1].start not in used:
                 matched = [[name] for name in alike]
             elif len(before) > 1 and len(run) == 1 and not SHARING.isdisjoint(near):
@@ -277,8 +276,7 @@ class Reader:
             else:
                 matched = []
                 for value in run:
-                    following = behind[0] if behind and value is run[-1] else None
-                    names = self.choose(value, last, following, used)
+                    names = self.choose(value, before, behind if value is run[-1] else [], used)
                     if matched and not names and self.is_guess(run, len(matched)):
                         names = matched[-1]
                     used.update(name.start for name in names)
@@ -287,13 +285,13 @@ class Reader:
             owners += matched
         return owners
 
-    def choose(self, value: Mention, previous, following, used: set[int]) -> list[Mention]:
-        """The name before or behind a value (Mentions or None) that it belongs to, if one does."""
-        free = previous and previous.start not in used
-        if following:
-            gap = [text for text in self.texts[value.end : following.start] if text != "%"]
+    def choose(self, value: Mention, before: list, behind: list, used: set[int]) -> list[Mention]:
+        """The last name before or the first one behind a value that it belongs to, if one does."""
+        free = before and before[-1].start not in used
+        if behind:
+            gap = [text for text in self.texts[value.end : behind[0].start] if text != "%"]
             tied = not free and ("," not in gap or not TYING.isdisjoint(gap))
             if tied and PARTING.isdisjoint(gap):
-                return [following]
+                return behind[:1]
         several = len(self.kinds) > 1 or isinstance(value.part, tuple)
-        return [previous] if free or several and previous else []
+        return before[-1:] if free or several else []
