@@ -45,10 +45,10 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
             raise InputError(f"index {index}: is there twice, or its row has too many cells")
         seen.add(index)
         try:
-            content = "".join(images.get(image, image).split())
+            content = "".join(images.get(image, image).split()).strip("[]'\"")  # a list of one
             content = base64.b64decode(content, validate=True)
         except ValueError as error:
-            told = f"neither one in base64 nor the index of a row with one ({error})"
+            told = f"neither one image in base64 nor the index of a row with one ({error})"
             raise InputError(f"image: {image[:64]!r} is {told}") from error
         named = texts(row, "image_path")
         path = keep_image(content) if content else find_image(named, folder, {})

@@ -4,6 +4,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +15,15 @@ import checker
 import config
 import judge as j
 import prompts as p
+from data import load_data
 from data.example import Example, InputError
 from data.images import data_url, open_image
 from lib import chat as c
 from lib.ranks import Ranks
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Response
+from train import main as train_main
 
+REAL = Path(__file__).parents[2] / "shared" / "chartqa"  # beside the checkout, or not there
 FACTS = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 QUESTION = "What is the average of the three countries?"
 GOOD = (
@@ -454,3 +458,24 @@ def test_facts_cost_a_call_per_image_and_resume(server, tmp_path, monkeypatch, c
     assert "27 written, 3 left out, 28 judge calls, " in capfd.readouterr().out
     about = {"id": "own.jsonl/1", "question": "q0", "answer": "a"}
     assert json.loads(traces.read_text().splitlines()[0]) == {**about, "trace": TABLE}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL}: no ChartQA there")
+def test_facts_of_20_real_charts_are_made_and_trained_with(server, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", "chartqa", "--data_dir", str(REAL)]
+    examples = load_data("chartqa", "train", str(REAL), size=40)
+    facts = {example.question: example.facts[::-1] for example in examples}  # the server's order
+    seen = {data_url(open_image(e, p.SEE_PIXELS)): facts[e.question] for e in examples}
+    server.default = lambda sent: json.dumps({"facts": seen.get(sent.image)})
+    j.main(["facts", *data, "--size", "40", "--out", "facts.jsonl", *server.flags])
+    cost = "20 judge calls, 20,000 tokens in, 200 tokens out"
+    assert f"facts.jsonl: 40 written, {cost}, " in capfd.readouterr().out
+    flags = "--train_size 40 --facts facts.jsonl --model tiny --max_steps 5 --prompts_per_step 4"
+    flags += " --num_generations 4 --max_completion_length 8 --eval_size 1 --log_groups_every 1"
+    train_main([*data, *flags.split(), "--output_dir", "run"])
+    assert "facts for 40 of 40 examples" in capfd.readouterr().err
+    groups = [json.loads(line) for line in open("run/groups.jsonl")]
+    assert {group["step"] for group in groups} == set(range(5))
+    for group in groups:
+        assert list(map(tuple, group["facts"])) == facts[group["question"]]

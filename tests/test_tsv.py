@@ -74,7 +74,7 @@ def test_each_benchmark_is_read_with_its_kind_of_answer(tmp_path, name):
 
 def test_an_image_may_be_another_rows_or_a_file(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    rows = [{"image": "2"}, {}, {"image": "", "image_path": "a.png"}]
+    rows = [{"image": "2"}, {"image": f"['{PICTURE}']"}, {"image": "", "image_path": "a.png"}]
     path = write_tsv(tmp_path / "x.tsv", *({"question": "q", **row} for row in rows))
     first, second, third = read_tsv(path, tmp_path)
     assert first.image == second.image and first.answer == "" and open_image(third).size == (4, 4)
@@ -82,9 +82,9 @@ def test_an_image_may_be_another_rows_or_a_file(tmp_path):
 
 def test_a_bad_row_is_named_and_can_be_left_out(tmp_path):
     for row, reason in (
-        ({"image": "x" * 99}, "image: 'x.* is neither one in base64"),
+        ({"image": "x" * 99}, "image: 'x.* is neither one image in base64"),
         ({"image": base64.b64encode(b"x" * 99).decode()}, ".*not an image"),
-        ({"image": "7"}, "image: '7' is neither one in base64 nor the index"),
+        ({"image": "7"}, "image: '7' is neither one image in base64 nor the index"),
         ({"image": f"['{PICTURE}', '{PICTURE}']"}, "image: .* is neither one"),
         ({"index": "1"}, "index 1: is there twice"),
         ({"question": ""}, "question is missing"),
