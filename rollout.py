@@ -1,10 +1,10 @@
 """Rollout: G responses to each prompt, sampled from the model as it is; and Group, what one prompt
 brings to a step.
 
-One decode loop for all P prompts of a step. Two things make it fast. Each prompt is prefilled
-once, and its keys and values are kept once, not G times: a decode step's G query rows read them
-together, as one matrix product. What the rows add is in a suffix cache of their own, and one
-softmax runs over both parts (attention.py). And rows that have ended leave.
+One decode loop for all P prompts of a step. Two things make it fast. A prompt is prefilled once,
+and its keys and values are kept once: a decode step's G query rows read them together, as one
+matrix product. What the rows add is in a suffix cache of their own, and one softmax runs over both
+parts (attention.py). And rows that have ended leave.
 
     prompt cache (P, K, L, D)     image and question of p1 | of p2 | ..      written once, read by G
     suffix cache (P * G, K, t, D) what each response has said so far         one slot more per step

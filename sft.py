@@ -20,7 +20,7 @@ from model import get_tokenizer
 
 
 class Reference:
-    """What a group could memorize; made only for a rule that uses it, since a judge may write it."""
+    """What a group could memorize; made when a rule uses it, since a judge may write it."""
 
     def __init__(self, group, scorer, processor):
         self.group, self.scorer, self.processor = group, scorer, processor

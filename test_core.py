@@ -433,7 +433,8 @@ def test_any_text_goes_through_the_tiny_tokenizer_unchanged(vlm):
 
 BAD = "--num_generations 1|--temperature 0|--temperature inf|--learning_rate -1|--seed -1"
 BAD += "|--micro_batch_prompts 0|--reward_weights 0 0 0|--reward_weights 1 2|--lerning_rate 1"
-BAD += "|--over|--loss_type dapo --method sft|--method curr_reft"  # no prefix of a flag is one; nothing is sampled
+# no prefix of a flag is one; in sft nothing is sampled; curr_reft is a program of its own
+BAD += "|--over|--loss_type dapo --method sft|--method curr_reft"
 
 
 @pytest.mark.parametrize("argv", BAD.split("|"))

@@ -273,8 +273,8 @@ def turn_edges(processor) -> tuple[str, str]:
 
 
 def processor_classes(family: Family) -> tuple[type, type]:
-    """The family's processor class, less its video part, which needs torchvision, and its class for
-    images, by Pillow.
+    """The family's processor class without its video part, which needs torchvision, and its Pillow
+    class for images.
     """
     whole = getattr(transformers, f"{family.name}Processor")
     attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
