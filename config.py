@@ -194,10 +194,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str], kind: type = Config, **about: str):
     """The command line as a Config, or as another dataclass of knobs; InputError, one line, for an
-    unknown flag, a wrong type, a number out of range, flags that can't be together, or one that has
-    no effect beside the others.
-
-    Behind a "--" a flag may have none: a comparison gives the same to all of its methods. about:
+    unknown flag, a wrong type, a number out of range, or a flag without effect beside the others;
+    behind a "--" it may have none: a comparison gives the same to all of its methods. about:
     argparse's prog and description.
     """
     about = about or {"prog": "train.py", "description": "Teach a small VLM to think."}
@@ -220,8 +218,8 @@ def parse(argv: list[str], kind: type = Config, **about: str):
         given = {**RECIPE[name], **given}
     config = kind(**given)
     for flag in knobs:
+        defaults = flag.metadata["defaults"]
         if getattr(config, flag.name) is None:
-            defaults = flag.metadata["defaults"]
             setattr(config, flag.name, defaults.get(config.dataset, defaults.get("*")))
     config.output_dir = config.output_dir or f"out/{Path(config.dataset).stem}-{config.method}"
     for flag in knobs:

@@ -39,9 +39,7 @@ def load_task(config: Config, log: Log) -> Task:
 def load_split(
     config: Config, split: str, size: int | None, tasks: Sequence[str] = ("chart",)
 ) -> Sequence[Example]:
-    """One split of the configured data set; of the training split alone the noise, the choice, the
-    traces and the facts.
-    """
+    """A split of the configured data set; of the training split alone traces and facts."""
     names = ["data_dir", "trace_noise", "skip_bad_rows"]
     names += ["traces", "facts"] if split == "train" else []
     asked = {name: getattr(config, name) for name in names}
@@ -52,9 +50,7 @@ def load_split(
 
 
 def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
-    """The splits of the last evaluation: those asked for; else test, and charts' ood, as far as the
-    data has them, or val.
-    """
+    """What the last evaluation reads: the splits asked for; else test, and charts' ood, or val."""
     finals = {}
     usual = ["test", "ood"] if config.dataset == "charts" else ["test"]
     for split in config.final_splits or usual:
@@ -69,13 +65,11 @@ def load_finals(config: Config, log: Log) -> dict[str, Sequence[Example]]:
 
 
 def check_task(config: Config, task: Task, processor, log: Log) -> Task:
-    """The task without the rows that are known to be bad before the first step; says what there is
-    to know about the others. Nothing to check on the charts, which this project draws itself.
-
-    A question that can't be asked is an InputError, or left out with --skip_bad_rows. A label that
-    no response could match would be memorized for ever, so its row is left out of training.
+    """The task without the rows that are known to be bad, said in lines. A question that can't be
+    asked is an InputError, or left out with --skip_bad_rows. A label that no response could match
+    would be memorized for ever, so its row is left out of training.
     """
-    if config.dataset == "charts":
+    if config.dataset == "charts":  # drawn here
         return task
 
     def without(bad: list[Example], examples: Sequence[Example], why: str, skip=True):
@@ -107,7 +101,7 @@ def check_task(config: Config, task: Task, processor, log: Log) -> Task:
 
 
 def first_load(config: Config, ranks: Ranks, processor=None):
-    """load_model; of several processes the first makes the tiny base, and the others find it."""
+    """load_model; of several processes the first makes the tiny base: the others can't save one."""
     if config.model == "tiny" and ranks.world_size > 1:
         if ranks.rank == 0:
             load_model(config, ranks.device)
@@ -116,9 +110,8 @@ def first_load(config: Config, ranks: Ranks, processor=None):
 
 
 def load_model(config: Config, device: torch.device, processor=None):
-    """The model to train and its processor: from the hub, from a folder, or the tiny one after its
-    base stage. On the device "meta" its sizes alone, before anything is downloaded or trained.
-    processor: the model's, where it is loaded already.
+    """The model to train and its processor, the given one if it is loaded already: from the hub, a
+    folder, or the tiny one after its base stage. On the device "meta" its sizes alone.
     """
     name, bf16 = config.model, config.dtype == "bf16"
     if name == "tiny":
@@ -134,9 +127,6 @@ def load_model(config: Config, device: torch.device, processor=None):
     return load_vlm(name, processor=processor, **how)
 
 
-# ---- the prompts of a step ----------------------------------------------------------------------
-
-
 @lru_cache(maxsize=2)
 def shuffled(count: int, seed: int) -> list[int]:
     """0 .. count - 1 in the seed's order."""
@@ -144,9 +134,7 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 
 def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Example]:
-    """The P examples of a step; a new shuffle each epoch. A pure function of (seed, step), so that
-    a resumed run needs no state for it.
-    """
+    """The P examples of a step, shuffled anew each epoch: a pure function of (seed, step)."""
     first, seed = step * config.prompts_per_step, config.seed * 1_000_003
     counts = range(first, first + config.prompts_per_step)
     places = [divmod(count, len(data)) for count in counts]
@@ -157,10 +145,8 @@ def encode(
     config: Config, model, processor, share: Sequence[tuple[int, Example]], log: Log
 ) -> list[Group]:
     """Examples, each with its place in the step, as Groups, with their image's features where the
-    vision tower is frozen.
-
-    With --skip_bad_rows without the rows that only now turn out to be bad: their slots stay empty,
-    so that the order of the others never moves. Without it InputError.
+    vision tower is frozen. InputError for a row that only now turns out to be bad; with
+    --skip_bad_rows its slot stays empty, so that the order of the others never moves.
     """
     groups = []
     prompts = encode_prompts(processor, [example for _, example in share], config.max_pixels)

@@ -45,8 +45,7 @@ MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run en
 @contextmanager
 def start(config: Config, ranks: Ranks, task: Task | None = None) -> Iterator["Run"]:
     """A Run, ready for its next step; behind the loop its last evaluation. Whatever error ends it,
-    the last whole step is saved where the weights are still its; memory or disk that runs out ends
-    it in one line.
+    the last whole step is saved; memory or disk that runs out ends it in one line.
     """
     # of a dry run nothing stays
     folder = tempfile.TemporaryDirectory() if config.dry_run else nullcontext(config.output_dir)
@@ -60,13 +59,13 @@ def start(config: Config, ranks: Ranks, task: Task | None = None) -> Iterator["R
             run.optimizer.zero_grad()
             saved = run.save()
             if isinstance(error, torch.OutOfMemoryError):
-                told = f"out of memory; {saved}; what helps: {FLAGS}; then --resume"
-                raise InputError(told) from None
-            if checkpoint.disk_full(error):
-                told = f"{config.output_dir}: disk full; {saved}; free some space and --resume"
-                raise InputError(told) from None
-            run.log.say(f"ended by an error; {saved}")
-            raise
+                told = f"out of memory; {saved}; what helps: {FLAGS}"
+            elif checkpoint.disk_full(error):
+                told = f"{config.output_dir}: disk full; {saved}; free some space"
+            else:
+                run.log.say(f"ended by an error; {saved}")
+                raise
+            raise InputError(f"{told}; then --resume") from None
         finally:
             run.scorer.close()
 
@@ -75,9 +74,7 @@ class Run:
     """Everything that the loop holds on to. state is what a checkpoint remembers of it, JSON."""
 
     def __init__(self, config: Config, ranks: Ranks, task: Task | None = None):
-        """Load everything, resume if asked to, read the starting model; InputError before anything
-        is written over.
-        """
+        """Load everything; nothing is written over, or loaded, before all of it was checked."""
         self.config, self.ranks = config, ranks
         self.log = log = Log(config.output_dir, ranks.rank == 0)
         log.lock()
@@ -188,7 +185,8 @@ class Run:
         clock["seconds_cpu"] = time.process_time() - clock["cpu"]  # of all threads
         line |= {name: value for name, value in clock.items() if name.startswith("seconds_")}
         line["step_time"] = took = clock["now"] - clock["start"]  # seconds
-        line["tokens_per_second"] = sums["length"] / line["seconds_rollout"]
+        tokens = sums.get("completions/mean_length", 0)  # here still their sum
+        line["tokens_per_second"] = tokens / line["seconds_rollout"]
         log.append("metrics.jsonl", {"step": step, **line})
         log.track(step, line)
         if not self.state["seconds"]:
@@ -246,10 +244,8 @@ class Run:
         return readings
 
     def save(self) -> str:
-        """A checkpoint of the last whole step, by the first process; says whether it is there.
-
-        Where the weights are no longer that step's, an error having come in the middle of an
-        update, nothing is written.
+        """A checkpoint of the last whole step, by the first process; says whether it is there. None
+        is written where an error came in the middle of an update: the weights are no step's.
         """
         folder, step, written = self.config.output_dir, self.state["step"], True
         if self.weights_step != step:

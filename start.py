@@ -35,13 +35,8 @@ FREE_TO_CHANGE |= {"save_steps", "report_to"}
 FIXED = {"dataset", "method", "model", "seed", "trace_noise", "base_seed", "reader"}
 
 
-# ---- what was asked for -------------------------------------------------------------------------
-
-
 def open_scorer(config: Config) -> Rules:
-    """The rules, with the run's own reward function, or the judge, which answers a first question:
-    InputError.
-    """
+    """The rules, with a reward of the run's own, or the judge; InputError where it is silent."""
     return Judge(config) if config.judge_url else Rules(config)
 
 
@@ -83,9 +78,6 @@ def finish_config(config: Config, ranks: Ranks, examples: int) -> None:
     config.save_steps = config.save_steps or config.max_steps
 
 
-# ---- an earlier run -----------------------------------------------------------------------------
-
-
 def find_run(config: Config) -> Path | None:
     """The checkpoint to go on from, None for a new run; InputError where it is another's place."""
     folder, logged = Path(config.output_dir), Path(config.output_dir) / "metrics.jsonl"
@@ -102,9 +94,7 @@ def find_run(config: Config) -> Path | None:
 
 
 def refuse_another(found: Path, saved: dict, asked: dict, log: Log | None = None) -> None:
-    """InputError where the flags say that what was found is of another run than the asked one; what
-    else is different is told to the log.
-    """
+    """InputError where the saved flags are another run's; the log is told what else differs."""
     asked = json.loads(json.dumps(asked))  # as the saved ones: lists for tuples
     for name in sorted((saved.keys() | asked.keys()) - FREE_TO_CHANGE):
         if saved.get(name) != asked.get(name):
@@ -134,13 +124,8 @@ def resume(config: Config, found: Path, fresh: dict, log: Log) -> dict:
     return state
 
 
-# ---- a dry run ----------------------------------------------------------------------------------
-
-
 def preview(example: Example, groups: list[Group], scorer: Rules, tokenizer) -> str:
-    """An example as the model sees it, what would be memorized for it, and what that would earn, as
-    text. groups: its Group, or none where it is left out.
-    """
+    """An example as the model sees it, its memorized target, and what that would earn, as text."""
     if not groups:
         return f"{example.id}: is left out"
     (group,) = groups
@@ -154,6 +139,4 @@ def preview(example: Example, groups: list[Group], scorer: Rules, tokenizer) -> 
     lines += ["---- what the target would earn", str(earned)]
     if not rewards["correct"]:
         lines.append("warning: it isn't correct: it has not the right format, or another answer")
-    elif rewards["thinking"] < 1 and example.facts:
-        lines.append("its thinking doesn't state all needed facts, or some that are not true")
     return visible("\n".join(lines))

@@ -56,9 +56,7 @@ def save_checkpoint(
 
 
 def prune(output_dir: str | Path, step: int, newest: int, best: int | None) -> None:
-    """Removes, by the first process alone, all checkpoints but so many of the newest up to `step`,
-    and the best step's; and what a kill left half written.
-    """
+    """Removes all checkpoints but the newest ones up to `step` and the best; and torn ones."""
     root = Path(output_dir) / "checkpoints"
     known = [folder for folder in step_folders(root) if step_of(folder) <= step]
     kept = known[-newest:] + [folder for folder in known if step_of(folder) == best]
@@ -108,9 +106,7 @@ def step_folders(root: Path) -> list[Path]:
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run, None without one; what isn't whole is passed over with
-    a warning.
-    """
+    """A run's newest whole checkpoint, or None; what isn't whole is passed over with a warning."""
     for folder in reversed(step_folders(Path(output_dir) / "checkpoints")):
         if not (fault := damage(folder)):
             return folder
@@ -173,11 +169,11 @@ def find_model(ckpt: str) -> tuple[str, dict]:
         folder = find_checkpoint(folder)  # of a run that hasn't ended: its newest
     if folder is None:
         raise InputError(f"--ckpt {ckpt}: holds no model and no complete checkpoint")
-    paths = [path for path in (folder / "result.json", folder / "state.json") if path.is_file()]
-    if not paths:
-        return str(folder), {}
-    with written_here(paths[0]):
-        return str(folder), dict(read_json(paths[0])["config"])
+    for path in (folder / "result.json", folder / "state.json"):
+        if path.is_file():
+            with written_here(path):
+                return str(folder), dict(read_json(path)["config"])
+    return str(folder), {}
 
 
 def load(model: str):

@@ -6,6 +6,7 @@ names where TRL has one. What to watch, and why, is in the README.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 from PIL import Image, ImageOps
 
@@ -13,43 +14,37 @@ from data.example import Example
 from data.images import data_url, open_image
 from lib.log import visible
 
-# sums of a step's responses: the name of their mean
-PER_RESPONSE = {
-    "total": "reward",
-    "format": "rewards/format/mean",
-    "accuracy": "rewards/accuracy/mean",
-    "thinking": "rewards/thinking/mean",
-    "correct": "correct",  # right and in the right format: what the switch counts
-    "length": "completions/mean_length",  # tokens
-    "truncated": "completions/clipped_ratio",
-    "distinct": "distinct",
-    "advantage": "advantage",  # its size
-}
-REWARDS = list(PER_RESPONSE)[:5]
-# of the groups, beside their modes
-PER_GROUP = {"equal": "frac_reward_zero_std", "all_wrong": "all_wrong", "all_right": "all_right"}
-# of the tokens that were sampled and learned from
+PARTS = ("format", "accuracy", "thinking")
+# means over a step's responses; correct: right and in the right format, what the switch counts
+PER_RESPONSE = ["reward", *(f"rewards/{name}/mean" for name in PARTS), "correct"]
+PER_RESPONSE += ["completions/mean_length", "completions/clipped_ratio", "distinct", "advantage"]
+# over its groups, beside their modes
+PER_GROUP = ("frac_reward_zero_std", "all_wrong", "all_right")
+# over the tokens that were sampled and learned from: grpo_loss's name, the name of the mean
 PER_TOKEN = {"kl": "kl", "ratio": "ratio", "approx_kl": "approx_kl"}
 PER_TOKEN |= {"clip_low": "clip_ratio/low_mean", "clip_high": "clip_ratio/high_mean"}
 
 
 def group_sums(groups: list, mode_names: tuple[str, ...]) -> Counter:
     """Sums over some Groups and their responses, to be added up over processes; see `means`."""
-    sums = Counter(groups=len(groups), length=0)
+    sums = Counter(groups=len(groups))
     for group in groups:
         sums[f"share_{mode_names[group.mode]}"] += 1
         if not group.responses:
             continue
         total, correct = group.rewards["total"], group.rewards["correct"]
-        sums["equal"] += bool((total == total[0]).all())
+        sums["frac_reward_zero_std"] += bool((total == total[0]).all())
         sums["all_wrong"] += not correct.any()
         sums["all_right"] += bool(correct.all())
-        for name in REWARDS:
-            sums[name] += group.rewards[name].sum().item()
-        sums["responses"] += len(group.responses)
-        sums["length"] += sum(len(response.token_ids) for response in group.responses)
-        sums["truncated"] += sum(response.truncated for response in group.responses)
-        sums["distinct"] += len({tuple(response.token_ids) for response in group.responses})
+        sums["reward"] += total.sum().item()
+        sums["correct"] += correct.sum().item()
+        for name in PARTS:
+            sums[f"rewards/{name}/mean"] += group.rewards[name].sum().item()
+        responses = group.responses
+        sums["responses"] += len(responses)
+        sums["completions/mean_length"] += sum(len(r.token_ids) for r in responses)
+        sums["completions/clipped_ratio"] += sum(r.truncated for r in responses)
+        sums["distinct"] += len({tuple(r.token_ids) for r in responses})
         sums["advantage"] += group.advantages.abs().sum().item()
     return sums
 
@@ -58,22 +53,23 @@ def means(sums: dict[str, float], mode_names: tuple[str, ...]) -> dict[str, floa
     """A metrics line's shares and means from the step's sums."""
     sums = Counter(sums)  # what is not there is 0
 
-    def divided(names: dict[str, str], by: str) -> dict[str, float]:
-        return {shown: sums[name] / max(sums[by], 1) for name, shown in names.items()}
+    def divided(names: Iterable[str], by: str) -> dict[str, float]:
+        return {name: sums[name] / max(sums[by], 1) for name in names}
 
-    line = divided({f"share_{name}": f"share_{name}" for name in mode_names}, "groups")
+    line = divided([f"share_{name}" for name in mode_names], "groups")
     if sums["responses"]:
         line |= divided(PER_GROUP, "groups") | divided(PER_RESPONSE, "responses")
-    line |= divided(PER_TOKEN, "sampled_tokens") | divided({"entropy": "entropy"}, "tokens")
+    line |= {PER_TOKEN[name]: mean for name, mean in divided(PER_TOKEN, "sampled_tokens").items()}
+    line |= divided(["entropy"], "tokens")
     if sums["memorized_rows"]:
-        line |= divided({"nll": "nll"}, "memorized_rows")
+        line |= divided(["nll"], "memorized_rows")
     line |= {"loss": sums["loss"], "skipped_prompts": sums["skipped"]}
     asked = {name: sums[name] for name in sums if name.startswith(("judge_", "refiner_"))}
     return {**line, **asked}
 
 
 def thumbnail(example: Example, side: int = 320) -> str | None:
-    """The image as a PNG data address of that size; a smaller one is enlarged without smoothing."""
+    """The image as a PNG data address; a smaller one is enlarged, without smoothing."""
     image = open_image(example)
     if image is None:
         return None
@@ -82,13 +78,11 @@ def thumbnail(example: Example, side: int = 320) -> str | None:
 
 
 def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
-    """A Group as a line of groups.jsonl, for tools/report.py: what was asked, what the samples
-    were, what became of them. A text that the update has learned from has its tokens' pushes.
-    """
+    """A Group as a line of groups.jsonl, for tools/report.py, with its tokens' pushes."""
     pushes = {"grpo": [], "sft": []}
     for row in group.rows:
         pushes[row.loss].append(token_pushes(row, config, tokenizer))
-    responses = []
+    responses, example = [], group.example
     for g, response in enumerate(group.responses):
         told = {"text": response.text, "advantage": float(group.advantages[g])}
         told["pushes"] = pushes["grpo"][g] if g < len(pushes["grpo"]) else []
@@ -96,10 +90,8 @@ def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
         responses.append({**told, **rewards})
     return {
         "step": step,
-        "question": group.example.question,
-        "answer": group.example.answer,
-        "facts": [list(fact) for fact in group.example.facts],
-        "image": thumbnail(group.example),
+        **{name: getattr(example, name) for name in ("question", "answer", "facts")},
+        "image": thumbnail(example),
         "mode": mode,
         "target": group.target,
         "target_pushes": sum(pushes["sft"], []),
@@ -108,11 +100,9 @@ def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
 
 
 def token_pushes(row, config, tokenizer) -> list[tuple[str, float]]:
-    """The text of each of a row's tokens, and its push: how strongly the step's first update raises
-    the token's own logit, that is minus the gradient at it, in thousandths of a prompt's share.
-
-    On paper weight * (1 - p) / (length * G): walkthrough.ipynb, section 6. Left out: the KL term,
-    and the clipping of later updates.
+    """The text of each of a row's tokens, and its push: minus the gradient of the step's first
+    update at the token's own logit, in thousandths of a prompt's share. On paper weight * (1 - p) /
+    (length * G): walkthrough.ipynb, section 6. Left out: the KL term.
     """
     p = row.logprobs.cpu().exp()
     pushes = row.weight * (1 - p) / config.num_generations

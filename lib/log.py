@@ -71,9 +71,9 @@ class Log:
 
 
 def open_tracker(name: str, folder: str, config: dict, step: int) -> Callable[[int, dict], None]:
-    """A function that gives a step's scalars to tensorboard, wandb or trackio. InputError where it
-    isn't installed. step: where the run starts; after --resume TensorBoard forgets what is behind
-    it, in the other two a new run goes on from there.
+    """A function that gives a step's scalars to a tracker; InputError where it isn't installed.
+    step: where the run starts. After --resume TensorBoard forgets what is behind it, in the other
+    two a new run goes on from there.
     """
     try:
         module = "torch.utils.tensorboard" if name == "tensorboard" else name
@@ -105,9 +105,7 @@ class Lines:
 
 
 def progress(items: Iterable, what: str, **about) -> tqdm:
-    """tqdm over the items, with the seconds that are left, by the first process: a bar on a
-    terminal, elsewhere a line every 30 seconds.
-    """
+    """tqdm, by the first process: a bar on a terminal, elsewhere a line every 30 seconds."""
     about.update(desc=what, miniters=1, disable=os.environ.get("RANK", "0") != "0")
     if not sys.stderr.isatty():
         about.update(file=Lines(), mininterval=30, maxinterval=30, delay=30, ascii=True, ncols=120)

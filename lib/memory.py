@@ -108,9 +108,7 @@ def learning(text, size: int, normed: bool, prompts: int, prompt: int, responses
 
 
 def report_memory(parts: dict[str, int], device: torch.device, force: bool = False) -> str:
-    """The estimate in one line. InputError, unless forced, where its peak is more than the GPU's
-    free memory, or the machine's.
-    """
+    """The estimate in one line. InputError, unless forced, where its peak is more than there is."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         there = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)

@@ -85,10 +85,8 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters of `model`; InputError without any, or for weights
-    that are neither bf16 nor fp32.
-
-    Weights of two dimensions or more decay; biases and norms, of one, don't. seed: of the rounding.
+    """The optimizer of the trainable parameters; InputError without any, or for another type.
+    Matrices decay; biases and norms don't. seed: of the rounding.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     if not params:

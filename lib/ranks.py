@@ -68,9 +68,6 @@ def lost_peers():
         os._exit(1)  # an orderly exit would wait for, or abort in, what is left of the connection
 
 
-# ---- what is shared -----------------------------------------------------------------------------
-
-
 def shard(items: list, ranks: Ranks) -> list[tuple[int, object]]:
     """This process's share of `items`, each with its place in the whole list."""
     return list(enumerate(items))[ranks.rank :: ranks.world_size]
@@ -123,15 +120,11 @@ def sum_gradients(model, ranks: Ranks) -> None:
             piece.copy_(total)
 
 
-# ---- signals ------------------------------------------------------------------------------------
-
-
 class Interrupt:
     """`with Interrupt() as interrupt:` the first SIGINT or SIGTERM asks the loop to save and end.
 
-    The loop looks at `agreed(ranks)` once per step, and exits with 128 + the signal, as shells
-    expect. A second signal does what it did before; but under torchrun, which passes on a signal
-    that a scheduler may have sent to every process too, nothing.
+    The loop looks at `agreed(ranks)` once per step. A second signal ends the process as ever, but
+    not under torchrun, which passes on what a scheduler may have sent to every process too.
     """
 
     def __enter__(self):

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -342,34 +341,14 @@ def test_under_torchrun_a_signal_that_comes_twice_is_one(monkeypatch):
 # ---- several processes --------------------------------------------------------------------------
 
 
-def agreeing():
-    ranks = several.setup_distributed()
-    values = [dict(b=0.25, a=1.0), dict(b=0.25, only_here=2.0)][ranks.rank]
-    assert several.reduce_sums(values, ranks) == {"a": 1.0, "b": 0.5, "only_here": 2.0}
-    assert several.broadcast_object(["of", ranks.rank], ranks) == ["of", 0]
-    interrupt = Interrupt()
+def dying():
+    """Both hear of a signal that one got; then one dies, and the other waits for its gradient."""
+    ranks, interrupt = several.setup_distributed(), Interrupt()
     interrupt.signal = 15 * ranks.rank
     assert interrupt.agreed(ranks) == 15
-    model = torch.nn.Linear(2, 2)  # a gradient on one process, on none
-    if ranks.rank == 1:
-        model.weight.grad = torch.ones(2, 2)
-    several.sum_gradients(model, ranks)
-    assert torch.equal(model.weight.grad, torch.ones(2, 2)) and model.bias.grad is None
-    several.cleanup(ranks)
-    sys.exit(0)
-
-
-def dying():
-    ranks = several.setup_distributed()
     if ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     several.sum_gradients(torch.nn.Linear(2, 2), ranks)
-
-
-def test_processes_agree_on_sums_objects_gradients_and_the_end(tmp_path):
-    codes, said = pair(tmp_path, "agreeing", faults=(agreeing,))
-    assert codes == [0, 0], said
-    assert several.shard(list("abcde"), Ranks(1, 2)) == [(1, "b"), (3, "d")]
 
 
 def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
@@ -379,6 +358,7 @@ def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
 
 
 def test_two_processes_of_train_are_one(tmp_path):
+    assert several.shard(list("abcde"), Ranks(1, 2)) == [(1, "b"), (3, "d")]
     flags = "--prompts_per_step 4 --max_steps 5 --learning_rate 0.02 --save_steps 3 --base_steps 2"
     settings = dict(faults=(lively, planned))
     codes, said = pair(tmp_path, "two", *flags.split(), **settings)  # with no base stage to find
