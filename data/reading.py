@@ -126,7 +126,9 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) ->
                 parsed.append(parse({name: row[name] for name in row if filled(row[name])}, number))
             except InputError as error:
                 problems.append(f"{word} {number}: {error}")
-    except (ImportError, *BROKEN) as error:
+    except ImportError as error:
+        raise InputError(f"{path}: pip install {error.name} to read it") from error
+    except BROKEN as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if not problems:
         return parsed
