@@ -3,7 +3,9 @@
 Left out: how a data set is read (data/), and what differs between model families (lib/families.py).
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,7 +19,7 @@ from lib.families import load_vlm, prepare
 from lib.log import Log
 from lib.ranks import Ranks, broadcast_object
 from lib.tiny import base_folder, tiny_vlm
-from model import Prompt, encode_prompts, image_features, special_token
+from model import Prompt, image_features, special_token
 from rollout import Group, make_group
 
 
@@ -141,15 +143,32 @@ def step_examples(data: Sequence[Example], config: Config, step: int) -> list[Ex
     return [data[shuffled(len(data), seed + epoch)[place]] for epoch, place in places]
 
 
-def encode(
-    config: Config, model, processor, share: Sequence[tuple[int, Example]], log: Log
+def made_ahead(make: Callable, items: Iterable) -> Iterator:
+    """make(item) of each, the next one being made by a thread while the last one is used.
+
+    An image processor takes 1 to 6 s for a step's images, during which a GPU would wait.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque()
+        for item in items:
+            coming.append(thread.submit(make, item))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        yield from (last.result() for last in coming)
+
+
+def make_groups(
+    config: Config,
+    model,
+    share: Sequence[tuple[int, Example]],
+    prompts: Sequence[Prompt | InputError],
+    log: Log,
 ) -> list[Group]:
-    """Examples, each with its place in the step, as Groups, with their image's features where the
-    vision tower is frozen. InputError for a row that only now turns out to be bad; with
-    --skip_bad_rows its slot stays empty, so that the order of the others never moves.
+    """Examples, each with its place in the step, and their prompts as Groups, with their image's
+    features where the vision tower is frozen. InputError for a row that only now turns out to be
+    bad; with --skip_bad_rows its slot stays empty, so that the order of the others never moves.
     """
     groups = []
-    prompts = encode_prompts(processor, [example for _, example in share], config.max_pixels)
     most = model.config.get_text_config().max_position_embeddings - config.max_completion_length
     for (place, example), prompt in zip(share, prompts):
         if isinstance(prompt, Prompt) and (length := prompt.input_ids.shape[1]) > most:

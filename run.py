@@ -9,6 +9,7 @@ checked before (start.py), how a checkpoint is written so that it is whole or no
 (lib/checkpoint.py).
 """
 
+import copy
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,8 +33,8 @@ from lib.memory import FLAGS
 from lib.optim import build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, reduce_sums, shard
 from lib.readings import interval
-from load import Task, encode, first_load, load_model, load_task, step_examples
-from model import get_tokenizer
+from load import Task, first_load, load_model, load_task, made_ahead, make_groups, step_examples
+from model import encode_prompts, get_tokenizer
 from rollout import MEMORIZE, MODE_NAMES, Group
 from start import KEPT, check_input, find_run, finish_config, open_scorer, preview, resume
 
@@ -120,7 +121,8 @@ class Run:
         self.scorer.resume(self.state["step"])
         if config.dry_run:
             example = step_examples(train, config, 0)[0]
-            groups = encode(config, self.model, self.processor, [(0, example)], log)
+            prompts = encode_prompts(self.processor, [example], config.max_pixels)
+            groups = make_groups(config, self.model, [(0, example)], prompts, log)
             log.say(preview(example, groups, self.scorer, get_tokenizer(self.processor)))
         elif config.eval_base and not self.state["base"]:
             self.state["base"] = self.read_finals("base")
@@ -131,6 +133,14 @@ class Run:
         """Each step that is left, with this process's share of its prompts as Groups."""
         data, config = self.task.train, self.config
         steps = range(self.state["step"], config.max_steps)
+        processor = copy.deepcopy(self.processor)  # a tokenizer serves one thread at a time
+
+        def make(step, examples=None):
+            share = shard(examples or step_examples(data, config, step), self.ranks)
+            return share, encode_prompts(processor, [e for _, e in share], config.max_pixels)
+
+        # the tiny model's cost less than a thread does
+        made = map(make, steps) if config.model == "tiny" else made_ahead(make, steps)
         self.bar = progress(steps, config.method, unit="step")
         for step in self.bar:
             self.clock = {"start": time.perf_counter(), "cpu": time.process_time()}
@@ -138,8 +148,10 @@ class Run:
             self.due = variants.due(config, self.state["buffer"])
             noted = [step_examples(data, config, past)[place] for past, place in self.due]
             self.rate = variants.sft_rate(config) if self.due else 1.0  # times the learning rate
-            share = shard(noted or step_examples(data, config, step), self.ranks)
-            groups = encode(config, self.model, self.processor, share, self.log)
+            share, prompts = next(made)
+            if noted:
+                share, prompts = make(step, noted)
+            groups = make_groups(config, self.model, share, prompts, self.log)
             self.skipped = len(share) - len(groups)
             if self.due or memorizes(config, step):  # nobody would look at the responses
                 for group in groups:

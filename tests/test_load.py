@@ -1,6 +1,7 @@
 """What is known of the data before the first step, and what a run does with it."""
 
 import json
+import threading
 
 import pytest
 from PIL import Image
@@ -9,7 +10,8 @@ from config import parse, tolerances
 from data import Example, InputError
 from lib.log import Log
 from lib.ranks import Ranks
-from load import Task, check_task, encode
+from load import Task, check_task, made_ahead, make_groups
+from model import encode_prompts
 from start import estimate_memory
 
 MINE = ["--dataset", "mine.jsonl", "--model", "tiny"]
@@ -81,13 +83,32 @@ def test_a_row_found_bad_late_is_an_error_or_leaves_its_slot_empty(tmp_path, vlm
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     bad = Example(image=str(tmp_path / "cut.png"), question="What is red", id="row 1")
     log, strict, lenient = Log(str(tmp_path), True), parse(MINE), parse([*MINE, "--skip_bad_rows"])
-    assert encode(lenient, *vlm, [(0, bad)], log) == [] and "left out: " in capsys.readouterr().out
+    model, processor = vlm
+
+    def groups(config, example):
+        return make_groups(config, model, [(0, example)], encode_prompts(processor, [example]), log)
+
+    assert groups(lenient, bad) == [] and "left out: " in capsys.readouterr().out
     assert "not estimated" in estimate_memory(lenient, *vlm, [bad], Ranks())
     with pytest.raises(InputError, match="cut.png"):
-        encode(strict, *vlm, [(0, bad)], log)
+        groups(strict, bad)
     strict.max_completion_length = 32760
     with pytest.raises(InputError, match="row 0: its prompt has .* room for 8 before"):
-        encode(strict, *vlm, [(0, rows()[0])], log)
+        groups(strict, rows()[0])
+
+
+def test_the_next_step_is_made_while_this_one_is_used_and_the_order_stays():
+    begun, used = threading.Event(), []
+
+    def make(item):
+        begun.set() if item == 1 else None
+        return 6 // (2 - item)  # not for 2
+
+    with pytest.raises(ZeroDivisionError):
+        for made in made_ahead(make, range(4)):
+            assert begun.wait(5)
+            used.append(made)
+    assert used == [3, 6]
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
