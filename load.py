@@ -157,7 +157,7 @@ def made_ahead(make: Callable, items: Iterable) -> Iterator:
         yield from (last.result() for last in coming)
 
 
-def make_groups(
+def step_groups(
     config: Config,
     model,
     share: Sequence[tuple[int, Example]],

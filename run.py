@@ -33,7 +33,7 @@ from lib.memory import FLAGS
 from lib.optim import build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, reduce_sums, shard
 from lib.readings import interval
-from load import Task, first_load, load_model, load_task, made_ahead, make_groups, step_examples
+from load import Task, first_load, load_model, load_task, made_ahead, step_examples, step_groups
 from model import encode_prompts, get_tokenizer
 from rollout import MEMORIZE, MODE_NAMES, Group
 from start import KEPT, check_input, find_run, finish_config, open_scorer, preview, resume
@@ -122,7 +122,7 @@ class Run:
         if config.dry_run:
             example = step_examples(train, config, 0)[0]
             prompts = encode_prompts(self.processor, [example], config.max_pixels)
-            groups = make_groups(config, self.model, [(0, example)], prompts, log)
+            groups = step_groups(config, self.model, [(0, example)], prompts, log)
             log.say(preview(example, groups, self.scorer, get_tokenizer(self.processor)))
         elif config.eval_base and not self.state["base"]:
             self.state["base"] = self.read_finals("base")
@@ -133,11 +133,12 @@ class Run:
         """Each step that is left, with this process's share of its prompts as Groups."""
         data, config = self.task.train, self.config
         steps = range(self.state["step"], config.max_steps)
-        processor = copy.deepcopy(self.processor)  # a tokenizer serves one thread at a time
+        copied = copy.deepcopy(self.processor)  # a tokenizer serves one thread at a time
 
-        def make(step, examples=None):
-            share = shard(examples or step_examples(data, config, step), self.ranks)
-            return share, encode_prompts(processor, [e for _, e in share], config.max_pixels)
+        def make(step, noted=()):
+            share = shard(noted or step_examples(data, config, step), self.ranks)
+            processor, examples = self.processor if noted else copied, [e for _, e in share]
+            return share, encode_prompts(processor, examples, config.max_pixels)
 
         # the tiny model's cost less than a thread does
         made = map(make, steps) if config.model == "tiny" else made_ahead(make, steps)
@@ -151,7 +152,7 @@ class Run:
             share, prompts = next(made)
             if noted:
                 share, prompts = make(step, noted)
-            groups = make_groups(config, self.model, share, prompts, self.log)
+            groups = step_groups(config, self.model, share, prompts, self.log)
             self.skipped = len(share) - len(groups)
             if self.due or memorizes(config, step):  # nobody would look at the responses
                 for group in groups:

@@ -10,7 +10,7 @@ from config import parse, tolerances
 from data import Example, InputError
 from lib.log import Log
 from lib.ranks import Ranks
-from load import Task, check_task, made_ahead, make_groups
+from load import Task, check_task, made_ahead, step_groups
 from model import encode_prompts
 from start import estimate_memory
 
@@ -86,7 +86,7 @@ def test_a_row_found_bad_late_is_an_error_or_leaves_its_slot_empty(tmp_path, vlm
     model, processor = vlm
 
     def groups(config, example):
-        return make_groups(config, model, [(0, example)], encode_prompts(processor, [example]), log)
+        return step_groups(config, model, [(0, example)], encode_prompts(processor, [example]), log)
 
     assert groups(lenient, bad) == [] and "left out: " in capsys.readouterr().out
     assert "not estimated" in estimate_memory(lenient, *vlm, [bad], Ranks())
