@@ -154,7 +154,9 @@ class Config:
 
     output_dir: str | None = knob(None, "default: out/<dataset>-<method>", group="output")
     save_steps: int | None = knob(None, "a checkpoint every so many, and 15 minutes", low=1)
-    eval_steps: int | None = knob(None, "read val every so many; default: ten times a run", low=1)
+    eval_steps: int | None = knob(
+        None, "read val every so many; default: 10 times, on charts 5", low=1
+    )
     eval_base: bool | None = knob({"charts": True, "*": False}, "evaluate the starting model too")
     log_groups_every: int = knob(25, "show some groups every so many steps; 0: never", low=0)
     report_to: str = knob(
