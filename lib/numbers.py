@@ -8,11 +8,12 @@ conversion of units.
 
 import ast
 import functools
+import importlib.metadata
+import importlib.util
 import logging
 import math
 import operator
 import re
-from importlib.metadata import PackageNotFoundError, version
 
 from data.example import WRAPPING, say
 
@@ -23,7 +24,8 @@ PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, 
 SPACES = "\u00a0\u2007\u2009\u202f\u3000"  # that nobody breaks a line at, or thin ones
 THOUSANDS = re.compile(rf"(?<=\d)[,'’ {SPACES}](?=\d\d\d(?!\d))")
 NUMBER = rf"\d+(?:[,'’{SPACES}]\d\d\d(?!\d))*(?:\.\d+)?(?:[eE][-+]?\d+)?"
-CURRENCY = r"(?:[A-Z]{0,2} ?[$€£¥₹₩₽]|(?:USD|EUR|GBP|JPY|CNY|INR|CHF|[Dd]ollars?|[Ee]uros?)\b)?"
+CODES = "USD|EUR|GBP|JPY|CNY|INR|CHF"
+CURRENCY = rf"(?:[A-Z]{{0,2}} ?[$€£¥₹₩₽]|(?:{CODES}|[Dd]ollars?|[Ee]uros?)\b)?"
 AMOUNT = re.compile(  # what an answer may be: "- $5", "1 200 EUR", "12 per cent"
     rf"(-?) ?{CURRENCY} ?([-+]?)(\d{{1,3}}(?: \d\d\d)+(?:\.\d+)?|{NUMBER}|\.\d+)"
     rf" ?(%|[Pp]er ?cent)? ?{CURRENCY}"
@@ -90,14 +92,15 @@ def close(wanted: float, given: float, tolerance: float) -> bool:
 MOST = 200  # characters that are read
 GROUP = r"\s*\{([^{}]*)\}"
 # LaTeX and words as signs, then as Python's arithmetic; again until nothing changes: it is nested
-SIGNS = [(r"\\(?:left|right|[!$])|[A-Z]{0,2}[$€£¥₹₩₽]", ""), (r"\\[,;: ]|~", " ")]
-SIGNS += [(r"\\([{}%])", r"\1"), (r"\{,\}", ""), (r" ?per ?cent", "%"), (r"\s+to\s+", ":")]
+SIGNS = [(rf"\\(?:left|right|[!$])|[A-Z]{{0,2}}[$€£¥₹₩₽]|^(?:{CODES})\b", "")]
+SIGNS += [(r"\\[,;: ]|~", " ")]
+SIGNS += [(r"\\([{}%])", r"\1"), (r"\{,\}", ""), (r" ?[Pp]er ?cent", "%"), (r"\s+to\s+", ":")]
 SIGNS += [(r"\^\s*\{?\\circ\}?|\\degree\b", "°"), (r"\\pi\b", "π"), (r"\\infty\b", "∞")]
 SIGNS += [(r"\\cdot|\\times|×|·|(?<=\d)\s*x\s*(?=10\b)", "*"), (r"\\div|÷", "/"), ("√", r"\\sqrt")]
 SIGNS += [(r"\\pm\b", "±"), (r"\\in\b|∈", "="), ("²", "^2"), ("³", "^3")]
 SIGNS += [(r"\\cup\b|∪|;|,?\s+(?:and|or)\s+", ",")]
 ARITHMETIC = (
-    (r"\\[dt]frac", r"\\frac"),
+    (r"\\[dtc]frac", r"\\frac"),
     (rf"(\d)\s*\\frac{GROUP}{GROUP}", r"(\1+(\2)/(\3))"),
     (rf"\\frac{GROUP}{GROUP}", r"((\1)/(\2))"),
     (r"\\frac\s*(\d)\s*(\d)", r"(\1/\2)"),
@@ -117,13 +120,14 @@ HALF_OPEN = ((r"\[([^][(){}]*)\)", r"right_open(\1)"), (r"\(([^][(){}]*)\]", r"l
 READABLE = re.compile(r"[\d\s.,:+*/()\[\]{}π∞-]*")
 NAME = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?)\s*=\s*")  # x = 5
 # A unit or what is counted; with less than three letters it is one of these, or it is a variable.
-UNIT = "[A-Za-z]{3,}|°[CF]?|%|[cmk]?m|[mk]?g|m?[sl]|[hJWVAKNCFLΩ]|kW|Hz|Pa|GB|MB|in|ft|hr|yd|oz|lb"
+UNIT = "[A-Za-z]{3,}|°[CF]?|%|[cmnk]?m|[mk]?g|m?s|[mc]?l|mi|[hJWVAKNCFLΩ]|kW|Hz|Pa|GB|MB|in|ft|hr|yd|oz|lb"
 UNIT = rf"(?:{UNIT})(?:\^\{{?-?\d\}}?)?"
 UNIT = re.compile(rf"(?<=[\d.)}}π∞])\s*({UNIT}(?:[ */.]{{1,3}}{UNIT}){{0,3}})\s*(?=[,:)\]}}]|$)")
 SHORT = """kilo k centi c milli m meter m metre m gram g second s sec s minute min hour h hr h
     inche in inch in foot ft feet ft liter l litre l degree ° deg °""".split()
 SHORT = [(r"(?<=\w\w)s\b", ""), (" per ", "/"), *zip(SHORT[::2], SHORT[1::2])]
-SHORT += [(r"square (\S+)", r"\1^2"), (r"cubic (\S+)", r"\1^3"), ("[{} ]", "")]
+SHORT += [(r"square (\S+)", r"\1^2"), (r"cubic (\S+)", r"\1^3")]
+SHORT += [(" squared", "^2"), (" cubed", "^3"), ("[{} ]", "")]
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 OPERATORS |= {ast.Div: operator.truediv, ast.Pow: operator.pow}
 
@@ -252,7 +256,6 @@ def library():
 
 def math_reader() -> str:
     """What reads mathematics here."""
-    try:
-        return f"own rules, math-verify {version('math-verify')}"
-    except PackageNotFoundError:
+    if importlib.util.find_spec("math_verify") is None:
         return "own rules"
+    return f"own rules, math-verify {importlib.metadata.version('math-verify')}"

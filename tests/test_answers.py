@@ -23,6 +23,7 @@ from lib.numbers import same_math
 RIGHT = r"""5 | \boxed{5}    5 | x = 5    5 | $5$    5 | **5**    5 | (5)    5 | 5.    7 | -(-7)
 5 | 5 cm    5 cm | 5 centimeters    5 cm | 5    9 m^2 | 9 square meters    9 m^2 | 9 m²
 \text{5 apples} | 5    60 km/h | 60 km per hour    9.8 m/s^2 | 9.8 m/s²    5 N | 5N
+9.8 m/s² | 9.8 meters per second squared    \frac35 | \cfrac{3}{5}    5 | EUR 5    3 | 3 nm
 16 | 16 square units    $1,200 | 1200    0.5 | 1/2    0.5 | \frac{1}{2}    \frac{1}{2} | \dfrac12
 -\frac{3}{4} | −3/4    $\frac{1}{3}$ | \(\frac{1}{3}\)    2.5 | 2\frac{1}{2}    2.5 | 2 1/2
 2^3 | 8    (\frac{1}{2})^2 | 0.25    \frac{\sqrt{2}}{2} | \sqrt{2}/2    3\sqrt{2} | \sqrt{18}
