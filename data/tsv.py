@@ -51,6 +51,8 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
             told = f"neither one image in base64 nor the index of a row with one ({error})"
             raise InputError(f"image: {image[:64]!r} is {told}") from error
         named = texts(row, "image_path")
+        if named and named[0].startswith("["):  # a list, as Python writes it
+            named = re.findall(r"['\"]([^'\"]+)['\"]", named[0])
         path = keep_image(content) if content else find_image(named, folder, {})
         return tsv_row(row, path, f"{file.stem}/{index}")
 

@@ -74,7 +74,7 @@ def test_each_benchmark_is_read_with_its_kind_of_answer(tmp_path, name):
 
 def test_an_image_may_be_another_rows_or_a_file(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    rows = [{"image": "2"}, {"image": f"['{PICTURE}']"}, {"image": "", "image_path": "a.png"}]
+    rows = [{"image": "2"}, {"image": f"['{PICTURE}']"}, {"image": "", "image_path": "['a.png']"}]
     path = write_tsv(tmp_path / "x.tsv", *({"question": "q", **row} for row in rows))
     first, second, third = read_tsv(path, tmp_path)
     assert first.image == second.image and first.answer == "" and open_image(third).size == (4, 4)
@@ -89,6 +89,7 @@ def test_a_bad_row_is_named_and_can_be_left_out(tmp_path):
         ({"index": "1"}, "index 1: is there twice"),
         ({"question": ""}, "question is missing"),
         ({"image": "", "image_path": "../a.png"}, ".*leaves the folder"),
+        ({"image": "", "image_path": "['a.png', 'b.png']"}, "the image has 2 entries"),
         ({"A": "cat", "answer": "D"}, "the answer 'D' is none of the options"),
         ({"B": "cat", "answer": "B"}, "an option is empty"),
         ({"choices": "['1', '2']", "answer": "5"}, "the answer '5' is no letter"),
