@@ -221,7 +221,7 @@ def mix_examples(config, count: int) -> list[Example]:
     it, on charts: the base stage's captions, direct answers and texts; on other data none.
     """
     if config.mix:
-        rows = load_data(config.mix, "train")[:count]
+        rows = load_data(config.mix, "train", skip_bad_rows=config.skip_bad_rows)[:count]
         return [row if row.trace else replace(row, instruction=DIRECT) for row in rows]
     if config.dataset != "charts":
         return []

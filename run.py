@@ -22,6 +22,7 @@ import variants
 from config import Config, eval_settings
 from data.example import InputError
 from data.fingerprint import fingerprint
+from data.reading import written_here
 from dyme import memorizes
 from evaluate import evaluate, evaluate_all, looks
 from lib import checkpoint
@@ -108,13 +109,15 @@ class Run:
         log.say(f"{config.model}, from {self.model.name_or_path}: {counts}")
         steps = f"{config.max_steps} steps of {config.prompts_per_step} prompts"
         log.say(f"{len(train)} training examples, {steps}")
-        if found:
-            checkpoint.load_checkpoint(found, self.model, self.optimizer)
+        with written_here(found or config.output_dir):
+            if found:
+                checkpoint.load_checkpoint(found, self.model, self.optimizer)
+            best = self.best_step()
         # what is further goes: from here on this run takes its own way
         log.begin(self.state["step"])
         if log.active:
             last = self.state["step"] if found else -1
-            checkpoint.prune(config.output_dir, last, KEPT, self.best_step())
+            checkpoint.prune(config.output_dir, last, KEPT, best)
         self.weights_step = self.state["step"]  # whose weights these are; None inside an update
         self.saved_at = time.monotonic()  # when the last checkpoint was
         self.pace = 0.0  # seconds per answer of the last validation

@@ -53,5 +53,5 @@ def load_data(
         raise NoSplit(f"{name}: no examples in the split {split}")
     for field, path in (("trace", traces), ("facts", facts)):
         if path:
-            attach(examples, field, path)
+            attach(examples, field, path, skip_bad_rows)
     return examples

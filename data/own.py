@@ -196,7 +196,7 @@ def load_own(
     return hold_out(examples, split) if held_out else examples
 
 
-def attach(examples: list[Example], name: str, path: str):
+def attach(examples: list[Example], name: str, path: str, skip_bad_rows: bool = False):
     """Sets the field `name`, "trace" or "facts", from judge.py's .jsonl of {"id", name}, of which
     an example's last line counts; an id with another "question" (the data changed) fits none.
     """
@@ -205,7 +205,7 @@ def attach(examples: list[Example], name: str, path: str):
         value = read_facts(row.get(name)) if name == "facts" else clean_trace(text(row, name))
         return text(row, "id"), (text(row, "question", required=False), value)
 
-    found = dict(parse_file(Path(path), parse))
+    found = dict(parse_file(Path(path), parse, skip_bad_rows))
     used = 0
     for example in examples:
         asked, value = found.get(example.id, (None, None))

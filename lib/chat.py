@@ -22,7 +22,7 @@ from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandl
 
 from tqdm import tqdm
 
-from data.example import InputError, shorten
+from data.example import InputError, say, shorten
 
 PARALLEL = 8  # requests at a time
 # Without urllib's usual handlers every status is an answer, and a redirect's target is sent no key.
@@ -82,13 +82,14 @@ class Chat:
 
     def first_question(self, force: bool = False) -> None:
         """InputError where a first question has no reply; with force the server is dead."""
-        self.failed_in_a_row = self.max_failures - 1  # one call without a reply is enough
         try:
             self.ask("Reply with one word: yes.", fresh=True)
         except ChatError as error:
+            told = f"--judge_url {self.url}: doesn't answer the first question: {error}; start it"
             if not force:
-                told = f"doesn't answer the first question: {error}; start it; train.py has --force"
-                raise InputError(f"--judge_url {self.url}: {told}")
+                raise InputError(f"{told}; train.py has --force") from None
+            self.failed_in_a_row = self.max_failures
+            say(f"warning: {told}")
 
     def ask(
         self, prompt: str | list[dict], fresh: bool = False, max_tokens: int = 300

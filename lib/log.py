@@ -15,7 +15,7 @@ from typing import IO
 from tqdm import tqdm
 
 from data.example import InputError
-from data.reading import read_lines, write_whole
+from data.reading import read_lines, write_whole, written_here
 
 
 @dataclass
@@ -64,10 +64,12 @@ class Log:
         """What an earlier run left goes, but for the lines of the steps before this one."""
         if not self.active:
             return
-        Path(self.output_dir, "result.json").unlink(missing_ok=True)
         for path in (Path(self.output_dir, name) for name in ("metrics.jsonl", "groups.jsonl")):
-            rows = [row for row in read_lines(path, ("step",)) if row["step"] < step]
+            with written_here(path):
+                rows = read_lines(path, ("step",)) if step else []
+                rows = [row for row in rows if row["step"] < step]
             write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        Path(self.output_dir, "result.json").unlink(missing_ok=True)
 
 
 def open_tracker(name: str, folder: str, config: dict, step: int) -> Callable[[int, dict], None]:

@@ -127,6 +127,7 @@ def test_a_run_that_is_still_writing_can_be_read(tmp_path):
 
 BAD = [("metrics.jsonl", ""), ("metrics.jsonl", '{"step": 0}\n[1]\n'), ("result.json", "{}")]
 BAD += [("groups.jsonl", '{"step": 3, "mode": "<b>"}\n'), ("result.json", '{"config": 5}')]
+BAD += [("metrics.jsonl", '{"step": 0, "reward": "x"}\n')]
 
 
 @pytest.mark.parametrize("name, text", BAD)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import run as run_file
 import train
 from checker import Rules
+from data.example import InputError
 from lib import ranks as several
 from lib.checkpoint import step_folders, step_of
 from lib.log import Log, run_program
@@ -283,6 +284,17 @@ def test_nothing_of_another_run_is_cut_or_relabelled(folder, flags, told):
     code, said = run(folder, "whole", *flags.split())
     assert code == 2 and told in said
     assert outcome(folder / "whole") == before
+
+
+def test_a_foreign_log_is_named_and_nothing_is_cut(tmp_path):
+    log, result = Log(str(tmp_path), True), tmp_path / "result.json"
+    result.write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": "x"}\n')
+    with pytest.raises(InputError, match="metrics.jsonl: was not written here"):
+        log.begin(1)
+    assert result.exists()
+    log.begin(0)  # a new run, --overwrite, doesn't ask what was there
+    assert not result.exists()
 
 
 def test_two_processes_never_share_a_folder(folder):

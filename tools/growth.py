@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from PIL import Image
 
-from config import Config
+from config import Config, Parser
 from data.example import Example
 from lib.log import run_program
 from lib.memory import memory_estimate
@@ -96,6 +96,7 @@ def memory_table() -> str:
 
 def main(argv: list[str]) -> None:
     """The command line."""
+    Parser("tools.growth", description=__doc__.partition("\n")[0]).parse_args(argv)
     print(seconds_table(), memory_table(), sep="\n")
 
 

@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
     add("runs", nargs="+", metavar="RUN", help="folders that train.py wrote; seeds go together")
     add("--out", default="report.html", help="the page (%(default)s)")
     args = parser.parse_args(argv)
-    text = page(group_seeds([read_run(folder) for folder in dict.fromkeys(args.runs)]))
+    with written_here(" or ".join(f"{folder}/metrics.jsonl" for folder in args.runs)):
+        text = page(group_seeds([read_run(folder) for folder in dict.fromkeys(args.runs)]))
     Path(args.out).write_text(text, encoding="utf-8", errors="backslashreplace")
     print(f"{args.out}: {len(text) / 2**20:.1f} MB")
 

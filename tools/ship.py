@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from config import Parser
 from data.charts import TASKS, load_charts
 from evaluate import evaluate
 from lib.families import load_vlm, parameter_counts
@@ -63,6 +64,7 @@ Mean loss of every {LOG_STEPS} steps of the last stage, nats per token:
 
 def ship(argv: list[str]) -> None:
     """Train, copy, measure."""
+    Parser("tools.ship", description=__doc__.partition("\n")[0]).parse_args(argv)
     torch.set_num_threads(1)
     for (_, seed, *more), name in SHIPPED.items():
         made, folder = base_folder(1600, seed, *more), ASSETS / name
