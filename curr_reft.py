@@ -140,7 +140,8 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
 
     path, done = folder / "stages.json", {}
     if config.resume:
-        done = broadcast_object(read_json(path) if path.exists() else {}, ranks)
+        with written_here(path):
+            done = broadcast_object(dict(read_json(path)) if path.exists() else {}, ranks)
     elif log.active:  # no later --resume takes an earlier run's for this one's
         path.unlink(missing_ok=True)
 

@@ -262,6 +262,9 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(quick
     assert sampled.read_text() == whole and 0 < len(asked) < 5
     with pytest.raises(InputError, match="stages.json is of another run: --seed: was 0, is now"):
         run(flags, "--resume", "--seed", "1")
+    (RUN / "stages.json").write_text("[1]")
+    with pytest.raises(InputError, match="stages.json: was not written here"):
+        run(flags, "--resume")
     (RUN / "stages.json").unlink()
     with pytest.raises(InputError, match="--overwrite"):
         run(flags, "--resume", "--reject_samples", "3")

@@ -251,12 +251,13 @@ def main(argv: list[str]) -> None:
     if matplotlib is None:
         raise InputError(NO_PICTURES)
     figures, runs = {}, []
-    for source in args.sources:
-        if Path(source, "metrics.jsonl").exists():
-            runs.append(read_run(source))
-        else:
-            figures |= draw_records(Path(source).stem, read_records([source]))
-    figures |= draw(group_seeds(runs))
+    with written_here(" or ".join(args.sources)):
+        for source in args.sources:
+            if Path(source, "metrics.jsonl").exists():
+                runs.append(read_run(source))
+            else:
+                figures |= draw_records(Path(source).stem, read_records([source]))
+        figures |= draw(group_seeds(runs))
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for title, figure in figures.items():
         path = Path(args.out, f"{title.lower().replace(' ', '_')}.png")
