@@ -84,12 +84,12 @@ def decode_attention(
     rows, heads, _, dim = query.shape
     shape = (prompts, rows // prompts, key_heads, heads // key_heads)  # (P, G, K, H / K)
 
-    def by_prompt(
-        x,
-    ):  # (P * G, K, H/K, x) -> (P, K, G * H/K, x): all that read the same prompt keys
+    # (P * G, K, H/K, x) -> (P, K, G * H/K, x): all that read the same prompt keys
+    def by_prompt(x):
         return x.view(*shape, -1).transpose(1, 2).flatten(2, 3)
 
-    def by_row(x):  # back: (P, K, G * H/K, x) -> (P * G, K, H/K, x)
+    # back: (P, K, G * H/K, x) -> (P * G, K, H/K, x)
+    def by_row(x):
         return x.unflatten(2, (shape[1], shape[3])).transpose(1, 2).flatten(0, 1)
 
     query = query.reshape(rows, key_heads, -1, dim) * scaling

@@ -74,7 +74,7 @@ def finish_config(config: Config, ranks: Ranks, examples: int) -> None:
     if config.max_steps is None:
         steps = config.num_train_epochs * examples / config.prompts_per_step
         config.max_steps = max(1, int(steps))
-    readings = 5 if config.dataset == "charts" else 10  # they are half of the charts' seconds
+    readings = 5 if config.dataset == "charts" else 10  # one takes as long as six steps there
     config.eval_steps = config.eval_steps or max(1, config.max_steps // readings)
     config.save_steps = config.save_steps or config.max_steps
 
