@@ -14,6 +14,7 @@ except under a heading or the head of a table.
 """
 
 import re
+from functools import lru_cache
 from itertools import groupby, product
 from typing import NamedTuple
 
@@ -73,7 +74,13 @@ def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
     picture hasn't is a claim too, a wrong one: (name, value) or (name, "", value). It is found in
     the form of a fact (Reader.unknown_name), and wherever a colour is said of embedded charts.
     """
-    return list(dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts)))
+    return list(read_claims(thinking, tuple(map(tuple, facts))))
+
+
+@lru_cache(maxsize=1024)  # a reward and a reading ask for the same text, and so do equal responses
+def read_claims(thinking: str, facts: tuple) -> dict[tuple[str, ...], None]:
+    """claimed_facts, as the names of a dict."""
+    return dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts))
 
 
 def locate_claims(thinking: str, facts) -> list[tuple]:

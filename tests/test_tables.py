@@ -57,9 +57,9 @@ def test_a_run_given_twice_counts_once_and_two_results_of_one_run_are_an_error(t
 
 
 KEPT = {  # what is printed: a line of it, which results/README.md has too
-    "runs/main --brief": "| dyme | 0.5 | 3 | 96.6 ± 0.4 | 93.7 ± 2.0 | 55.1 ± 1.2 |",
-    "runs/main --looks --price": "| dyme | 0.5 | 3 | 93.7 ± 2.0 | 21.0 ± 0.7 | 17.3 ± 1.3 |",
-    "runs/main results/runs/bases --paired dyme sft": "| 0.5 | sft | test | +14.7 | [+10.8, +18.6]",
+    "runs/main --brief": "| dyme | 0.5 | 5 | 96.4 ± 0.5 | 93.7 ± 1.8 | 55.8 ± 1.7 |",
+    "runs/main --looks --price": "| dyme | 0.5 | 5 | 93.7 ± 1.8 | 21.1 ± 1.1 | 17.9 ± 1.9 |",
+    "runs/main results/runs/bases --paired dyme sft": "| 0.5 | sft | test | +14.9 | [+11.3, +18.6]",
     "curr_reft.json": "| curr_reft after reject | test | 49.2 ± 1.3 | 49.7 ± 0.6 | 51.3 ± 2.3 |",
 }
 
