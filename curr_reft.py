@@ -42,10 +42,10 @@ from lib.checkpoint import read_json, step_folders
 from lib.families import save_model
 from lib.log import Log, run_program
 from lib.ranks import Ranks, broadcast_object
+from lib.readings import summary
 from lib.tiny import BASE_TASKS
 from load import Task, first_load, load_finals, load_model, load_split
 from reject import choose_examples, mix_examples
-from run import summary
 from start import check_input, open_scorer, refuse_another
 from train import launch, train
 

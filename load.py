@@ -3,7 +3,6 @@
 Left out: how a data set is read (data/), and what differs between model families (lib/families.py).
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -148,13 +147,14 @@ def made_ahead(make: Callable, items: Iterable) -> Iterator:
 
     An image processor takes 1 to 6 s for a step's images, during which a GPU would wait.
     """
+    coming = None
     with ThreadPoolExecutor(1) as thread:
-        coming = deque()
         for item in items:
-            coming.append(thread.submit(make, item))
-            if len(coming) > 1:
-                yield coming.popleft().result()
-        yield from (last.result() for last in coming)
+            made, coming = coming, thread.submit(make, item)
+            if made:
+                yield made.result()
+        if coming:
+            yield coming.result()
 
 
 def step_groups(

@@ -20,7 +20,7 @@ import torch
 
 import variants
 from config import Config, eval_settings
-from data.example import InputError
+from data.example import Example, InputError
 from data.fingerprint import fingerprint
 from data.reading import written_here
 from dyme import memorizes
@@ -33,7 +33,7 @@ from lib.log import Log, open_tracker, progress
 from lib.memory import FLAGS
 from lib.optim import build_optimizer
 from lib.ranks import Interrupt, Ranks, broadcast_object, gather_lists, reduce_sums, shard
-from lib.readings import interval
+from lib.readings import summary
 from load import Task, first_load, load_model, load_task, made_ahead, step_examples, step_groups
 from model import encode_prompts, get_tokenizer
 from rollout import MEMORIZE, MODE_NAMES, Group
@@ -136,15 +136,10 @@ class Run:
         """Each step that is left, with this process's share of its prompts as Groups."""
         data, config = self.task.train, self.config
         steps = range(self.state["step"], config.max_steps)
-        copied = copy.deepcopy(self.processor)  # a tokenizer serves one thread at a time
-
-        def make(step, noted=()):
-            share = shard(noted or step_examples(data, config, step), self.ranks)
-            processor, examples = self.processor if noted else copied, [e for _, e in share]
-            return share, encode_prompts(processor, examples, config.max_pixels)
-
-        # the tiny model's cost less than a thread does
-        made = map(make, steps) if config.model == "tiny" else made_ahead(make, steps)
+        made = None  # the tiny model's prompts cost less than a thread does
+        if config.model != "tiny":
+            copied = copy.deepcopy(self.processor)  # a tokenizer serves one thread at a time
+            made = made_ahead(lambda n: self.ask(step_examples(data, config, n), copied), steps)
         self.bar = progress(steps, config.method, unit="step")
         for step in self.bar:
             self.clock = {"start": time.perf_counter(), "cpu": time.process_time()}
@@ -152,15 +147,22 @@ class Run:
             self.due = variants.due(config, self.state["buffer"])
             noted = [step_examples(data, config, past)[place] for past, place in self.due]
             self.rate = variants.sft_rate(config) if self.due else 1.0  # times the learning rate
-            share, prompts = next(made)
-            if noted:
-                share, prompts = make(step, noted)
+            asked = next(made) if made else None
+            if noted or not made:
+                asked = self.ask(noted or step_examples(data, config, step), self.processor)
+            share, prompts = asked
             groups = step_groups(config, self.model, share, prompts, self.log)
             self.skipped = len(share) - len(groups)
             if self.due or memorizes(config, step):  # nobody would look at the responses
                 for group in groups:
                     group.mode = MEMORIZE
             yield step, groups
+
+    def ask(self, examples: list[Example], processor) -> tuple[list, list]:
+        """This process's share of a step's examples, each with its place, and their prompts."""
+        share = shard(examples, self.ranks)
+        own = [example for _, example in share]
+        return share, encode_prompts(processor, own, self.config.max_pixels)
 
     def tick(self, part: str) -> None:
         """A part of the step is over: its seconds are what has passed since the last one."""
@@ -291,21 +293,3 @@ class Run:
             save_model(config.output_dir, self.model, self.processor)
         log.say(f"model, metrics and result are in {config.output_dir}")
         log.say(f"ask it: python sample.py --ckpt {config.output_dir}")
-
-
-def summary(title: str, readings: dict[str, dict]) -> str:
-    """evaluate_all's result in one line."""
-    greedy, sampled, direct = readings["greedy"], readings["sampled"], readings["direct"]
-    low, high = interval(greedy["accuracy"], greedy["count"])
-    true = sampled["fact_precision"]  # None where nothing is stated
-    tasks = [name for name in greedy if name.startswith("accuracy/")]
-    each = [f"{name.removeprefix('accuracy/')} {greedy[name]:.3f}" for name in tasks]
-    parts = [
-        f"accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy"
-        + (f" ({', '.join(each)})" if len(each) == 2 else ""),  # ChartQA's human and augmented
-        f"{sampled['accuracy']:.3f} at temperature 1",
-        f"{direct['accuracy']:.3f} answering directly; format {greedy['format']:.3f}",
-        "no facts stated" if true is None else f"stated facts true {true:.3f}",
-        f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)",
-    ]
-    return f"{title}: {', '.join(parts)}"

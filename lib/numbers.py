@@ -120,7 +120,8 @@ HALF_OPEN = ((r"\[([^][(){}]*)\)", r"right_open(\1)"), (r"\(([^][(){}]*)\]", r"l
 READABLE = re.compile(r"[\d\s.,:+*/()\[\]{}π∞-]*")
 NAME = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?)\s*=\s*")  # x = 5
 # A unit or what is counted; with less than three letters it is one of these, or it is a variable.
-UNIT = "[A-Za-z]{3,}|°[CF]?|%|[cmnk]?m|[mk]?g|m?s|[mc]?l|mi|[hJWVAKNCFLΩ]|kW|Hz|Pa|GB|MB|in|ft|hr|yd|oz|lb"
+UNIT = "[A-Za-z]{3,}|°[CF]?|%|[cmnk]?m|[mk]?g|m?s|[mc]?l|mi|[hJWVAKNCFLΩ]|kW|Hz|Pa|GB|MB"
+UNIT += "|in|ft|hr|yd|oz|lb"
 UNIT = rf"(?:{UNIT})(?:\^\{{?-?\d\}}?)?"
 UNIT = re.compile(rf"(?<=[\d.)}}π∞])\s*({UNIT}(?:[ */.]{{1,3}}{UNIT}){{0,3}})\s*(?=[,:)\]}}]|$)")
 SHORT = """kilo k centi c milli m meter m metre m gram g second s sec s minute min hour h hr h

@@ -36,6 +36,24 @@ def show_accuracies(rows: list[dict]) -> None:
         print(f"{name} {mean(right):.3f} [{low:.3f}, {high:.3f}], {len(right)} questions")
 
 
+def summary(title: str, ways: dict[str, dict]) -> str:
+    """evaluate_all's result in one line."""
+    greedy, sampled, direct = ways["greedy"], ways["sampled"], ways["direct"]
+    low, high = interval(greedy["accuracy"], greedy["count"])
+    true = sampled["fact_precision"]  # None where nothing is stated
+    tasks = [name for name in greedy if name.startswith("accuracy/")]
+    each = [f"{name.removeprefix('accuracy/')} {greedy[name]:.3f}" for name in tasks]
+    parts = [
+        f"accuracy {greedy['accuracy']:.3f} [{low:.3f}, {high:.3f}] greedy"
+        + (f" ({', '.join(each)})" if len(each) == 2 else ""),  # ChartQA's human and augmented
+        f"{sampled['accuracy']:.3f} at temperature 1",
+        f"{direct['accuracy']:.3f} answering directly; format {greedy['format']:.3f}",
+        "no facts stated" if true is None else f"stated facts true {true:.3f}",
+        f"right answers grounded {greedy['grounded']:.3f} ({greedy['count']} questions)",
+    ]
+    return f"{title}: {', '.join(parts)}"
+
+
 def mean(values: list) -> float:
     """The mean, 0 of nothing."""
     return sum(values) / max(len(values), 1)

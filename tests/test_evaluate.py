@@ -13,10 +13,9 @@ from data.charts import load_charts
 from data.example import DIRECT, Example
 from data.reading import read_lines
 from evaluate import marks, pass_at_ks, predict
-from lib.readings import readings
+from lib.readings import readings, summary
 from lib.tiny import tiny_vlm
 from rollout import Group, Response, make_groups, rollout
-from run import summary
 
 CHART = Example(
     question="What is the value of red", answer="5", facts=[("red", "5"), ("blue", "2")], id="a"

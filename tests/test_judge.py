@@ -39,7 +39,7 @@ def example(**fields):
 
 class Server(ThreadingHTTPServer):
     """Replies with its `script`, then with its `default`: the content of a completion, (status,
-    body, name and value of a header), or a function of the request's Handler that returns one of these.
+    body, name and value of a header), or a function of the request's Handler that returns one.
     """
 
     daemon_threads, block_on_close, handle_error = True, False, lambda *args: None
