@@ -36,7 +36,7 @@ from lib.log import progress, run_program
 from lib.readings import mean, readings, show_accuracies
 from rollout import Group, make_groups, rollout
 
-LOOKS = 300  # questions that are asked about images not their own, at the end
+LOOKS = 150  # questions that are asked about images not their own, at the end
 
 
 def respond(

@@ -40,7 +40,7 @@ from rollout import MEMORIZE, MODE_NAMES, Group
 from start import KEPT, check_input, find_run, finish_config, open_scorer, preview, resume
 
 SAVE_MINUTES = 15  # a checkpoint whenever so many have passed
-LOOKS_ON_THE_WAY = 100  # questions of a validation that are asked about other images too
+LOOKS_ON_THE_WAY = 50  # questions of a validation that are asked about other images too
 MAX_BAD_STEPS = 5  # in a row with a gradient that isn't finite: then the run ends
 
 
