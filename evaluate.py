@@ -36,8 +36,6 @@ from lib.log import progress, run_program
 from lib.readings import mean, readings, show_accuracies
 from rollout import Group, make_groups, rollout
 
-LOOKS = 150  # questions that are asked about images not their own, at the end
-
 
 def respond(
     model, processor, examples: Sequence[Example], *, places=None, batch_size=64, **asked
@@ -94,7 +92,8 @@ def evaluate(
 
 def evaluate_all(model, processor, examples: Sequence[Example], **asked) -> dict[str, dict]:
     """The readings of one split: greedy, the headline; at temperature 1, where a trace memorized
-    word by word no longer looks well; direct; `looks`. All but these with CPU seconds per question.
+    word by word no longer looks well; direct; of half of the questions `looks`. The first three with
+    CPU seconds per question.
     """
     ways = {"greedy": {}, "sampled": {"temperature": 1.0}, "direct": {"direct": True}}
     found = {}
@@ -102,7 +101,7 @@ def evaluate_all(model, processor, examples: Sequence[Example], **asked) -> dict
         start = time.process_time()
         found[name] = evaluate(model, processor, examples, **way, **asked)
         found[name]["seconds"] = (time.process_time() - start) / max(len(examples), 1)
-    return found | looks(model, processor, examples, LOOKS, **asked)
+    return found | looks(model, processor, examples, -(-len(examples) // 2), **asked)
 
 
 def looks(model, processor, examples: Sequence[Example], most: int, **asked) -> dict[str, dict]:
