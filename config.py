@@ -80,7 +80,7 @@ class Config:
     dataset: str = knob("charts", "charts, chartqa, gsm8k, aokvqa, or a file", group="data")
     data_dir: str | None = knob(None, "its folder or zip; default: download", FILES)
     train_size: int | None = knob(None, "use the first so many training examples", low=1)
-    eval_size: int | None = knob({"charts": 300}, "and so many of each evaluated split", low=1)
+    eval_size: int | None = knob({"charts": 200}, "and so many of each evaluated split", low=1)
     final_splits: list[str] | None = knob(None, "what the end evaluates: test, on charts ood too")
     trace_noise: float = knob(
         0.5, "share of wrong facts in traces", CHARTS, UNREFINED, low=0, high=1
