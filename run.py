@@ -199,11 +199,11 @@ class Run:
         stats = {**stats, **group_sums(groups, MODE_NAMES), "skipped": self.skipped}
         stats["loss"] = stats.get("loss", 0.0) / config.num_iterations
         sums = reduce_sums(stats, self.ranks)
-        line = {**means(sums, MODE_NAMES), **moved}
+        line = {**means(sums), **moved}
         clock["seconds_cpu"] = time.process_time() - clock["cpu"]  # of all threads
         line |= {name: value for name, value in clock.items() if name.startswith("seconds_")}
         line["step_time"] = took = clock["now"] - clock["start"]  # seconds
-        tokens = sums.get("completions/mean_length", 0)  # here still their sum
+        tokens = sums["responses", "completions/mean_length"]  # here still their sum
         line["tokens_per_second"] = tokens / line["seconds_rollout"]
         log.append("metrics.jsonl", {"step": step, **line})
         log.track(step, line)

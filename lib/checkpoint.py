@@ -15,10 +15,8 @@ import torch
 from safetensors import safe_open
 
 from data.example import InputError, say
-from data.reading import write_whole, written_here
-from lib.families import NO_CODE, load_vlm, one_line, save_model
-
-# ---- writing ------------------------------------------------------------------------------------
+from data.reading import written_here
+from lib.families import NO_CODE, load_vlm, save_model
 
 
 def save_checkpoint(
@@ -28,21 +26,19 @@ def save_checkpoint(
     False, after a warning, if the disk is full. state: whatever JSON the run needs to go on.
     """
     root = Path(output_dir) / "checkpoints"
-    final = root / f"step-{step:06d}"
+    final, temporary = (root / f"step-{step:06d}{end}" for end in ("", f".tmp-{os.getpid()}"))
     if final.is_dir():
         return True
-    temporary = root / f"{final.name}.tmp-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
         save_model(temporary, model, processor)
         with open(temporary / "optimizer.pt", "wb") as file:  # by path a full disk is no OSError
             torch.save(optimizer.state_dict(), file)
         sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
-        for name in sizes:
-            flush(temporary / name)
         state = {**state, "step": step, "sizes": sizes}
-        write_whole(temporary / "state.json", json.dumps(state, indent=1))
-        flush(temporary)
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        for path in (*temporary.iterdir(), temporary):
+            flush(path)
         os.rename(temporary, final)
         flush(root)
     except Exception as error:
@@ -70,9 +66,9 @@ def check_room(output_dir: str | Path, model, count: int, force: bool = False) -
     which may be without weights. Those that are there count as room: they give way to new ones.
     """
     # a trained weight has AdamW's two states beside it
-    sizes = [p.numel() * p.element_size() * (1 + 2 * p.requires_grad) for p in model.parameters()]
+    needed = count * sum(p.nbytes * (1 + 2 * p.requires_grad) for p in model.parameters())
     held = sum(file.stat().st_size for file in Path(output_dir).glob("**/checkpoints/*/*"))
-    free, needed = shutil.disk_usage(output_dir).free + held, count * sum(sizes)
+    free = shutil.disk_usage(output_dir).free + held
     if free < needed and not force:
         told = f"{needed / 2**30:.2f} GiB are needed for {count} checkpoints, {free / 2**30:.2f}"
         raise InputError(f"--output_dir {output_dir}: {told} free; free some, or try --force")
@@ -91,9 +87,6 @@ def disk_full(error: BaseException) -> bool:
     return "No space left" in told or "quota exceeded" in told
 
 
-# ---- finding and loading ------------------------------------------------------------------------
-
-
 def step_of(folder: Path) -> int:
     """The step of a checkpoint's folder, by its name."""
     return int(folder.name.removeprefix("step-"))
@@ -108,27 +101,19 @@ def step_folders(root: Path) -> list[Path]:
 def find_checkpoint(output_dir: str | Path) -> Path | None:
     """A run's newest whole checkpoint, or None; what isn't whole is passed over with a warning."""
     for folder in reversed(step_folders(Path(output_dir) / "checkpoints")):
-        if not (fault := damage(folder)):
+        name = "state.json"
+        try:
+            for name, size in read_json(folder / name)["sizes"].items():
+                if (found := (folder / name).stat().st_size) != size:
+                    raise EOFError(f"it has {found} bytes, not {size}")
+                if name.endswith(".safetensors"):
+                    safe_open(folder / name, "pt")
+            name = "optimizer.pt"
+            torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
             return folder
-        say(f"warning: {folder}: damaged ({fault}); trying the checkpoint before it")
-    return None
-
-
-def damage(folder: Path) -> str | None:
-    """Why a checkpoint can't be loaded, in a few words; None for a whole one."""
-    name = "state.json"
-    try:
-        for name, size in read_json(folder / name)["sizes"].items():
-            if (found := (folder / name).stat().st_size) != size:
-                return f"{name} has {found} bytes, not {size}"
-            if name.endswith(".safetensors"):
-                safe_open(folder / name, "pt")
-        name = "optimizer.pt"
-        torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except Exception as error:  # a reader of a broken file raises what it likes
-        return f"{name} can't be read: {one_line(error)}"
+        except Exception as error:  # a reader of a broken file raises what it likes
+            told = f"damaged ({name} can't be read: {error!r})"
+            say(f"warning: {folder}: {told}; trying the checkpoint before it")
     return None
 
 
@@ -154,21 +139,20 @@ def load_checkpoint(path: str | Path, model, optimizer) -> None:
         optimizer.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
         told = "holds another model's weights, or others are trained"
-        raise InputError(f"{path}: {told}; {one_line(error)}") from None
+        raise InputError(f"{path}: {told}; {error!r}") from None
 
 
 def find_model(ckpt: str) -> tuple[str, dict]:
     """What to load for --ckpt, and the flags it was trained with ({} for a hub name)."""
     folder = Path(ckpt)
-    if not folder.is_dir():
-        if len(folder.parts) == 2 and folder.parts[0] not in ("out", ".", "..", "/"):
-            return ckpt, {}
-        told = "no such folder; give a run's folder, a checkpoint or a hub name (org/name)"
-        raise InputError(f"--ckpt {ckpt}: {told}")
+    maybe_hub = len(folder.parts) == 2 and folder.parts[0] not in ("out", ".", "..", "/")
+    if maybe_hub and not folder.is_dir():
+        return ckpt, {}
     if not (folder / "config.json").is_file():
         folder = find_checkpoint(folder)  # of a run that hasn't ended: its newest
     if folder is None:
-        raise InputError(f"--ckpt {ckpt}: holds no model and no complete checkpoint")
+        told = "no such folder, or it holds no model and no complete checkpoint"
+        raise InputError(f"--ckpt {ckpt}: {told}; give a run's folder or a hub name (org/name)")
     for path in (folder / "result.json", folder / "state.json"):
         if path.is_file():
             with written_here(path):
@@ -178,7 +162,6 @@ def find_model(ckpt: str) -> tuple[str, dict]:
 
 def load(model: str):
     """A model, ready to be asked, and its processor; in bf16 on a GPU."""
-    on_gpu = torch.cuda.is_available()
-    dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
-    loaded, processor = load_vlm(model, dtype=dtype, device=device)
-    return loaded.eval(), processor
+    if torch.cuda.is_available():
+        return load_vlm(model, dtype=torch.bfloat16, device="cuda")
+    return load_vlm(model)

@@ -1,10 +1,9 @@
 """Model families: what differs between them, in one table, and the one way to load any of them.
 
-To add a family: add its row to FAMILIES, then its rows to tests/test_models.py, which takes it
-through encoding, rollout, update, saving and reloading. Three things would be silently wrong here,
-so `load_vlm` refuses them: a head that scales or caps its logits, attention in windows, and
-attention that is not causal inside an image. Torchvision is not needed. Left out: video, several
-images, quantized weights, models larger than one device.
+To add a family: add its row to FAMILIES, and one to tests/test_models.py, which takes it through
+encoding, rollout, update, saving and reloading. Three things would be silently wrong here, so
+`load_vlm` refuses them: a head that scales or caps its logits, attention in windows, attention that
+isn't causal inside an image. Left out: torchvision, video, several images, quantized weights.
 """
 
 import functools
@@ -83,10 +82,11 @@ def load_vlm(
                 model = auto_class.from_config(config, dtype=dtype, **NO_CODE)
         else:
             model = auto_class.from_pretrained(name_or_path, dtype=dtype, **NO_CODE)
+            refuse_other_head(model)
         ends = published_ends(name_or_path)
     except Exception as error:  # OSError, ValueError, ImportError, hub errors: "can't read it"
         wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
-        reason = error if isinstance(error, InputError) else f"{one_line(error)}; {wanted}"
+        reason = error if isinstance(error, InputError) else f"{error!r}; {wanted}"
         raise InputError(f"--model {name_or_path}: {reason}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
     # nothing else of it: the published sampling defaults belong to the model as it was
@@ -94,9 +94,6 @@ def load_vlm(
     model.generation_config = GenerationConfig(**published)
     model = prepare(model.to(device), freeze_vision, tokenizer)
     model.generation_config.eos_token_id = model.end_ids
-    if not bare and head_differs(model):
-        reason = "its head scales or caps the logits; a plain linear head alone is supported"
-        raise InputError(f"--model {name_or_path}: {reason}")
     return model, processor
 
 
@@ -112,35 +109,31 @@ def published_ends(name_or_path: str) -> int | list[int] | None:
 
 def refuse_unsupported(config) -> None:
     """InputError where this project's forward can't stand in for a model's own, by its config."""
-    supported = [*FAMILIES, *TEXT_FAMILIES]
-    text = config.get_text_config()
-    kinds = {*(getattr(text, "layer_types", None) or [])}
+    text, supported = config.get_text_config(), [*FAMILIES, *TEXT_FAMILIES]
     window = getattr(text, "sliding_window", None)
+    kind = f"windows of {window} tokens" if window else "full_attention"
+    kinds = {*(getattr(text, "layer_types", None) or [kind])}
     code = type(config).__module__.replace(".configuration_", ".modeling_")
     # what transformers calls the tokens that see each other both ways, whatever its version
     masks = "block_sequence_ids|or_mask_function|token_type_ids_mask_function"
-    fault = None
     if config.model_type not in supported:
         known = f"supported: {', '.join(supported)}; to add it: lib/families.py's FAMILIES"
-        fault = f"model_type {config.model_type!r} is not supported; {known}"
-    elif kinds - {"full_attention"}:
-        fault = f"has {sorted(kinds)} layers; full_attention alone is supported"
-    elif window and not kinds:
-        fault = f"attends in windows of {window} tokens; full attention alone is supported"
-    elif re.search(masks, inspect.getsource(importlib.import_module(code))):
-        fault = "attends in both directions inside an image; causal attention alone is supported"
-    if fault:
-        raise InputError(fault)
+        raise InputError(f"model_type {config.model_type!r} is not supported; {known}")
+    if kinds != {"full_attention"}:
+        raise InputError(f"has layers of {sorted(kinds)}; full_attention alone is supported")
+    if re.search(masks, inspect.getsource(importlib.import_module(code))):
+        raise InputError("attends both ways inside an image; causal attention alone is supported")
 
 
 @torch.no_grad()
-def head_differs(model) -> bool:
-    """Whether the model makes its logits otherwise than by its output matrix alone."""
-    ids = torch.tensor([[1, 2]], device=model.device)
+def refuse_other_head(model) -> None:
+    """InputError where the model makes its logits otherwise than by its output matrix alone."""
+    ids = torch.tensor([[1, 2]])
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     theirs = model(input_ids=ids, use_cache=False).logits.float()  # (1, 2, V)
     ours = model.get_output_embeddings()(hidden).float()
-    return bool((ours - theirs).norm() > 0.01 * theirs.norm())
+    if (ours - theirs).norm() > 0.01 * theirs.norm():
+        raise InputError("its head scales or caps the logits; a linear head alone is supported")
 
 
 def save_model(folder: str | os.PathLike, model, processor) -> None:
@@ -185,13 +178,11 @@ def prepare(model, freeze_vision: bool = True, tokenizer=None):
 
 
 def box_scale(config, size: tuple[int, int], images: dict) -> tuple[float, float]:
-    """What takes a box in the family's coordinates to pixels of the original image, of size (width,
-    height). config: the model's. images: the prompt's tensors.
+    """What takes a box in the family's coordinates to pixels of the original image, of that size
+    (width, height). config: the model's. images: the prompt's tensors.
     """
     boxes = FAMILIES[config.model_type].boxes
-    if boxes == "original":
-        return 1.0, 1.0
-    width, height = 1000, 1000
+    width, height = size if boxes == "original" else (1000, 1000)
     if boxes == "resized":
         _, rows, columns = images["image_grid_thw"][0].tolist()  # in patches
         patch = config.vision_config.patch_size
@@ -227,8 +218,8 @@ def checkpoint_activations(model) -> None:
 
 def parameter_counts(model) -> tuple[int, int]:
     """(trainable, frozen) numbers of parameters."""
-    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
-    return sum(n for trains, n in sizes if trains), sum(n for trains, n in sizes if not trains)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters()) - trainable
 
 
 # ---- the processor ------------------------------------------------------------------------------
@@ -273,15 +264,8 @@ def turn_edges(processor) -> tuple[str, str]:
 
 
 def processor_classes(family: Family) -> tuple[type, type]:
-    """The family's processor class without its video part, which needs torchvision, and its Pillow
-    class for images.
-    """
+    """The processor class without its video part, which needs torchvision; Pillow's for images."""
     whole = getattr(transformers, f"{family.name}Processor")
     attributes = classmethod(lambda cls: ["image_processor", "tokenizer"])
     processor = type(whole.__name__, (whole,), {"get_attributes": attributes})
     return processor, getattr(transformers, f"{family.images}ImageProcessorPil")
-
-
-def one_line(error: Exception) -> str:
-    """An exception in one line: its kind and how it begins."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -6,7 +6,6 @@ names where TRL has one. What to watch, and why, is in the README.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 
 from PIL import Image, ImageOps
 
@@ -15,57 +14,50 @@ from data.images import data_url, open_image
 from lib.log import visible
 
 PARTS = ("format", "accuracy", "thinking")
-# means over a step's responses; correct: right and in the right format, what the switch counts
-PER_RESPONSE = ["reward", *(f"rewards/{name}/mean" for name in PARTS), "correct"]
-PER_RESPONSE += ["completions/mean_length", "completions/clipped_ratio", "distinct", "advantage"]
-# over its groups, beside their modes
-PER_GROUP = ("frac_reward_zero_std", "all_wrong", "all_right")
 # over the tokens that were sampled and learned from: grpo_loss's name, the name of the mean
 PER_TOKEN = {"kl": "kl", "ratio": "ratio", "approx_kl": "approx_kl"}
 PER_TOKEN |= {"clip_low": "clip_ratio/low_mean", "clip_high": "clip_ratio/high_mean"}
 
 
 def group_sums(groups: list, mode_names: tuple[str, ...]) -> Counter:
-    """Sums over some Groups and their responses, to be added up over processes; see `means`."""
-    sums = Counter(groups=len(groups))
+    """Sums over some Groups and their responses, to be added up over processes: the numbers of
+    both, and under (which of these, name) what `means` divides by it.
+    """
+    sums = Counter({("groups", f"share_{name}"): 0 for name in mode_names})
     for group in groups:
-        sums[f"share_{mode_names[group.mode]}"] += 1
+        sums["groups"] += 1
+        sums["groups", f"share_{mode_names[group.mode]}"] += 1
         if not group.responses:
             continue
+        # correct: right and in the right format, what the switch counts
         total, correct = group.rewards["total"], group.rewards["correct"]
-        sums["frac_reward_zero_std"] += bool((total == total[0]).all())
-        sums["all_wrong"] += not correct.any()
-        sums["all_right"] += bool(correct.all())
-        sums["reward"] += total.sum().item()
-        sums["correct"] += correct.sum().item()
+        sums["groups", "frac_reward_zero_std"] += bool((total == total[0]).all())
+        sums["groups", "all_wrong"] += not correct.any()
+        sums["groups", "all_right"] += bool(correct.all())
+        sums["responses"] += len(group.responses)
+        sums["responses", "reward"] += total.sum().item()
+        sums["responses", "correct"] += correct.sum().item()
         for name in PARTS:
-            sums[f"rewards/{name}/mean"] += group.rewards[name].sum().item()
-        responses = group.responses
-        sums["responses"] += len(responses)
-        sums["completions/mean_length"] += sum(len(r.token_ids) for r in responses)
-        sums["completions/clipped_ratio"] += sum(r.truncated for r in responses)
-        sums["distinct"] += len({tuple(r.token_ids) for r in responses})
-        sums["advantage"] += group.advantages.abs().sum().item()
+            sums["responses", f"rewards/{name}/mean"] += group.rewards[name].sum().item()
+        said = [tuple(response.token_ids) for response in group.responses]
+        sums["responses", "completions/mean_length"] += sum(map(len, said))
+        sums["responses", "completions/clipped_ratio"] += sum(r.truncated for r in group.responses)
+        sums["responses", "distinct"] += len({*said})
+        sums["responses", "advantage"] += group.advantages.abs().sum().item()
     return sums
 
 
-def means(sums: dict[str, float], mode_names: tuple[str, ...]) -> dict[str, float]:
-    """A metrics line's shares and means from the step's sums."""
-    sums = Counter(sums)  # what is not there is 0
-
-    def divided(names: Iterable[str], by: str) -> dict[str, float]:
-        return {name: sums[name] / max(sums[by], 1) for name in names}
-
-    line = divided([f"share_{name}" for name in mode_names], "groups")
-    if sums["responses"]:
-        line |= divided(PER_GROUP, "groups") | divided(PER_RESPONSE, "responses")
-    line |= {PER_TOKEN[name]: mean for name, mean in divided(PER_TOKEN, "sampled_tokens").items()}
-    line |= divided(["entropy"], "tokens")
+def means(sums: Counter) -> dict[str, float]:
+    """A metrics line's shares and means from the step's sums: group_sums' and dyme.update's."""
+    keys = [key for key in sums if isinstance(key, tuple)]
+    line = {name: sums[over, name] / max(sums[over], 1) for over, name in keys}
+    for name, mean in PER_TOKEN.items():
+        line[mean] = sums[name] / max(sums["sampled_tokens"], 1)
+    line["entropy"] = sums["entropy"] / max(sums["tokens"], 1)
     if sums["memorized_rows"]:
-        line |= divided(["nll"], "memorized_rows")
-    line |= {"loss": sums["loss"], "skipped_prompts": sums["skipped"]}
-    asked = {name: sums[name] for name in sums if name.startswith(("judge_", "refiner_"))}
-    return {**line, **asked}
+        line["nll"] = sums["nll"] / sums["memorized_rows"]
+    asked = {k: v for k, v in sums.items() if str(k).startswith(("judge_", "refiner_"))}
+    return {**line, **asked, "loss": sums["loss"], "skipped_prompts": sums["skipped"]}
 
 
 def thumbnail(example: Example, side: int = 320) -> str | None:
@@ -123,8 +115,7 @@ def told_response(step: int, group, mode: str) -> str:
     """A group's question, its first response or what it memorizes, its rewards: three lines."""
     rewards, text = "memorized", group.target or ""
     if group.responses:
-        rewards = {name: float(values[0]) for name, values in group.rewards.items()}
-        rewards = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items())
+        rewards = ", ".join(f"{name} {float(v[0]):.2f}" for name, v in group.rewards.items())
         text = group.responses[0].text.strip()
     lines = [f"step {step}, {mode}: {group.example.question}", text, rewards]
     lines = [" / ".join(visible(line).split("\n")) for line in lines]

@@ -40,12 +40,11 @@ class Log:
             Path(self.output_dir).mkdir(parents=True, exist_ok=True)
             self.held = open(Path(self.output_dir) / ".lock", "w")
             flock(self.held, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            told = "another process is at work in it; wait for its end or give another --output_dir"
-            raise InputError(f"{self.output_dir}: {told}") from None
         except OSError as error:
-            told = f"can't be written to ({error.strerror}); give another"
-            raise InputError(f"--output_dir {self.output_dir}: {told}") from None
+            told = f"can't be written to ({error.strerror})"
+            if isinstance(error, BlockingIOError):
+                told = "another process is at work in it; wait for its end"
+            raise InputError(f"--output_dir {self.output_dir}: {told}, or give another") from None
 
     def append(self, name: str, line: dict) -> None:
         """One JSON line, in ASCII, to a file of the run; NaN and infinity become null."""
@@ -101,9 +100,6 @@ class Lines:
     def write(self, text: str) -> None:
         if text := text.replace("\x1b[A", "").strip():  # a bar below another moves the cursor up
             sys.stderr.write(text + "\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
 
 
 def progress(items: Iterable, what: str, **about) -> tqdm:

@@ -1,10 +1,9 @@
 """AdamW whose weights and states may be bf16, each store rounded stochastically; and the schedule.
 
-bf16 keeps 8 bits of a number: at learning rate 1e-5 an update is smaller than half the distance
-to the next bf16 number, so rounding to the nearest throws it away and the weights never move.
-Rounding up or down at random, the nearer the likelier, is right on average. Weight, gradient and
-both moments take 8 bytes together, where fp32 master weights take 16. AdamW: arXiv 1711.05101,
-algorithm 2. Stochastic rounding of weights: arXiv 2010.06192. Left out: foreach kernels, fp16.
+bf16 keeps 8 bits of a number: at learning rate 1e-5 an update is less than half the distance to the
+next bf16 number, and rounding to the nearest throws it away. Rounding up or down at random, the
+nearer the likelier, is right on average (arXiv 2010.06192). Weight, gradient and both moments take
+8 bytes together, with fp32 master weights 16. AdamW: arXiv 1711.05101, algorithm 2. Left out: fp16.
 """
 
 import math
@@ -32,12 +31,12 @@ class StochasticAdamW(torch.optim.Optimizer):
     """AdamW for bf16 parameters; fp32 ones get torch's AdamW bit for bit, without rounding.
 
     The states are there from the start: memory that runs out inside an update would leave weights
-    of which some have moved. The random bits are keyed by (seed, number of the update), so that a
-    resumed run is the unbroken one, and processes with the same gradients stay equal.
+    of which some have moved. The random bits are keyed by (seed, number of the update): a resumed run
+    is the unbroken one, and processes with the same gradients stay equal.
     """
 
-    def __init__(self, params, lr: float, weight_decay: float, betas: tuple, seed: int):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=1e-8))
+    def __init__(self, params, lr: float, betas: tuple, seed: int):
+        super().__init__(params, dict(lr=lr, weight_decay=0.0, betas=betas, eps=1e-8))
         self.seed = seed
         for param in (param for group in self.param_groups for param in group["params"]):
             moments = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
@@ -96,7 +95,7 @@ def build_optimizer(
     matrices = [param for param in params if param.dim() >= 2]
     vectors = [param for param in params if param.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors}]
-    return StochasticAdamW(groups, learning_rate, 0.0, betas, seed)
+    return StochasticAdamW(groups, learning_rate, betas, seed)
 
 
 def lr_at(

@@ -8,6 +8,7 @@ whatever the data, or the others would wait for ever. Left out: sharded models.
 import os
 import signal
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,9 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from data.example import InputError
+from data.example import InputError, shorten
 
-PIECE = 2**24  # gradients summed in one call at most: 64 MB of fp32
 TIMEOUT = timedelta(minutes=30)  # then a process gives up on the others; an evaluation takes less
 
 
@@ -32,18 +32,18 @@ class Ranks:
 
 def setup_distributed() -> Ranks:
     """Joins the other processes that torchrun started, if it did. InputError with too few GPUs."""
-    device, world_size = torch.device("cpu"), int(os.environ.get("WORLD_SIZE", 1))
+    device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         local_rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local_rank >= count:
             raise InputError(f"torchrun: only {count} GPUs here; give --nproc_per_node {count}")
-        device = torch.device("cuda", local_rank)
+        device, backend = torch.device("cuda", local_rank), "nccl"
         torch.cuda.set_device(device)
-    if world_size == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Ranks(device=device)
     with lost_peers():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    return Ranks(dist.get_rank(), world_size, device)
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
 def cleanup(ranks: Ranks) -> None:
@@ -61,9 +61,8 @@ def lost_peers():
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
         text = "another process of this job ended or doesn't answer; see what it said, then"
-        print(f"error: {text} --resume ({reason})", file=sys.stderr, flush=True)
+        print(f"error: {text} --resume ({shorten(str(error))})", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # an orderly exit would wait for, or abort in, what is left of the connection
 
@@ -92,17 +91,18 @@ def broadcast_object(value, ranks: Ranks):
     return gather(value, ranks)[0]
 
 
-def reduce_sums(values: dict[str, float], ranks: Ranks) -> dict[str, float]:
+def reduce_sums(values: dict[str, float], ranks: Ranks) -> Counter:
     """Each value summed over the processes; a name that a process doesn't have counts as 0."""
-    everyone = gather(values, ranks)
-    names = dict.fromkeys(name for one in everyone for name in one)
-    return {name: sum(one.get(name, 0.0) for one in everyone) for name in names}
+    sums = Counter()
+    for one in gather(values, ranks):
+        sums.update(one)
+    return sums
 
 
 @torch.no_grad()
 def sum_gradients(model, ranks: Ranks) -> None:
-    """Adds up the gradients of all processes, in fp32: each divides its loss by the normalizer of
-    the whole step. Without a gradient here it counts as zeros, without one anywhere it stays so.
+    """Adds up the gradients of all processes, in fp32; one that is missing here counts as zeros,
+    one that is missing everywhere stays so.
     """
     if ranks.world_size == 1:
         return
@@ -113,18 +113,16 @@ def sum_gradients(model, ranks: Ranks) -> None:
             continue
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-        for piece in param.grad.view(-1).split(PIECE):
-            total = piece.float()
-            with lost_peers():
-                dist.all_reduce(total)
-            piece.copy_(total)
+        total = param.grad.float()
+        with lost_peers():
+            dist.all_reduce(total)
+        param.grad.copy_(total)
 
 
 class Interrupt:
-    """`with Interrupt() as interrupt:` the first SIGINT or SIGTERM asks the loop to save and end.
-
-    The loop looks at `agreed(ranks)` once per step. A second signal ends the process as ever, but
-    not under torchrun, which passes on what a scheduler may have sent to every process too.
+    """Inside `with`, the first SIGINT or SIGTERM asks the loop, which looks at `agreed` once per
+    step, to save and end. A second one ends the process as ever, but not under torchrun, which
+    passes on what a scheduler may have sent to every process too.
     """
 
     def __enter__(self):

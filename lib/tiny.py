@@ -1,11 +1,10 @@
 """The tiny model: a LLaVA-OneVision of a third of a million parameters, from scratch, for a machine
 without GPU or network.
 
-The class is the paper's own (SigLIP tower, projector, Qwen2); only the sizes are small. The
-tokenizer knows the words of data/charts.py, else bytes, so that any text goes through it unchanged.
-A random model can't be taught to think: `train_base` first gives it perception and short answers,
-and leaves it weak at the format, the paper's weak instruction follower. Two such bases come with
-the repository, in assets/, as pretrained models come in life; tools/ship.py made them.
+The class is the paper's own (SigLIP tower, projector, Qwen2). The tokenizer knows the words of
+data/charts.py, else bytes, so that any text goes through it unchanged. A random model can't be
+taught to think: `train_base` gives it perception and short answers, and leaves it weak at the
+format, the paper's weak instruction follower. Two such bases are in assets/, by tools/ship.py.
 """
 
 import io
@@ -63,14 +62,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     # a BPE without merges: a known word is one token (ignore_merges), anything else its bytes
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer, tokenizer.decoder = byte_level, decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<pad>",
-        additional_special_tokens=["<|im_start|>", "<image>", "<video>"],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    named = dict(eos_token="<|im_end|>", pad_token="<pad>", clean_up_tokenization_spaces=False)
+    named["additional_special_tokens"] = ["<|im_start|>", "<image>", "<video>"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, **named)
 
 
 def tiny_vlm(seed: int = 0):
@@ -78,26 +72,17 @@ def tiny_vlm(seed: int = 0):
     tokenizer, tiles = tiny_tokenizer(), {"image_grid_pinpoints": [[SIDE, SIDE]]}
     processor_class, image_class = processor_classes(FAMILIES["llava_onevision"])
     shown = dict(size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    processor = processor_class(
-        image_class(**shown, **tiles),
-        tokenizer,
-        num_image_tokens=(SIDE // PATCH) ** 2,
-        chat_template=CHAT_TEMPLATE,
-        vision_feature_select_strategy="full",
-    )
+    settings = dict(num_image_tokens=(SIDE // PATCH) ** 2, vision_feature_select_strategy="full")
+    images = image_class(**shown, **tiles)
+    processor = processor_class(images, tokenizer, chat_template=CHAT_TEMPLATE, **settings)
+
     sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4)
     vision = SiglipVisionConfig(**sizes, image_size=SIDE, patch_size=PATCH, vision_use_head=False)
     sizes = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4)
-    text = Qwen2Config(
-        **sizes,
-        num_key_value_heads=2,
-        vocab_size=len(tokenizer),
-        tie_word_embeddings=True,
-        initializer_range=0.08,  # at 0.02 the captions stay wrong for thousands of steps
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    sizes |= dict(num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    sizes["initializer_range"] = 0.08  # at 0.02 the captions stay wrong for thousands of steps
+    ends = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    text = Qwen2Config(**sizes, **ends, bos_token_id=None)
     ids = {f"{kind}_token_id": SPECIAL.index(f"<{kind}>") for kind in ("image", "video")}
     parts = dict(vision_config=vision, text_config=text, tie_word_embeddings=True)
     config = LlavaOnevisionConfig(**parts, **ids, **tiles)
@@ -106,20 +91,13 @@ def tiny_vlm(seed: int = 0):
 
 
 def train_base(
-    model,
-    processor,
-    steps: int,
-    seed: int,
-    base_format_rate: float,
-    tasks: tuple[str, ...],
-    learning_rate: float,
-    state: Path,
+    model, processor, steps: int, seed: int, format_rate: float, tasks: tuple, lr: float, path: Path
 ) -> list[float]:
     """A base stage: plain supervised training of ALL weights on base_batch. Returns the mean loss
     (nats per token) of every LOG_STEPS steps.
 
     tasks: what is asked, some of TASKS, and "judge", "choice" to have it asked in these forms too
-    (data/forms.py). state: a file to go on from after a kill, to the same weights. AdamW, cosine
+    (data/forms.py). path: of a file to go on from after a kill, to the same weights. AdamW, cosine
     decay with a warm-up of 5 %, token-mean loss; each batch is one packed row.
     """
     questions = [task for task in tasks if task in TASKS]
@@ -128,11 +106,11 @@ def train_base(
     tokenizer = get_tokenizer(processor)
     model.requires_grad_(True)
     knobs = dict(betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, **knobs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, **knobs)
     start, losses, total = 0, [], 0.0
-    if state.exists():
-        with written_here(state):
-            saved = torch.load(state, weights_only=True)
+    if path.exists():
+        with written_here(path):
+            saved = torch.load(path, weights_only=True)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             start, losses = saved["step"], saved["losses"]
@@ -140,8 +118,8 @@ def train_base(
     for step in bar:
         warmup = min(1.0, (step + 1) / (0.05 * steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
-        batch = base_batch(seed, step, 32, base_format_rate, questions)
+            group["lr"] = lr * warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+        batch = base_batch(seed, step, 32, format_rate, questions)
         if forms:
             batch = mix_forms(batch, forms, pool, np.random.default_rng([seed, step]), grade)
         asked = [replace(example, instruction=text) for example, text, _ in batch]
@@ -149,7 +127,7 @@ def train_base(
         targets = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for *_, text in batch]
         hidden = completion_hidden(model, prompts, [[ids] for ids in targets])  # (tokens, width)
         logits = model.get_output_embeddings()(hidden)  # (tokens, V)
-        loss = F.cross_entropy(logits, torch.tensor([token for ids in targets for token in ids]))
+        loss = F.cross_entropy(logits, torch.tensor(sum(targets, [])))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -160,7 +138,7 @@ def train_base(
             weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             content = io.BytesIO()
             torch.save({**weights, "step": step + 1, "losses": losses}, content)
-            write_whole(state, content.getvalue())
+            write_whole(path, content.getvalue())
     return losses
 
 
@@ -180,10 +158,10 @@ def base_folder(
     asked = (base_steps, base_seed, base_format_rate, tasks, base_task_steps)
     if asked in SHIPPED:
         return ASSETS / SHIPPED[asked]
-    steps, rate, more = base_steps or 1600, 3e-3, tasks != ("chart",)
+    steps, lr, more = base_steps or 1600, 3e-3, tasks != ("chart",)
     path = Path(folder) / f"base-seed{base_seed}-steps{steps}-format{base_format_rate:g}"
     if more:
-        steps, rate = base_task_steps, 2e-3
+        steps, lr = base_task_steps, 2e-3
         path = path.with_name("-".join([path.name, *tasks, f"steps{steps}"]))
     if path.exists():
         return path
@@ -192,8 +170,7 @@ def base_folder(
     say(f"the tiny model's base stage: {steps} steps, about 8 a second; kept in {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     state = path.with_name(f"{path.name}.state")
-    flags = (steps, base_seed, base_format_rate, tasks, rate)
-    losses = train_base(model, processor, *flags, state)
+    losses = train_base(model, processor, steps, base_seed, base_format_rate, tasks, lr, state)
     # renamed when it is whole: what is at `path` is complete, whatever ends this process
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     save_model(temporary, model, processor)

@@ -10,9 +10,9 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from data.example import InputError
-from lib import checkpoint
+from data.reading import write_whole
 from lib.checkpoint import find_checkpoint, load_checkpoint, prune, save_checkpoint, step_folders
-from lib.checkpoint import step_of, write_whole
+from lib.checkpoint import step_of
 from lib.optim import build_optimizer
 
 
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys,
 
     owners = {"model": (model, "save_pretrained"), "optimizer": (torch, "save")}
     with monkeypatch.context() as patch:
-        patch.setattr(*owners.get(writer, (checkpoint, "write_whole")), full)
+        patch.setattr(*owners.get(writer, (os, "fsync")), full)
         assert save(tmp_path, 2, run) is False
     told = "disk full, step 2 is not saved; the last checkpoint: step-000001"
     assert told in capsys.readouterr().err

@@ -11,14 +11,15 @@ import os
 import shutil
 import signal
 import socket
-import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import dyme
 import run as run_file
 import train
 from checker import Rules
@@ -76,14 +77,13 @@ def ended(folder, name, *processes):
 
 def run(folder, name, *flags, **settings):
     """The exit code of a run, and what all runs of this name have said."""
-    codes, said = ended(folder, name, start(folder, name, *flags, **settings))
-    return codes[0], said
+    (code,), said = ended(folder, name, start(folder, name, *flags, **settings))
+    return code, said
 
 
 def pair(folder, name, *flags, **settings):
     """Two processes as torchrun starts them: their exit codes, and what they have said."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     settings |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
     both = [start(folder, name, *flags, **settings, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
@@ -92,16 +92,16 @@ def pair(folder, name, *flags, **settings):
 
 def outcome(folder):
     """All that a finished run leaves, but for the seconds."""
-    result = json.loads((folder / "result.json").read_text())
-    for readings in result["final"].values():
-        for reading in readings.values():
-            reading.pop("seconds", None)
-    lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    result, log = (folder / name for name in ("result.json", "metrics.jsonl"))
+    final = json.loads(result.read_text())
+    for reading in [*final["final"]["val"].values(), final]:
+        reading.pop("seconds", None)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     timed = [name for name in lines[0] if "second" in name or "time" in name]
     return {
         "metrics": [{k: v for k, v in line.items() if k not in timed} for line in lines],
         "samples": (folder / "groups.jsonl").read_text(),
-        "readings": {name: result[name] for name in ("step", "bad_steps", "val", "final")},
+        "readings": {name: final[name] for name in ("step", "bad_steps", "val", "final")},
         "weights": zlib.crc32((folder / "model.safetensors").read_bytes()),
     }
 
@@ -118,10 +118,9 @@ def lively():
 
     def hear(self, group, g):
         reward = zlib.crc32(group.responses[g].text.encode()) % 1000 / 1000
-        parts = dict(format=1.0, accuracy=reward, thinking=reward, total=reward)
-        for name, value in dict(parts, correct=reward > 0.5).items():
-            kind = torch.bool if name == "correct" else torch.float32
-            empty = torch.zeros(len(group.responses), dtype=kind)
+        for name in ("format", "accuracy", "thinking", "total", "correct"):
+            value = {"format": 1.0, "correct": reward > 0.5}.get(name, reward)
+            empty = torch.zeros(len(group.responses)).to(torch.tensor(value).dtype)
             group.rewards.setdefault(name, empty)[g] = value
 
     Rules.hear = hear
@@ -140,12 +139,7 @@ def signalled(number, step):
     Log.append = append_and_die
 
 
-def killed():
-    signalled(signal.SIGKILL, 3)
-
-
-def terminated():
-    signalled(signal.SIGTERM, 2)
+killed, terminated = partial(signalled, signal.SIGKILL, 3), partial(signalled, signal.SIGTERM, 2)
 
 
 def interrupted():
@@ -153,12 +147,8 @@ def interrupted():
     run_file.Run.read_finals = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 
 
-def all_kept():
-    run_file.KEPT = 9
-
-
 def impatient():
-    run_file.SAVE_MINUTES = 1e-9
+    run_file.KEPT, run_file.SAVE_MINUTES = 9, 1e-9
 
 
 def bad_gradients():
@@ -171,19 +161,12 @@ def bad_gradients():
             params = [param for param in model.parameters() if param.grad is not None]
             params[len(calls)].grad.view(-1)[0] = math.nan if len(calls) == 2 else math.inf
 
-    train.sum_gradients = broken
-    run_file.MAX_BAD_STEPS = 2
+    train.sum_gradients, run_file.KEPT, run_file.MAX_BAD_STEPS = broken, 9, 2
 
 
 def an_error_in_the_loop():
     """At step 3, before its update."""
-    choose = train.choose
-
-    def broken(config, step, group):
-        assert step != 3
-        return choose(config, step, group)
-
-    train.choose = broken
+    train.choose = lambda config, step, group: 1 / (step - 3) and dyme.choose(config, step, group)
 
 
 def an_error_in_the_update():
@@ -195,24 +178,17 @@ def an_error_in_the_update():
     run_file.build_optimizer = built
 
 
-PLAN = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKIP)]
-
-
 def planned():
-    """Plain SGD; each step has its own modes for even and odd prompts; gradients are summed in
-    pieces that cut through weights; the base is made by the first of several.
-    """
-    several.PIECE, train.Config.max_grad_norm = 1000, 1000
-    choose = train.choose
+    """Plain SGD; from step 1 on each step has its own modes for even and odd prompts."""
+    plan = [None, (EXPLORE, SKIP), (EXPLORE, MEMORIZE), (SKIP, MEMORIZE), (SKIP, SKIP)]
 
     def by_plan(config, step, group):
-        modes = PLAN[step]
-        return choose(config, step, group) if modes is None else modes[group.place % 2]
+        return plan[step][group.place % 2] if step else dyme.choose(config, step, group)
 
     def sgd(model, *_):
         return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
 
-    train.choose, run_file.build_optimizer = by_plan, sgd
+    train.choose, run_file.build_optimizer, train.Config.max_grad_norm = by_plan, sgd, 1000
 
 
 # ---- ended and resumed --------------------------------------------------------------------------
@@ -227,17 +203,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "end, code, saved, line",
-    [
-        (killed, -9, 2, "step 2, val"),
-        (terminated, 143, 3, "interrupted: step 3 is saved; go on with --resume"),
-        (interrupted, 130, 6, "interrupted; what was saved goes on with --resume"),
-        (an_error_in_the_loop, 1, 3, "ended by an error; step 3 is saved"),
-    ],
-)
-def test_ended_early_and_resumed_is_the_unbroken_run(folder, end, code, saved, line):
-    name = end.__name__
+ENDS = {
+    "killed": (killed, -9, 2, "step 2, val"),
+    "terminated": (terminated, 143, 3, "interrupted: step 3 is saved; go on with --resume"),
+    "interrupted": (interrupted, 130, 6, "interrupted; what was saved goes on with --resume"),
+    "failed": (an_error_in_the_loop, 1, 3, "ended by an error; step 3 is saved"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_ended_early_and_resumed_is_the_unbroken_run(folder, name):
+    end, code, saved, line = ENDS[name]
     found, said = run(folder, name, faults=(lively, end))
     assert found == code and line in said, said
     assert steps(folder / name)[-1] == saved and not (folder / name / "result.json").exists()
@@ -265,7 +241,7 @@ def test_a_run_resumed_with_other_flags_says_which(folder):
 
 
 def test_a_checkpoint_is_written_whenever_enough_minutes_have_passed(folder):
-    code, _ = run(folder, "often", "--save_steps", "6", faults=(all_kept, impatient, killed))
+    code, _ = run(folder, "often", "--save_steps", "6", faults=(impatient, killed))
     assert code == -9 and steps(folder / "often") == [1, 2, 3]
 
 
@@ -305,52 +281,47 @@ def test_two_processes_never_share_a_folder(folder):
 
 
 def test_bad_steps_change_nothing_are_counted_and_end_the_run(folder):
-    code, said = run(folder, "bad", "--save_steps", "1", faults=(all_kept, bad_gradients))
+    code, said = run(folder, "bad", "--save_steps", "1", faults=(bad_gradients,))
     assert code == 2 and "not finite for 2 steps in a row; step 5 is saved" in said
     lines = [json.loads(line) for line in open(folder / "bad" / "metrics.jsonl")]
-    assert [line["finite"] for line in lines] == [True, False, True, False, False]
-    assert [line["grad_norm"] is None for line in lines] == [False, True, False, True, True]
+    found = [(line["finite"], line["grad_norm"] is not None) for line in lines]
+    assert found == [(fine, fine) for fine in (True, False, True, False, False)]
     folders = step_folders(folder / "bad" / "checkpoints")
     weights = [load_file(path / "model.safetensors") for path in folders]
     same = [all(torch.equal(a[name], b[name]) for name in a) for a, b in zip(weights, weights[1:])]
     assert same == [True, False, True, True]
 
 
-# ---- signals ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("body", [r"raise OSError('\x1b[2J')", "raise SystemExit(0)"])
+def test_a_hostile_reward_is_an_error_in_one_line_and_exit_code_2(folder, body):
+    name = f"hostile{len(body)}"
+    (folder / f"{name}.py").write_text(f"def reward(response, example):\n    {body}\n")
+    code, said = run(folder, name, "--reward", f"{name}.py")
+    assert code == 2, said
+    [error] = said[said.index("error: ") :].splitlines()
+    assert "--reward: failed on charts-" in error and "Traceback" not in said
+    assert "\x1b" not in said and len(said) < 2000
 
 
-def waiting():
+# ---- signals, several processes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_the_first_signal_is_a_flag_and_the_second_as_ever_but_under_torchrun(
+    monkeypatch, capfd, kind, torchrun
+):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    before = signal.getsignal(kind)
     with Interrupt() as interrupt:
-        print("ready", flush=True)
-        while not interrupt.agreed(Ranks()):
-            time.sleep(0.01)
-        print("asked", flush=True)
-        time.sleep(60)
-
-
-@pytest.mark.parametrize("kind, code", [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
-def test_the_first_signal_is_a_flag_and_the_second_an_exit(tmp_path, kind, code):
-    process = start(tmp_path, "waiting", faults=(waiting,))
-    said = tmp_path / "waiting.said"
-    for word in ("ready", "asked"):
-        while not (said.exists() and word in said.read_text()):
-            assert process.is_alive()
-            time.sleep(0.02)
-        os.kill(process.pid, kind)
-    assert ended(tmp_path, "waiting", process)[0] == [code]
-    assert "saving after this step" in said.read_text()
-
-
-def test_under_torchrun_a_signal_that_comes_twice_is_one(monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with Interrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.agreed(Ranks()) == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-# ---- several processes --------------------------------------------------------------------------
+        assert interrupt.agreed(Ranks()) == 0
+        os.kill(os.getpid(), kind)
+        assert interrupt.agreed(Ranks()) == kind
+        assert (signal.getsignal(kind) == before) is not torchrun
+    assert signal.getsignal(kind) == before
+    assert "saving after this step" in capfd.readouterr().err
 
 
 def dying():
@@ -381,29 +352,7 @@ def test_two_processes_of_train_are_one(tmp_path):
     assert steps(tmp_path / "one")[-1] == steps(tmp_path / "two")[-1] == 5  # the end is saved too
     for mine, theirs in zip(*(outcome(tmp_path / name)["metrics"] for name in ("one", "two"))):
         assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)  # the gradient's norm, too
-    base = load_file(next((tmp_path / "out").glob("base*")) / "model.safetensors")
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    folders = [next((tmp_path / "out").glob("base*")), tmp_path / "one", tmp_path / "two"]
+    base, one, two = (load_file(folder / "model.safetensors") for folder in folders)
     assert all((one[name] - two[name]).norm() <= 1e-6 * one[name].norm() for name in base)
     assert any((one[name] - base[name]).norm() > 1e-3 * base[name].norm() for name in base)
-
-
-# ---- hostile input ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("body", [r"raise OSError('\x1b[2J')", "raise SystemExit(0)"])
-def test_a_hostile_reward_is_an_error_in_one_line_and_exit_code_2(folder, body):
-    name = f"hostile{len(body)}"
-    (folder / f"{name}.py").write_text(f"def reward(response, example):\n    {body}\n")
-    code, said = run(folder, name, "--reward", f"{name}.py")
-    assert code == 2, said
-    [error] = said[said.index("error: ") :].splitlines()
-    assert "--reward: failed on charts-" in error and "Traceback" not in said
-    assert "\x1b" not in said and len(said) < 2000
-
-
-def test_control_characters_are_spelt_out_in_the_logs(tmp_path):
-    text = "\x1b[2J\x9b2J\u202e\u2028\x00\n\U000e0001 Grüße"
-    Log(str(tmp_path), True).append("groups.jsonl", {"text": text})
-    written = (tmp_path / "groups.jsonl").read_text(encoding="utf-8")
-    assert written.endswith("\n") and written[:-1].isprintable()
-    assert json.loads(written) == {"text": text}
