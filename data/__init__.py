@@ -31,11 +31,10 @@ def load_data(
     tasks: Sequence[str] = ("chart",),
     skip_bad_rows: bool = False,
 ) -> Sequence[Example]:
-    """The Examples of a split: "train", "val" or "test" (charts also "ood") of a data set.
-
-    name: charts, one of PUBLISHED, or a path of OWN. data_dir: where its files are. size: the first
-    so many. data_seed, trace_noise, tasks: of charts. traces, facts: .jsonl files of them.
-    skip_bad_rows: they are left out and counted, not an InputError.
+    """The Examples of a split: "train", "val" or "test" (charts also "ood") of a data set: charts,
+    one of PUBLISHED, or a path of OWN. data_dir: where its files are. size: the first so many.
+    data_seed, trace_noise, tasks: of charts. traces, facts: .jsonl files of them. Bad rows are an
+    InputError, or with skip_bad_rows left out and counted.
     """
     ending, splits = Path(name).suffix.lower(), SIZES if name == "charts" else SPLITS
     if split not in splits:

@@ -18,33 +18,19 @@ from tokenizers.pre_tokenizers import ByteLevel
 from data.example import DIRECT, TASK_KINDS, THINK, Example
 
 SIDE, UNIT = 32, 3  # pixels: of the image, of height for a value of 1
-COLOURS = {
-    "black": (0, 0, 0),
-    "red": (220, 20, 30),
-    "green": (20, 150, 40),
-    "blue": (30, 60, 230),
-    "yellow": (245, 225, 30),
-    "orange": (255, 140, 0),
-    "purple": (150, 30, 200),
-    "cyan": (0, 205, 220),
-}
+COLOURS = {"black": (0, 0, 0), "red": (220, 20, 30), "green": (20, 150, 40), "blue": (30, 60, 230)}
+COLOURS |= {"yellow": (245, 225, 30), "orange": (255, 140, 0), "purple": (150, 30, 200)}
+COLOURS |= {"cyan": (0, 205, 220)}
 
-# kind: (its goal, a colour); only `ood` asks the kind about that colour, or has it as the answer of
-# max and min. Classification names every colour: nothing can be held out of it.
-TABLE = {
-    "value": ("find value", "purple"),
-    "max": ("find highest", "orange"),
-    "min": ("find lowest", "cyan"),
-    "difference": ("find difference", "green"),
-    "sum": ("find sum", "red"),
-    "comparison": ("compare", "blue"),
-    "detection": ("find box", "yellow"),
-    "classification": ("find colours", None),
-}
-GOALS = {kind: goal for kind, (goal, _) in TABLE.items()}
-HELD_OUT = {kind: colour for kind, (_, colour) in TABLE.items()}
-KINDS = tuple(TABLE)[:6]  # of the task "chart"
 TASKS = ("chart", "detection", "classification")  # Curr-ReFT's three
+KINDS = ("value", "max", "min", "difference", "sum", "comparison")  # of the task "chart"
+GOALS = {"value": "find value", "max": "find highest", "min": "find lowest"}
+GOALS |= {"difference": "find difference", "sum": "find sum", "comparison": "compare"}
+GOALS |= {"detection": "find box", "classification": "find colours"}
+# Only `ood` asks a kind about its colour here, or has it as the answer of max and min.
+# Classification names every colour: nothing can be held out of it.
+HELD_OUT = {"value": "purple", "max": "orange", "min": "cyan", "difference": "green"}
+HELD_OUT |= {"sum": "red", "comparison": "blue", "detection": "yellow", "classification": None}
 
 SIZES = {"train": 1000, "val": 300, "test": 600, "ood": 600}
 SPLIT_IDS = {"train": 0, "val": 1, "test": 2, "ood": 3, "base": 4}
@@ -57,20 +43,16 @@ HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": 
 
 
 def sample_chart(rng, homes, count: int = 4) -> tuple[dict, dict]:
-    """({colour: value}, {colour: box}) of a random chart at home in `homes`, from left to right; a
-    box is (left, top, right, bottom) in pixels, right and bottom exclusive.
-    """
-    names = list(COLOURS)
-    while True:
-        colours = rng.permutation(len(names))[:count].tolist()
-        values = rng.permutation(9)[:count].tolist()
-        bars = [(names[c], v + 1) for c, v in zip(colours, values)]
-        if zlib.crc32(repr(bars).encode()) % 10 in homes:
-            break
+    """({colour: value}, {colour: box}) of a random chart at home in `homes`, from left to right."""
+    names, home = list(COLOURS), None
+    while home not in homes:
+        colours, values = rng.permutation(len(names))[:count], rng.permutation(9)[:count]
+        bars = [(names[c], int(v) + 1) for c, v in zip(colours, values)]
+        home = zlib.crc32(repr(bars).encode()) % 10
     dx, dy = rng.integers(-1, 2, 2).tolist()  # jitter
     # with four bars each stays inside one column of 8 pixel patches, jitter included
     slot, floor = SIDE // count, SIDE - 3 + dy
-    boxes = {}
+    boxes = {}  # (left, top, right, bottom) in pixels, right and bottom exclusive
     for left, (colour, value) in zip(range(1 + dx, SIDE, slot), bars):
         boxes[colour] = (left, floor - UNIT * value, left + slot - 2, floor)
     return dict(bars), boxes
@@ -139,10 +121,8 @@ def write_trace(kind: str, stated: list, answer: str, concluded: list | None = N
 
 
 def corrupt(rng, stated: list, noise: float) -> list:
-    """Each stated value replaced by another one of 1 to 9 with probability `noise`. What is wrong
-    at noise 0.25 is wrong at 0.5 too, and in the same way: levels can be compared.
-    """
-    noisy = []
+    """Each stated value replaced by another one of 1 to 9 with probability `noise`."""
+    noisy = []  # what is wrong at noise 0.25 is wrong at 0.5 too, in the same way: comparable
     for name, value in stated:
         chance, step = rng.random(), int(rng.integers(1, 9))
         wrong = (int(value) - 1 + step) % 9 + 1
@@ -165,11 +145,9 @@ def load_charts(
     trace_noise: float = 0.0,
     tasks: Sequence[str] = ("chart",),
 ) -> list[Example]:
-    """Examples of train, val, test, or ood, which alternates between charts of five bars (task
-    "<kind>-5bars") and HELD_OUT's questions about four (task "<kind>-unseen").
-
-    tasks: of TASKS. trace_noise: the share of wrong facts in train's traces. A misread value goes
-    on into the Reasoning clause, whose result is right all the same, as where one knew the answer.
+    """Examples of train, val, test, or ood: charts of five bars (task "<kind>-5bars"), HELD_OUT's
+    questions about four ("<kind>-unseen"). tasks: of TASKS. trace_noise: the share of wrong facts
+    in train's traces; these go on into the Reasoning, whose result is right all the same.
     """
     kinds, examples = turns(tasks), []
     for index in range(SIZES[split] if size is None else size):
@@ -188,10 +166,8 @@ def load_charts(
 
 # ---- the tiny model's base stage ----------------------------------------------------------------
 
-CAPTION = "Describe the chart."
-EXPLAIN = "Think step by step in your own words."
-GOAL = "What is the goal?"
-CAPTION_QUESTION = "What are the bars"
+CAPTION, CAPTION_QUESTION = "Describe the chart.", "What are the bars"
+EXPLAIN, GOAL = "Think step by step in your own words.", "What is the goal?"
 # captions, direct answers, informal workings; sums and workings in text alone
 BASE_MIX = {"caption": 0.1, "direct": 0.2, "explain": 0.35, "goal": 0.05, "think": 0.1}
 BASE_MIX |= {"sums": 0.05, "text": 0.15}
@@ -234,8 +210,7 @@ def base_batch(
     tasks: Sequence[str] = ("chart",),
 ) -> list[tuple[Example, str, str]]:
     """A batch of the tiny model's base stage, of BASE_MIX: [(Example, instruction, target)], pure.
-    Thinking prompts get a bare answer, the paper's weak instruction follower, or at
-    base_format_rate the required format.
+    Thinking prompts get a bare answer, or at base_format_rate the required format.
     """
     rng, kinds = np.random.default_rng([data_seed, SPLIT_IDS["base"], step]), turns(tasks)
     modes = rng.choice(list(BASE_MIX), batch_size, p=list(BASE_MIX.values())).tolist()

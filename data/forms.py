@@ -74,9 +74,6 @@ def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Ca
     return replace(example, **asked, kind=WRITTEN[form][0])
 
 
-# ---- wrong answers ------------------------------------------------------------------------------
-
-
 def answer_pool(examples: Sequence) -> dict:
     """All answers by kind, each as often as it occurs: a wrong one must not stand out as rare."""
     pool = defaultdict(list)
@@ -94,13 +91,12 @@ def wrong_answers(example: Example, pool: dict, rng, grade: Callable) -> list[st
     """Distinct wrong answers, at least one: other options, yes or no, other values or names of the
     chart, if the right answer is one of these; else those of other questions, of its task if any.
     """
-    values = [fact[-1] for fact in example.facts]
+    key, values = pool_key(example), [fact[-1] for fact in example.facts]
     names = [name for fact in example.facts for name in fact[:-1]]
-    key = pool_key(example)
-    sources = [example.options or [], ["yes", "no"], values, names]
-    fitting = [s for s in sources if any(grade(example, text) == 1 for text in s)]
+    near = (example.options or [], ["yes", "no"], values, names)
+    near = [source for source in near if any(grade(example, text) == 1 for text in source)]
     alike = [text for other in pool if other[1:] == key[1:] for text in pool[other]]
-    for source in (fitting[0] if fitting else pool[key], alike):
+    for source in (near[0] if near else pool[key], alike):
         drawn = dict.fromkeys(source[i] for i in rng.integers(len(source), size=TRIES))
         wrong = [text for text in drawn if grade(example, text, tolerance=TOLERANCE) < 1]
         if wrong:
@@ -124,9 +120,6 @@ def choose_labels(example: Example, pool: dict, rng) -> tuple[list[str], list[st
 def split_labels(answer: str) -> set[str]:
     """The labels between commas or semicolons, in lower case."""
     return set(filter(None, map(str.strip, re.split("[,;]", answer.casefold().strip("[] ")))))
-
-
-# ---- the tiny model's base ----------------------------------------------------------------------
 
 
 def mix_forms(batch: list, forms: list[str], pool: dict, rng, grade: Callable) -> list:

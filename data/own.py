@@ -1,12 +1,11 @@
 """A .jsonl or .json of one's own, or DyME's published lists: rows as Examples, splits, traces."""
 
 import hashlib
-import ntpath
 import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import constants
 
@@ -14,41 +13,37 @@ from data.boxes import FORM, read_box
 from data.example import MARKER, OPTION_LETTERS, TASK_KINDS
 from data.example import Example, InputError, NoSplit, choose, say, split_marked
 from data.images import read_image
-from data.reading import as_text, decode, leaves_folder, parse_file, text, texts, write_whole
+from data.reading import FOREIGN, as_text, decode, parse_file, text, texts, write_whole
 
 
-def clean_trace(trace: str | None) -> str | None:
+def clean_trace(trace: str) -> str | None:
     """The thinking alone: no answer (the memorized target has its own), no annotations or tags."""
-    trace = re.sub(r"<<[^<>]*>>|\n#### .*|</?think(?:ing)?>", "", trace or "")
+    trace = re.sub(r"<<[^<>]*>>|\n#### .*|</?think(?:ing)?>", "", trace)
     return MARKER.split(trace)[0].strip(" \t\r\n*") or None
 
 
 def read_facts(value) -> list[tuple]:
     """Facts from an object, or a list of [name, value] or [row, column, value], as strings."""
-    items = [list(item) for item in value.items()] if isinstance(value, dict) else value or []
-    listed = isinstance(items, list) and all(isinstance(item, list) for item in items)
-    if not listed or not all(len(item) in (2, 3) for item in items):
-        raise InputError("facts must be an object or a list of [name, value], [row, column, value]")
-    return [tuple(as_text(part, "a part of a fact") for part in item) for item in items]
+    items = list(map(list, value.items())) if isinstance(value, dict) else value or []
+    if isinstance(items, list) and all(isinstance(x, list) and len(x) in (2, 3) for x in items):
+        return [tuple(as_text(part, "a part of a fact") for part in item) for item in items]
+    raise InputError("facts must be an object or a list of [name, value], [row, column, value]")
 
 
 def object_facts(value) -> list[tuple]:
-    """Facts from DyME's `visual_fact`, as JSON or as its text; a failed answer of the LLM has none:
+    """Facts from DyME's `visual_fact`, JSON or its text, as an LLM wrote it, so there may be none:
     [{"name" or "object": "bag", "attributes": ["red"], "position": "left"}], also below "objects".
     """
     try:
-        value = decode(value.encode()) if isinstance(value, str) else value
-        facts = []
+        value, facts = decode(value.encode()) if isinstance(value, str) else value, []
         for thing in value["objects"] if isinstance(value, dict) else value or []:
             name, seen = thing.get("name") or thing["object"], thing.get("attributes")
             seen = [*(seen if isinstance(seen, list) else [seen]), thing.get("position")]
             facts += [(str(name), str(x)) for x in seen if x]
         return facts
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except FOREIGN:
         return []
 
-
-# ---- a row --------------------------------------------------------------------------------------
 
 # what its value is meant by and not its text: a number, a fraction, LaTeX
 MATHEMATICS = re.compile(r"\\[a-z]|\^|^\$.*\$$|^[-−]?[\d.,]*\d(?: ?%| ?/ ?\d+)?$")
@@ -83,17 +78,17 @@ def find_image(names: list[str], folder, moved: dict) -> str | None:
     """The path of a row's image, checked; `moved` notes a gone absolute one found by its name."""
     if not names:
         return None
-    name, path = names[0], os.path.join(folder, names[0])  # an absolute path stays as it is
-    absolute = os.path.isabs(name) or ntpath.isabs(name)
     if len(names) > 1:
         raise InputError(f"the image has {len(names)} entries: one image per question")
-    if not absolute and leaves_folder(name):
-        raise InputError(f"the image {name!r} leaves the folder of the data")
-    if absolute and not os.path.isfile(path) and ".." not in name:
-        parts = re.split(r"[/\\]", name)
+    path = os.path.join(folder, names[0])  # an absolute path stays as it is
+    absolute, parts = PureWindowsPath(names[0]).anchor, PureWindowsPath(names[0]).parts
+    if ".." in parts:
+        if not absolute:
+            raise InputError(f"the image {names[0]!r} leaves the folder of the data")
+    elif absolute and not os.path.isfile(path):
         ends = (os.path.join(folder, *parts[i:]) for i in range(1, len(parts)))
         if found := next(filter(os.path.isfile, ends), None):
-            path = moved[name] = found
+            path = moved[names[0]] = found
     read_image(path, header_only=True)
     return path
 
@@ -120,7 +115,7 @@ def read_options(value) -> list[str]:
 
 def own_row(row: dict, name: str, image: str | None = None) -> Example:
     """An Example, its id `name`, from known_fields and the image's path."""
-    question = text(row, "question_wo_prompt", required=False) or text(row, "question")
+    question = text(row, "question_wo_prompt", "") or text(row, "question")
     question = (re.sub(r"^\s*<image>", "", question) if image else question).strip()
     options = read_options(row.get("options", []))
     # "thinking\nAnswer: x" is taken apart, an option's letter becomes its text
@@ -132,8 +127,8 @@ def own_row(row: dict, name: str, image: str | None = None) -> Example:
     answers = list(dict.fromkeys(choose(answer, options) for answer in right))
     if options and answers[0] not in options:
         raise InputError(f"the answer {answers[0]!r} is none of the options")
-    machine = text(row, "human_or_machine", required=False)
-    task = text(row, "task", required=False) or {"0": "human", "1": "augmented"}.get(machine, "")
+    machine = text(row, "human_or_machine", "")
+    task = text(row, "task", {"0": "human", "1": "augmented"}.get(machine, ""))
     plain = options or task in ("human", "augmented")  # ChartQA has a metric of its own
     meant = "math" if MATHEMATICS.search(answers[0]) else "text"
     kind = "text" if plain else TASK_KINDS.get(task.split("-")[0], meant)
@@ -142,13 +137,10 @@ def own_row(row: dict, name: str, image: str | None = None) -> Example:
         if not all(map(read_box, answers)):
             raise InputError(f"{answers[0]!r} is not one box: left, top, right, bottom")
     facts = read_facts(row.get("facts")) or object_facts(row.get("visual_fact"))
-    trace = text(row, "trace", required=False) or (pairs[0][1] and pairs[0][0])
-    read = {"trace": clean_trace(trace), "caption": text(row, "caption", required=False)}
-    read |= {"options": options or None, "answers": answers, "task": task, "kind": kind}
-    return Example(image, question, answers[0], facts, id=name, **read)
-
-
-# ---- a file, its splits, traces and facts -------------------------------------------------------
+    trace = clean_trace(text(row, "trace", pairs[0][0] if pairs[0][1] else ""))
+    read = {"trace": trace, "caption": text(row, "caption", "") or None, "task": task, "kind": kind}
+    read |= {"options": options or None, "answers": answers, "id": name}
+    return Example(image, question, answers[0], facts, **read)
 
 
 def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
@@ -188,12 +180,11 @@ def load_own(
         return next(filter(Path.is_file, files), None)
 
     file = path if split == "train" else beside(split)
-    if file is None and split != "val":
+    if split == "test" and not file:
         told = f"put it into {path.stem}.{split}{path.suffix}, or choose others by --final_splits"
         raise NoSplit(f"{path}: no {split} split: {told}")
     examples = read(file or path, data_dir or path.parent, skip_bad_rows)
-    held_out = split in ("train", "val") and not beside("val")
-    return hold_out(examples, split) if held_out else examples
+    return examples if split == "test" or beside("val") else hold_out(examples, split)
 
 
 def attach(examples: list[Example], name: str, path: str, skip_bad_rows: bool = False):
@@ -203,13 +194,12 @@ def attach(examples: list[Example], name: str, path: str, skip_bad_rows: bool = 
 
     def parse(row, number):
         value = read_facts(row.get(name)) if name == "facts" else clean_trace(text(row, name))
-        return text(row, "id"), (text(row, "question", required=False), value)
+        return text(row, "id"), (text(row, "question", ""), value)
 
-    found = dict(parse_file(Path(path), parse, skip_bad_rows))
-    used = 0
+    found, used = dict(parse_file(Path(path), parse, skip_bad_rows)), 0
     for example in examples:
-        asked, value = found.get(example.id, (None, None))
-        if value and asked in (None, example.question):
+        asked, value = found.get(example.id, ("", None))
+        if value and asked in ("", example.question):
             setattr(example, name, value)
             used += 1
     told = f"{path}: {name} for {used} of {len(examples)} examples, {len(found) - used} fit none"

@@ -15,13 +15,12 @@ from pathlib import Path
 from data.example import SPLITS, Example, InputError, NoSplit
 from data.images import read_image
 from data.own import hold_out, keep_image, own_row
-from data.reading import BROKEN, find_file, leaves_folder, parse_file, read_rows, text, texts
+from data.reading import find_file, leaves_folder, parse_file, text, texts
 
 CHARTQA = "ChartQA Dataset"
 MAX_ENTRY = 2**26  # bytes of a file in it, unpacked
 AOKVQA, PARQUET = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"  # the hub's copy as parquet
-AOKVQA_PARTS = {"train": ["default/train/0000.parquet", "default/train/0001.parquet"]}
-AOKVQA_PARTS["val"] = ["default/validation/0000.parquet"]
+AOKVQA_PARTS = {"train": ["train/0000", "train/0001"], "val": ["validation/0000"]}
 
 
 def find_chartqa(path: Path):
@@ -44,46 +43,40 @@ def find_chartqa(path: Path):
 
 
 def read_table(table) -> list[tuple]:
-    """The cells of a .csv below and right of its headers, but for empty and nan ones: (row, column,
-    value), or (row, value) of a table of two columns.
+    """The cells of a .csv but for headers, empty and nan: (row, column, value) or, of two columns,
+    (row, value).
     """
-    if not table.is_file():
-        return []
-    try:
-        text = table.read_bytes().decode("utf-8-sig", "replace")
-        header, *rows = list(filter(None, csv.reader(io.StringIO(text, newline="")))) or [[]]
-    except (csv.Error, *BROKEN) as error:
-        raise InputError(f"{table}: not a table ({error})") from error
+    text = table.read_bytes().decode("utf-8-sig", "replace") if table.is_file() else ""
+    header, *rows = list(filter(None, csv.reader(io.StringIO(text, newline="")))) or [[]]
     facts = []
     for row in rows:
         for column, value in itertools.zip_longest(header[1:], row[1:], fillvalue=""):
-            name = (row[0], column) if len(header) > 2 else (row[0],)
             if value.strip().lower() not in ("", "nan"):
-                facts.append(tuple(part.strip() for part in (*name, value)))
+                fact = (row[0], column, value) if len(header) > 2 else (row[0], value)
+                facts.append(tuple(map(str.strip, fact)))
     return facts
 
 
 def load_chartqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
     """The human questions of train, as DyME takes them, or all of val and test; tables as facts."""
     root = Path(data_dir) if data_dir else find_file(None, "ahmed-masry/ChartQA", f"{CHARTQA}.zip")
-    root = find_chartqa(root)
-    examples = []
+    folder, examples = find_chartqa(root) / split, []
     for kind in ("human",) if split == "train" else ("human", "augmented"):
 
         def parse(row, number):
             chart, name = text(row, "imgname"), f"chartqa/{split}/{kind}/{number}"
             if leaves_folder(chart):
                 raise InputError(f"imgname {chart!r} leaves its folder")
-            image = root / split / "png" / chart
+            image = folder / "png" / chart
             read_image(image, header_only=True)
-            facts = read_table(root / split / "tables" / f"{chart.removesuffix('.png')}.csv")
+            facts = read_table(folder / "tables" / f"{chart.removesuffix('.png')}.csv")
             image = image if isinstance(image, zipfile.Path) else str(image)
             return Example(image, text(row, "query"), text(row, "label"), facts, task=kind, id=name)
 
-        file = root / split / f"{split}_{kind}.json"
+        file = folder / f"{split}_{kind}.json"
         examples += parse_file(file, parse, skip_bad_rows) if file.is_file() else []
     if not examples:
-        raise NoSplit(f"{root}: no questions of {split} here (another split: --final_splits)")
+        raise NoSplit(f"{folder}: no questions here (another split: --final_splits)")
     return examples
 
 
@@ -93,19 +86,18 @@ def load_gsm8k(split: str, data_dir, skip_bad_rows: bool = False) -> list[Exampl
     """
     published = "test" if split == "test" else "train"
     file = f"{published}.jsonl" if data_dir else f"main/{published}-00000-of-00001.parquet"
-    path = find_file(data_dir, "openai/gsm8k", file)
 
     def parse(row, number):
         solution, marker, answer = text(row, "answer").rpartition("####")
         if not marker:
             raise InputError("answer has no '#### result'")
         equations = re.findall(r"<<([^<>]*)=([^<>=]*)>>", solution)
-        facts = [[part.strip() for part in equation] for equation in equations]
+        facts = [list(map(str.strip, equation)) for equation in equations]
         # 1,200: the comma is removed from a prediction where it is read, so here too
         read = {"answer": answer.replace(",", ""), "facts": facts, "trace": solution}
         return own_row({"question": text(row, "question"), **read}, f"gsm8k/{published}/{number}")
 
-    examples = parse_file(path, parse, skip_bad_rows)
+    examples = parse_file(find_file(data_dir, "openai/gsm8k", file), parse, skip_bad_rows)
     return examples if split == "test" else hold_out(examples, split, most=500)
 
 
@@ -115,8 +107,10 @@ def load_aokvqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Examp
     """
     if split not in AOKVQA_PARTS:
         raise NoSplit(f"aokvqa: the labels of {split} are not published")
+    numbers, examples = itertools.count(1), []  # of the rows of all parts
 
-    def parse(row, number):
+    def parse(row, _):
+        name = f"aokvqa/{split}/{next(numbers)}"
         if isinstance(row.get("direct_answers"), str):  # "['a', 'b']", a literal
             row["direct_answers"] = ast.literal_eval(row["direct_answers"])
         direct = [answer for answer, _ in Counter(texts(row, "direct_answers")).most_common()]
@@ -124,8 +118,9 @@ def load_aokvqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Examp
         right = [options[row["correct_choice_idx"]]] if options else []
         read = {"question": text(row, "question"), "answers": right + direct, "options": options}
         read["trace"] = " ".join(texts(row, "rationales"))
-        return own_row(read, f"aokvqa/{split}/{number}", keep_image(row["image"]["bytes"]))
+        return own_row(read, name, keep_image(row["image"]["bytes"]))
 
-    parts = [find_file(data_dir, AOKVQA, file, PARQUET) for file in AOKVQA_PARTS[split]]
-    rows = (row for part in parts for _, row in read_rows(part))
-    return parse_file(parts[0].parent, parse, skip_bad_rows, enumerate(rows, 1))
+    for part in AOKVQA_PARTS[split]:
+        path = find_file(data_dir, AOKVQA, f"default/{part}.parquet", PARQUET)
+        examples += parse_file(path, parse, skip_bad_rows)
+    return examples

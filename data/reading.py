@@ -4,6 +4,7 @@ Every bad row is reported before training starts; nothing is unpickled or run as
 leaves its folder. All that goes wrong is an InputError. Left out: images (images.py).
 """
 
+import csv
 import json
 import math
 import os
@@ -13,25 +14,27 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import huggingface_hub
 
 from data.example import InputError, say
 
-MAX_LISTED = 20  # bad rows printed; all are counted
+csv.field_size_limit(2**27)  # of an image in base64; Python's default is 128 kB
+MAX_LISTED = 20  # bad rows told; all are counted
 # what a broken file or part of a zip raises; what reading a file as what it isn't does
-BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, csv.Error, zipfile.BadZipFile, zlib.error)
 FOREIGN = (LookupError, TypeError, AttributeError, pickle.UnpicklingError, *BROKEN[1:])
 
 
 def leaves_folder(name: str) -> bool:
     """Whether a name from outside leads out of its folder: absolute, with a drive, or by `..`."""
-    return ".." in re.split(r"[/\\]", name) or bool(re.match(r"[/\\]|[A-Za-z]:", name))
+    path = PureWindowsPath(name)  # knows both kinds of slashes
+    return bool(path.anchor) or ".." in path.parts
 
 
 def find_file(data_dir, repo: str, filename: str, revision: str | None = None) -> Path:
-    """A file below `data_dir`, else of a hub data set, from its cache or downloaded; InputError."""
+    """A file below `data_dir`, else of a hub data set, from its cache or downloaded."""
     if data_dir:
         return Path(data_dir, filename)
     asked = {"repo_type": "dataset", "revision": revision}
@@ -96,11 +99,15 @@ def decode(raw: bytes):
 
 
 def read_rows(path) -> Iterator[tuple[int, object]]:
-    """(number, row) of a .jsonl, as its lines, of a .parquet (pip install pyarrow), of a .json."""
-    if path.suffix.lower() == ".jsonl":
+    """(number, row) of a .jsonl, as its lines, of a .tsv, of a .parquet (pyarrow), of a .json."""
+    ending = path.suffix.lower()
+    if ending == ".jsonl":
         with path.open("rb") as lines:
             yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    elif path.suffix == ".parquet":
+    elif ending == ".tsv":
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            yield from enumerate(csv.DictReader(lines, delimiter="\t"), 1)
+    elif ending == ".parquet":
         import pyarrow.parquet  # optional: nothing else here needs it
 
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(64)
@@ -112,33 +119,29 @@ def read_rows(path) -> Iterator[tuple[int, object]]:
         yield from enumerate(rows)
 
 
-def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) -> list:
-    """[parse(row's filled fields, number)] of a pathlib.Path or zipfile.Path. One InputError lists
-    every bad row; with skip_bad_rows they are left out and counted. rows: read_rows's by default.
+def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
+    """[parse(row's filled fields, number)] of a pathlib.Path or zipfile.Path. One InputError counts
+    and lists the bad rows; with skip_bad_rows they are left out and counted.
     """
     parsed, problems, word = [], [], "line" if path.suffix == ".jsonl" else "row"
     try:
-        for number, row in rows or read_rows(path):
+        for number, row in read_rows(path):
             try:
                 row = decode(row) if isinstance(row, bytes) else row
                 if not isinstance(row, dict):
                     raise InputError("not an object with fields")
                 parsed.append(parse({name: row[name] for name in row if filled(row[name])}, number))
-            except InputError as error:
+            except BROKEN as error:  # also an InputError, a ValueError
                 problems.append(f"{word} {number}: {error}")
-    except ImportError as error:
-        raise InputError(f"{path}: pip install {error.name} to read it") from error
-    except BROKEN as error:
+    except (ImportError, *BROKEN) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if not problems:
-        return parsed
     bad = f"{len(problems)} of {len(problems) + len(parsed)} rows are bad"
-    if skip_bad_rows:
+    if problems and skip_bad_rows:
         say(f"{path}: {bad} and left out; {problems[0]}")
-        return parsed
-    more = [f"... and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
-    told = f"{path}: {problems[0]} ({bad}, --skip_bad_rows leaves them out)"
-    raise InputError(told, problems[1:MAX_LISTED] + more)
+    elif problems:
+        told = f"{path}: {problems[0]} ({bad}, --skip_bad_rows leaves them out)"
+        raise InputError(told, problems[1:MAX_LISTED])
+    return parsed
 
 
 def filled(value) -> bool:
@@ -162,8 +165,8 @@ def texts(row: dict, name: str) -> list[str]:
     return [as_text(item, name) for item in (value if isinstance(value, list) else [value])]
 
 
-def text(row: dict, name: str, required: bool = True) -> str | None:
-    """A field as a text; without it an InputError, or None where it isn't required."""
-    if required and name not in row:
+def text(row: dict, name: str, default: str | None = None) -> str:
+    """A field as a text; without it the default, or an InputError where there is none."""
+    if name not in row and default is None:
         raise InputError(f"{name} is missing or empty")
-    return as_text(row[name], name) if name in row else None
+    return as_text(row.get(name, default), name)

@@ -9,14 +9,12 @@ import base64
 import csv
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-from data.example import OPTION_LETTERS, Example, InputError, choose, split_marked
+from data.example import OPTION_LETTERS, Example, InputError, NoSplit, choose, split_marked
 from data.own import find_image, keep_image
-from data.reading import parse_file, text, texts, write_whole
+from data.reading import parse_file, read_rows, text, texts, write_whole
 
-csv.field_size_limit(2**27)  # of an image in base64; Python's default is 128 kB
 # the column of a row's category, the first that is there: MathVista's, MMBench's, DynaMath's ..
 CATEGORIES = ("task", "category", "subject", "problem_version")
 PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}|<")  # in a free answer, not in a mathematical one
@@ -25,22 +23,15 @@ INSIDE = r"(?:[^{}]|\{%s\})*"  # what is between braces, here with braces in it 
 BOXED = re.compile(r"\\boxed\{(%s)\}" % (INSIDE % INSIDE % INSIDE % "[^{}]*"))
 
 
-def table_rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """(number, row) of a TSV, as reading.read_rows has them; cells are texts."""
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t")
-        if absent := {"index", "question"} - set(rows.fieldnames or []):
-            raise InputError(f"has no column {' and '.join(sorted(absent))}; is it VLMEvalKit's?")
-        yield from enumerate(rows, start=1)
-
-
 def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     """The Examples of a TSV, whose image_path starts from `folder`; an unknown answer is ""."""
-    rows = parse_file(file, lambda row, n: (n, row), rows=table_rows(file))
-    images, seen = {row.get("index"): row.get("image") or "" for _, row in rows}, set()
+    images = dict(parse_file(file, lambda row, _: (row.get("index"), row.get("image", ""))))
+    seen = set()
+    if not images:
+        raise NoSplit(f"{file}: has no rows")
 
     def parse(row, number):
-        index, image = text(row, "index"), row.get("image") or ""
+        index, image = text(row, "index"), row.get("image", "")
         if None in row or index in seen:
             raise InputError(f"index {index}: is there twice, or its row has too many cells")
         seen.add(index)
@@ -56,33 +47,32 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         path = keep_image(content) if content else find_image(named, folder, {})
         return tsv_row(row, path, f"{file.stem}/{index}")
 
-    return parse_file(file, parse, skip_bad_rows, rows)
+    return parse_file(file, parse, skip_bad_rows)
 
 
 def tsv_row(row: dict, image: str | None, name: str) -> Example:
     """An Example of a row; where its question, not a column, holds choices a letter is wanted."""
-    answer, hint = (text(row, column, required=False) or "" for column in ("answer", "hint"))
-    cells = [(text(row, letter, required=False) or "").strip() for letter in OPTION_LETTERS]
+    question = f"{text(row, 'hint', '')}\n{text(row, 'question')}".strip()
+    cells = [text(row, letter, "").strip() for letter in OPTION_LETTERS]
     options = list(filter(None, cells))
     if options != cells[: len(options)]:
         raise InputError("an option is empty and a later one isn't")
-    chosen = (row.get("choices") or "[]") != "[]"
+    chosen = row.get("choices", "[]") != "[]"
     chosen = chosen or CHOICES & {row.get("question_type"), row.get("answer_type")}
-    answer, kind = answer.strip(), "text"
+    answer, kind = text(row, "answer", "").strip(), "text"
     if options:
         answer = choose(answer, options)
         if answer and answer not in options:
             raise InputError(f"the answer {answer!r} is none of the options")
     elif answer and chosen:
-        kind, answer = "letters", (row.get("answer_option") or answer).strip("() .")
+        kind, answer = "letters", row.get("answer_option", answer).strip("() .")
         if not re.fullmatch("[A-Z]", answer):
             raise InputError(f"the answer {answer!r} is no letter")
     elif answer.lower() in ("yes", "no"):
         kind, answer = "decision", answer.lower()
     elif re.search(r"\d|\\[a-z]", answer) and not PROSE.search(answer):
         kind = "math"
-    task = next((row[name] for name in CATEGORIES if row.get(name)), "")
-    question = f"{hint}\n{text(row, 'question')}".strip()
+    task = next((row[name] for name in CATEGORIES if name in row), "")
     return Example(image, question, answer, task=task, kind=kind, id=name, options=options or None)
 
 
@@ -95,7 +85,7 @@ def final_answer(response: str) -> str:
 
 def write_predictions(source: Path, out: Path, responses: dict[str, str]) -> None:
     """The TSV without its images, with responses by id, for `vlmutil eval <dataset> <out>`."""
-    rows = [(f"{source.stem}/{row['index']}", row) for _, row in table_rows(source)]
+    rows = [(f"{source.stem}/{row['index']}", row) for _, row in read_rows(source)]
     rows = [{**row, "prediction": responses[name]} for name, row in rows if name in responses]
     names = [name for name in rows[0] if name not in ("image", None)]
     form = {"delimiter": "\t", "quoting": csv.QUOTE_ALL, "lineterminator": "\n"}

@@ -45,6 +45,7 @@ BENCHMARKS = {
         ("a cat<AND>a dog", "text", None, "rec,gen"),
     ),
 }
+ROWS = [row for row, _ in BENCHMARKS.values()]
 
 
 @pytest.fixture(autouse=True)
@@ -53,59 +54,59 @@ def cache(monkeypatch, tmp_path):
 
 
 def write_tsv(path, *rows):
-    """A TSV of these rows, index and image filled in; quoted where a cell has line breaks."""
-    rows = [{"index": i, "image": PICTURE, **row} for i, row in enumerate(rows, start=1)]
+    """A TSV of these rows, index, image and question filled in."""
+    rows = [{"index": i, "image": PICTURE, "question": "q", **row} for i, row in enumerate(rows, 1)]
     with open(path, "w", newline="") as stream:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(stream, names, delimiter="\t", restval="")
+        writer = csv.DictWriter(stream, dict.fromkeys(sum(map(list, rows), [])), delimiter="\t")
         writer.writeheader()
         writer.writerows(rows)
     return path
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_benchmark_is_read_with_its_kind_of_answer(tmp_path, name):
-    row, found = BENCHMARKS[name]
-    (example,) = read_tsv(write_tsv(tmp_path / f"{name}.tsv", row), tmp_path)
-    assert (example.answer, example.kind, example.options, example.task) == found
-    assert example.question == "\n".join(filter(None, [row.get("hint"), row["question"]]))
-    assert example.id == f"{name}/1" and open_image(example).size == (8, 8)
+def test_each_benchmark_is_read_with_its_kind_of_answer(tmp_path):
+    read = read_tsv(write_tsv(tmp_path / "x.tsv", *ROWS), tmp_path)
+    found = [(e.answer, e.kind, e.options, e.task) for e in read]
+    assert found == [found for _, found in BENCHMARKS.values()]
+    assert read[0].question == "It rains.\nWhich?" and read[1].question == ROWS[1]["question"]
+    assert read[5].id == "x/6" and open_image(read[5]).size == (8, 8)
 
 
 def test_an_image_may_be_another_rows_or_a_file(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     rows = [{"image": "2"}, {"image": f"['{PICTURE}']"}, {"image": "", "image_path": "['a.png']"}]
-    path = write_tsv(tmp_path / "x.tsv", *({"question": "q", **row} for row in rows))
-    first, second, third = read_tsv(path, tmp_path)
+    first, second, third = read_tsv(write_tsv(tmp_path / "x.tsv", *rows), tmp_path)
     assert first.image == second.image and first.answer == "" and open_image(third).size == (4, 4)
 
 
-def test_a_bad_row_is_named_and_can_be_left_out(tmp_path):
-    for row, reason in (
-        ({"image": "x" * 99}, "image: 'x.* is neither one image in base64"),
-        ({"image": base64.b64encode(b"x" * 99).decode()}, ".*not an image"),
-        ({"image": "7"}, "image: '7' is neither one image in base64 nor the index"),
-        ({"image": f"['{PICTURE}', '{PICTURE}']"}, "image: .* is neither one"),
-        ({"index": "1"}, "index 1: is there twice"),
-        ({"question": ""}, "question is missing"),
-        ({"image": "", "image_path": "../a.png"}, ".*leaves the folder"),
-        ({"image": "", "image_path": "['a.png', 'b.png']"}, "the image has 2 entries"),
-        ({"A": "cat", "answer": "D"}, "the answer 'D' is none of the options"),
-        ({"B": "cat", "answer": "B"}, "an option is empty"),
-        ({"choices": "['1', '2']", "answer": "5"}, "the answer '5' is no letter"),
-    ):
-        path = write_tsv(tmp_path / "x.tsv", {"question": "q"}, {"question": "q", **row})
-        with pytest.raises(InputError, match=f"x.tsv: row 2: {reason}"):
-            read_tsv(path, tmp_path)
-        assert len(read_tsv(path, tmp_path, skip_bad_rows=True)) == 1
+BAD = [
+    ({"image": "x" * 99}, "image: 'x.* is neither one image in base64"),
+    ({"image": base64.b64encode(b"x" * 99).decode()}, ".*not an image"),
+    ({"image": "7"}, "image: '7' is neither one image in base64 nor the index"),
+    ({"image": f"['{PICTURE}', '{PICTURE}']"}, "image: .* is neither one"),
+    ({"index": "1"}, "index 1: is there twice"),
+    ({"index": ""}, "index is missing"),
+    ({"question": ""}, "question is missing"),
+    ({"image": "", "image_path": "../a.png"}, ".*leaves the folder"),
+    ({"image": "", "image_path": "['a.png', 'b.png']"}, "the image has 2 entries"),
+    ({"A": "cat", "answer": "D"}, "the answer 'D' is none of the options"),
+    ({"B": "cat", "answer": "B"}, "an option is empty"),
+    ({"choices": "['1', '2']", "answer": "5"}, "the answer '5' is no letter"),
+]
 
 
-def test_a_benchmark_is_trained_on_like_a_file_of_ones_own_and_needs_its_columns(tmp_path):
-    path = write_tsv(tmp_path / "x.tsv", *[BENCHMARKS["MathVision"][0]] * 20)
-    assert [len(load_data(str(path), split)) for split in ("train", "val")] == [18, 2]
-    path.write_text("id\tquestion\n1\tq\n")
-    with pytest.raises(InputError, match="x.tsv: has no column index"):
+@pytest.mark.parametrize("row, reason", BAD)
+def test_a_bad_row_is_named_and_can_be_left_out(tmp_path, row, reason):
+    path = write_tsv(tmp_path / "x.tsv", {}, row)
+    with pytest.raises(InputError, match=f"x.tsv: row 2: {reason}"):
         read_tsv(path, tmp_path)
+    assert len(read_tsv(path, tmp_path, skip_bad_rows=True)) == 1
+
+
+def test_a_benchmark_is_trained_on_like_a_file_of_ones_own_and_needs_rows(tmp_path):
+    path = write_tsv(tmp_path / "x.tsv", *[{}] * 20)
+    assert [len(load_data(str(path), split)) for split in ("train", "val")] == [18, 2]
+    with pytest.raises(InputError, match="x.tsv: has no rows"):
+        read_tsv(write_tsv(path), tmp_path)
 
 
 def test_without_a_marker_the_last_box_or_line_is_the_answer():
@@ -115,8 +116,7 @@ def test_without_a_marker_the_last_box_or_line_is_the_answer():
 
 
 def test_predictions_go_to_a_file_for_vlmevalkit_and_resume(folder, tmp_path, monkeypatch, capsys):
-    rows = [row for row, _ in BENCHMARKS.values()]
-    source, prompts = write_tsv(tmp_path / "All.tsv", *rows), []
+    source, prompts = write_tsv(tmp_path / "All.tsv", *ROWS), []
     said = iter(["B", "Answer: B", "hm\n(B)", r"\boxed{1.5}", "yes", 'two\tcats\n"here"'])
 
     def answer(model, processor, groups, **asked):
@@ -141,6 +141,6 @@ def test_predictions_go_to_a_file_for_vlmevalkit_and_resume(folder, tmp_path, mo
 
 
 def test_what_would_spoil_a_file_is_refused(folder, tmp_path, refused):
-    path = write_tsv(tmp_path / "x.tsv", BENCHMARKS["MathVision"][0])
+    path = write_tsv(tmp_path / "x.tsv", {})
     for flags in (f"--out {tmp_path}/x.xlsx", f"--out {path}", "--instruction /no"):
         refused(program.ask_split, f"--ckpt {folder} --data {path} {flags}")
