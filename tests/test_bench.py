@@ -1,6 +1,5 @@
 """tools/bench.py compares like with like. Small shapes, seconds in all."""
 
-import json
 from argparse import Namespace
 from dataclasses import replace
 
@@ -8,33 +7,31 @@ import pytest
 import torch
 
 from rollout import rollout
-from tools import bench, shapes, sides
+from tools import bench, sides
 
-LLAVA = shapes.SIZES["small"]
+LLAVA = sides.SIZES["small"]
 QWEN = replace(LLAVA, text=(64, 2, 4, 2, 128, 1024), tower=(32, 1, 2, 64), image=(56, 84), tiles=[])
-ARGS = dict(size="small", prompts=None, num_generations=4, num_iterations=1, train_vision=False)
+ARGS = Namespace(size="small", prompts=2, num_generations=4, num_iterations=2, train_vision=False)
 
 
 @pytest.mark.parametrize("size", [LLAVA, QWEN], ids=["llava", "qwen2vl"])
 def test_both_sides_compute_the_same(monkeypatch, size):
-    monkeypatch.setitem(shapes.SIZES, "small", size)
-    case, found = sides.build_case(Namespace(**ARGS)), []
+    monkeypatch.setitem(sides.SIZES, "small", size)
+    case = sides.build_case(ARGS)
     rollout(case.model, case.processor, case.groups, temperature=0.0, **case.lengths)
-    ours = [response.token_ids for group in case.groups for response in group.responses]
-    assert ours == sides.generate(case, top_k=1).tolist()
+    said = [response.token_ids for group in case.groups for response in group.responses]
+    assert said == sides.generate(case, top_k=1).tolist()
     sides.SIDES["rollout"](case)
-    ours += [response.token_ids for group in case.groups for response in group.responses]
+    said += [response.token_ids for group in case.groups for response in group.responses]
     banned = {case.processor.tokenizer.eos_token_id, *case.model.forbidden_ids}
-    for ids in (*ours, *sides.generate(case).tolist()):
+    for ids in (*said, *sides.generate(case).tolist()):
         assert len(ids) == LLAVA.completion_length and not banned & {*ids}
 
-    def keep():
-        found.append([p.grad.clone() for p in case.model.parameters() if p.requires_grad])
+    trained, found = [p for p in case.model.parameters() if p.requires_grad], []
+    monkeypatch.setattr(case.model, "zero_grad", lambda: found.append([p.grad for p in trained]))
+    for side in (sides.update, sides.update_padded):
         torch.nn.Module.zero_grad(case.model)
-
-    monkeypatch.setattr(case.model, "zero_grad", keep)
-    sides.update(case)
-    sides.update_padded(case)
+        side(case)
     assert all(torch.allclose(a, b, atol=2e-6) for a, b in zip(*found))
     assert any(a.any() for a in found[0])
 
@@ -42,7 +39,7 @@ def test_both_sides_compute_the_same(monkeypatch, size):
 @pytest.mark.parametrize("size, billions", [("0.5b", 0.89), ("2b", 2.21)])
 def test_the_large_sizes_are_the_published_ones(size, billions):
     with torch.device("meta"):
-        model, _ = shapes.build_model(shapes.SIZES[size], "meta")
+        model, _ = sides.build_model(sides.SIZES[size], "meta")
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
 
 
@@ -50,28 +47,24 @@ def test_a_step_updates_num_iterations_times_and_moves_no_weight(monkeypatch):
     norms = []
     clip = lambda p, _: norms.append(sum(q.grad.norm() for q in p if q.grad is not None))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-    case = sides.build_case(Namespace(**{**ARGS, "num_iterations": 2}))
+    case = sides.build_case(ARGS)
     before = [p.clone() for p in case.model.parameters()]
     sides.step(case, skip=True)
     sides.step(case)
     half, again, whole, _ = norms
     assert half > 0 and whole > 0 and half == pytest.approx(again) != whole
-    assert all(torch.equal(a, b) for a, b in zip(before, case.model.parameters()))
+    assert all(map(torch.equal, before, case.model.parameters()))
 
 
 def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "peak", lambda function: 2**20)
-    out = str(tmp_path / "out.json")
-    bench.main(
-        f"--size small --repeats 2 --sides update update_padded grpo_step --json {out}".split()
-    )
-    assert "| 41 x 2, 8 | update, packed |" in (said := capsys.readouterr().out)
-    assert said.count("| 1.00x |") == 1
-    seconds = json.loads((tmp_path / "out.json").read_text())["seconds"]
-    assert all(laps[0] > 0 for laps in seconds.values())
-    bench.main(["--table", out, "results/bench-p700.json"])
-    row = "| 697 x 1, 8 | update, packed | 1.65 | 435 | padded rows | 6.86 | 1,437 | 4.17x | 3.30x"
-    assert row in capsys.readouterr().out
+    kept = str(tmp_path / "out.json")
+    flags = "--size small --repeats 2 --sides update update_padded grpo_step --json"
+    bench.main([*flags.split(), kept])
+    said = capsys.readouterr().out
+    assert "| 41 x 2, 8 | update, packed |" in said and said.count("| 1.00x |") == 1
+    bench.main(["--table", kept])
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("argv", ["--json {tmp}/no/o.json", "--table {tmp}", "--table README.md"])

@@ -10,14 +10,14 @@ from curr_reft import read_flags
 from lib import tiny
 from lib.families import load_vlm
 from load import load_model
-from tools.ship import FEW, read, tasks_of
+from tools.ship import FEW, read
 
 
 @pytest.mark.parametrize("name", tiny.SHIPPED.values())
 def test_a_shipped_base_is_as_right_as_its_card_says(name):
     card = (tiny.ASSETS / name / "README.md").read_text()
     right, few = map(int, re.search(r"right on (\d+) of the first (\d+) questions", card).groups())
-    found = FEW * read(tiny.ASSETS / name, tasks_of(name), FEW)["accuracy"]
+    found = FEW * read(name, FEW)["accuracy"]
     assert few == FEW and abs(found - right) <= 1  # another CPU may turn a close one round
 
 

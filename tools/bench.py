@@ -5,10 +5,10 @@
     python -m tools.bench --size 0.5b --json out.json     on a GPU; 0.5b and 2b: published shapes
     python -m tools.bench --table out.json                the table of kept results
 
-All sides have the same random weights, prompts, G and C, and take turns; of each the least of its
-repeats counts, on a CPU in CPU seconds, so that what else the machine does is left out. Every
-response has exactly C tokens. Memory is the peak of all tensors beyond the loaded model. A ratio is
-the other side's figure divided by ours. Left out: quality (tools/compare.py), several GPUs.
+All sides have the same random weights, prompts, G and C, and take turns; a side's least repeat
+counts, on a CPU in CPU seconds. Every response has exactly C tokens. Memory is the peak of all
+tensors beyond the loaded model. A ratio is the other side's figure divided by ours. Left out:
+quality (tools/compare.py), several GPUs.
 """
 
 import argparse
@@ -30,8 +30,7 @@ from config import Parser, least
 from data.reading import written_here
 from lib.checkpoint import read_json
 from lib.log import run_program
-from tools.shapes import SIZES
-from tools.sides import DEVICE, SIDES, build_case, trl_trainer
+from tools.sides import DEVICE, SIDES, SIZES, build_case, trl_trainer
 from tools.tables import markdown
 
 ROWS = [  # what, against what, and the names of their sides
@@ -44,14 +43,14 @@ ROWS = [  # what, against what, and the names of their sides
 
 def bench(args: argparse.Namespace) -> dict:
     """The case in numbers, seconds (a list) and bytes of each side."""
-    case = build_case(args)
-    names = args.sides or [*SIDES]
+    case, left_out = build_case(args), set()
     if len(case.groups) == 1:  # there is no half of one group
-        names = [name for name in names if name != "dyme_step"]
+        left_out.add("dyme_step")
     if importlib.util.find_spec("trl") is None:
         print("TRL is not installed, its rows are left off; pip install trl", file=sys.stderr)
-        names = [name for name in names if name != "trl_step"]
-    elif "trl_step" in names:
+        left_out.add("trl_step")
+    names = [name for name in args.sides or SIDES if name not in left_out]
+    if "trl_step" in names:
         case.trainer = trl_trainer(case)
     G, C = case.lengths.values()
     result = {"size": args.size, "P": case.groups[0].prompt.input_ids.shape[1]}
@@ -84,12 +83,11 @@ def peak(function: Callable[[], object]) -> int:
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        function()
-        function()
-        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
         function()
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() - before
     events = profiler.profiler.kineto_results.events()
     events = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
     return int(np.cumsum([0, *(event.nbytes() for event in events)]).max())
@@ -97,7 +95,6 @@ def peak(function: Callable[[], object]) -> int:
 
 def table(results: list[dict]) -> str:
     """One or more results as markdown."""
-    heads = ["P x prompts, G", "what", "s", "MB", "against", "s", "MB"]
     lines = []
     for result in results:
         about = f"{result['P']} x {result['prompts']}, {result['G']}"
@@ -110,7 +107,8 @@ def table(results: list[dict]) -> str:
                 cells = [about, what, f"{s:.2f}", f"{mb:,.0f}", against, f"{their_s:.2f}"]
                 cells += [f"{their_mb:,.0f}", f"{their_s / s:.2f}x", f"{their_mb / mb:.2f}x"]
                 lines.append(["-" if cell.startswith("nan") else cell for cell in cells])
-    return markdown([*heads, "time ratio", "memory ratio"], lines)
+    heads = "P x prompts, G|what|s|MB|against|s|MB|time ratio|memory ratio"
+    return markdown(heads.split("|"), lines)
 
 
 def main(argv: list[str]) -> None:

@@ -17,19 +17,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import accumulate, product
-from operator import sub
+from itertools import product
 from pathlib import Path
-from statistics import mean
 
 from tqdm import tqdm
 
 from config import METHODS, Config, Parser, least
 from data.example import InputError
-from data.reading import read_lines, written_here
+from data.reading import written_here
 from lib.checkpoint import read_json
 from lib.log import run_program
-from tools.tables import LOOKS, PRICE, forms_table, main_columns, paired, table
+from tools.tables import LOOKS, PRICE, forms_table, main_columns, paired, read_record
+from tools.tables import read_records, table
 
 ROOT = Path(__file__).parent.parent
 # Beside these each of train.py's methods is a row, memorizing the data's own (noisy) traces, or
@@ -60,9 +59,6 @@ def row_flags(row: str) -> list[str]:
     return [*flags, "--", *(["--refiner", "off"] if name in METHODS else [])]
 
 
-# ---- runs ---------------------------------------------------------------------------------------
-
-
 def compare(args: argparse.Namespace) -> list[dict]:
     """The records of all rows x base seeds x noises x seeds, `jobs` runs at a time."""
     firsts, others = {}, []  # the first run on a base makes it and reads it, before the others
@@ -83,18 +79,19 @@ def compare(args: argparse.Namespace) -> list[dict]:
 
 
 def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dict:
-    """The record of one training run, or of the finished one that the folder has; written to a file
-    of its own in `out`, where one is asked for, with what it needs to be run again.
-
-    InputError, with the last line that it said, if it fails, or if the folder's run had other flags
-    or another code.
+    """The record of one training run, or of the finished one that the folder has; kept in `out`,
+    where one is asked for. InputError, with the last line that it said, if it fails, or if the
+    folder's run had other flags or another code.
     """
     told = " ".join(flags).removesuffix(" --no-eval_base")
     asked = [*told.split(" --"), f"code {code_version()}"]
     note, log = folder / "asked.json", folder / "log.txt"
     if not (folder / "result.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"asked": asked, "commit": commit()}))
+        # with a plus where tracked files differ from the commit
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=+"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+        note.write_text(json.dumps({"asked": asked, "commit": commit}))
         command = [sys.executable, str(ROOT / flags[0]), *flags[1:]]
         command += ["--output_dir", str(folder), "--overwrite"]
         with open(log, "w") as file:
@@ -105,10 +102,10 @@ def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dic
             raise InputError(f"{row}: {flags[0]} ended with code {code}: {last[:300]} (see {log})")
     with written_here(note):
         noted = read_json(note)
-        was, now = set(noted["asked"]) - set(asked), set(asked) - set(noted["asked"])
-    if was or now:
-        differ = f"holds a run of {', '.join(sorted(was))}; asked for is {', '.join(sorted(now))}"
-        raise InputError(f"{folder}: {differ}; give another --output_dir, or remove the folder")
+        differ = ", ".join(sorted({*noted["asked"]} ^ {*asked}))
+    if differ:
+        other = f"its run had other flags or another code: {differ}"
+        raise InputError(f"{folder}: {other}; give another --output_dir, or remove the folder")
     record = read_record(row, folder)
     if out:
         kept = {
@@ -123,12 +120,6 @@ def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dic
     return record
 
 
-def commit() -> str:
-    """The checkout's commit; with a plus where tracked files differ from it."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--dirty=+"]
-    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
-
-
 def code_version() -> str:
     """A hash of all that a run can import."""
     paths = [path for at in (".", "data", "lib") for path in sorted((ROOT / at).glob("*.py"))]
@@ -136,62 +127,10 @@ def code_version() -> str:
     return hashlib.sha256(b"".join(texts)).hexdigest()[:12]
 
 
-def read_record(row: str, folder: Path) -> dict:
-    """What the tables need of a finished run."""
-    result = read_json(folder / "result.json")
-    lines = read_lines(folder / "metrics.jsonl", (), cut=False)
-    sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
-    accuracies = [reading["accuracy"] for reading in result["val"]]
-    told = ("seed", "base_seed", "trace_noise", "base_format_rate", "base_tasks")
-    return {
-        "row": row,
-        **{name: result["config"][name] for name in told if name in result["config"]},
-        "steps": result["config"]["max_steps"],
-        "cpu_seconds": sum(line.get("seconds_cpu", 0.0) for line in lines),
-        "share_equal": mean(line["frac_reward_zero_std"] for line in sampled) if sampled else None,
-        # of accuracy below its running best
-        "largest_fall": max(map(sub, accumulate(accuracies, max), accuracies), default=None),
-        "val": accuracies,
-        "on_the_way": [on_the_way(reading) for reading in result["val"]],
-        **{name: result.get(name) for name in ("seconds", "base", "final", "stages")},
-    }
-
-
-def on_the_way(reading: dict) -> dict:
-    """Beside the accuracy of a reading of val: its step, and the accuracies with other images."""
-    seen = {image: reading[image]["accuracy"] for image in ("other", "blank") if image in reading}
-    return {"step": reading.get("step"), **seen}
-
-
-# ---- the command line ---------------------------------------------------------------------------
-
-
-def read_records(paths: list[str]) -> list[dict]:
-    """The records of kept results, each run once. InputError for a file that isn't one, or where
-    two files say different things of one run.
-    """
-    runs, files = {}, []
-    for path in map(Path, paths):
-        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"{paths[0]}: has no results of --out")
-    for path in files:
-        with written_here(path):
-            records = read_json(path)["records"]
-            table(records, main_columns(records))
-        for record in records:
-            names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
-            about = ", ".join(f"{name} {record.get(name)}" for name in names)
-            if runs.setdefault(about, record)["final"] != record["final"]:
-                raise InputError(f"{path}: {about}: another result than in another file")
-    return list(runs.values())
-
-
 def arguments(argv: list[str]) -> argparse.Namespace:
     """The command line; what is behind -- is for every run."""
-    about = "Compare methods, or print the table of kept results."
-    epilog = "after --: further flags, for every run"
-    parser = Parser("tools.compare", description=about, epilog=epilog, allow_abbrev=False)
+    about = "Compare methods, or print the table of kept results. Flags behind -- are every run's."
+    parser = Parser("tools.compare", description=about, allow_abbrev=False)
     add = parser.add_argument
     add("rows", nargs="*", metavar="ROW", help=f"what to run: a method, or {', '.join(ROWS)}")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of fine-tuning (%(default)s)")
@@ -204,12 +143,20 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--brief", action="store_true", help="a table with fewer columns")
     add("--looks", action="store_true", help="and whose image the answers are about")
     add("--price", action="store_true", help="and what thinking costs")
-    add("--paired", nargs="+", metavar="ROW", help="and the first one's differences from others")
+    add(
+        "--paired",
+        nargs="+",
+        metavar="ROW",
+        default=[],
+        help="and the first one's differences from others",
+    )
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
     args.flags, args.rows = argv[end + 1 :], list(dict.fromkeys(args.rows))
     if bool(args.rows) == bool(args.table):
         parser.error("give rows to run, or --table")
+    if args.rows and not {*args.paired} <= {*args.rows}:
+        parser.error(f"--paired: give some of {', '.join(args.rows)}")
     for row in args.rows:
         row_flags(row)
     return args

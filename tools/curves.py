@@ -1,4 +1,4 @@
-"""What runs have logged, read back and drawn: the pictures of the report and of the README.
+"""What runs have logged, drawn: the pictures of the report and of the README.
 
     python -m tools.curves out/compare/base0-noise0.5-* results/runs/noise --out assets
 
@@ -9,18 +9,15 @@ matplotlib is optional. Left out: time as the horizontal axis.
 import re
 import sys
 import textwrap
-from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
 
 from config import Parser
 from data.example import InputError
-from data.reading import read_lines, written_here
-from lib.checkpoint import read_json
+from data.reading import written_here
 from lib.log import run_program, visible
-from tools.compare import read_records
-from tools.tables import FIRST, LOOKS, by_row, find
+from tools.tables import FIRST, LOOKS, by_row, find, read_records, read_run
 
 try:
     import matplotlib
@@ -59,92 +56,39 @@ NOISE = {  # title: where a record has it
 }
 
 
-@dataclass
-class Run:
-    """One output folder: lines of metrics, each with its step, those of val as "val/..", and what
-    result.json or a checkpoint's state.json has.
-    """
-
-    folder: Path
-    lines: list[dict]
-    config: dict = field(default_factory=dict)
-    base: dict = field(default_factory=dict)
-    final: dict = field(default_factory=dict)
+Variant = tuple[str, str, list[dict]]  # a label, its colour, runs as tables.read_run gives them
 
 
-@dataclass
-class Variant:
-    """Runs that differ only by seed."""
-
-    label: str
-    colour: str
-    runs: list[Run]
-
-
-def read_run(folder: str | Path) -> Run:
-    """What a run has written so far: its metrics, and result.json or else its last checkpoint's
-    state. InputError, one line, for a folder that isn't a run's.
-    """
-    run = Run(Path(folder), read_lines(Path(folder) / "metrics.jsonl", ("step",), cut=False))
-    if not run.lines:
-        raise InputError(f"{folder}/metrics.jsonl: no step is logged; give folders of train.py")
-    paths = sorted(run.folder.glob("checkpoints/step-*[0-9]/state.json"))
-    for path in [*paths, *run.folder.glob("result.json")][-1:]:
-        found = read_json(path)
-        with written_here(path):
-            run.config, run.base = dict(found["config"]), dict(found["base"])
-            run.final = dict(found.get("final", {}))
-            for reading in found["val"]:
-                line = {f"val/{name}": value for name, value in reading.items()}
-                run.lines.append({**line, "step": reading["step"]})
-    return run
-
-
-def kept_run(row: str, record: dict) -> Run:
-    """A kept result as a run: accuracies of val, where it says at which step, and what NOISE asks,
-    with the noise as its step.
-    """
-    read = zip(record.get("on_the_way", ()), record["val"])
-    lines = [{"step": at["step"], "val/accuracy": value} for at, value in read if at["step"]]
-    noisy = {f"val/{title}": find(record, names) for title, names in NOISE.items()}
-    return Run(Path(row), [*lines, {"step": record["trace_noise"], **noisy}], {"method": row})
-
-
-def group_seeds(runs: list[Run]) -> list[Variant]:
+def group_seeds(runs: list[dict]) -> list[Variant]:
     """Runs that differ only by seed together, named by their method; where a method has several
     such variants, by the folder of their first run. The first one of a method has its colour.
     """
     groups = {}
     for run in runs:
-        flags = {**run.config, **dict.fromkeys(("seed", "base_seed", "output_dir"))}
-        groups.setdefault(str(flags if run.config else run.folder), []).append(run)
-    methods = [str(group[0].config.get("method", "")) for group in groups.values()]
-    variants, spare = [], cycle(SPARE)
+        flags = {**run["config"], **dict.fromkeys(("seed", "base_seed", "output_dir"))}
+        groups.setdefault(str(flags if run["config"] else run["folder"]), []).append(run)
+    methods = [str(group[0]["config"].get("method", "")) for group in groups.values()]
+    variants, free, spare = [], {**COLOURS}, cycle(SPARE)
     for method, group in zip(methods, groups.values()):
-        label = method if method and methods.count(method) == 1 else group[0].folder.name
-        colour = COLOURS.get(re.split("[,:]", method)[0])
-        if colour in (None, *(variant.colour for variant in variants)):
-            colour = next(spare)
-        variants.append(Variant(visible(label)[:50], colour, group))  # more has no room
+        label = method if method and methods.count(method) == 1 else group[0]["folder"].name
+        colour = free.pop(re.split("[,:]", method)[0], None) or next(spare)
+        variants.append((visible(label)[:50], colour, group))  # more has no room
     return variants
 
 
-def line_of(run: Run, metric: str) -> dict[float, float]:
-    """{step: value}; of a metric of the steps, which is noisy, the mean over a fortieth of the run
-    on either side.
+def lines_of(runs: list[dict], metric: str) -> list[dict[float, float]]:
+    """{step: value} of each run, and last their mean. A metric of the steps, which is noisy, is the
+    mean over a fortieth of the run on either side.
     """
-    points = {line["step"]: line[metric] for line in run.lines if line.get(metric) is not None}
-    values = [*points.values()]
-    reach = 0 if metric.startswith("val/") else len(values) // 40
-    near = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return dict(zip(points, map(fmean, near)))
-
-
-def mean_line(variant: Variant, metric: str) -> dict[float, float]:
-    """{step: mean over the runs that have it}."""
-    lines = [line_of(run, metric) for run in variant.runs]
+    lines = []
+    for run in runs:
+        points = {at["step"]: at[metric] for at in run["lines"] if at.get(metric) is not None}
+        values = [*points.values()]
+        reach = 0 if metric.startswith("val/") else len(values) // 40
+        near = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+        lines.append(dict(zip(points, map(fmean, near))))
     steps = sorted(set().union(*lines))
-    return {step: fmean(line[step] for line in lines if step in line) for step in steps}
+    return [*lines, {step: fmean(line[step] for line in lines if step in line) for step in steps}]
 
 
 def draw(variants: list[Variant]) -> "dict[str, Figure]":
@@ -158,31 +102,39 @@ def draw_records(kept: str, records: list[dict]) -> "dict[str, Figure]":
     """Results kept by this name: what the traces' noise does; of a single noise, accuracies on the
     way and by the image that is shown.
     """
-    rows = {}
+    runs = []
     for (row, _), found in by_row(records).items():
-        rows.setdefault(row, []).extend(found)
-    variants = group_seeds([kept_run(row, run) for row, runs in rows.items() for run in runs])
-    if len({record["trace_noise"] for record in records}) > 1:
-        figure = Figure(figsize=(9, 3))
-        for ax, title in zip(figure.subplots(1, 3, sharey=True), NOISE):
-            plot_lines(ax, variants, f"val/{title}")
-            ax.set(title=title, xlabel="trace noise", ylim=(0, 1.02))
-        figure.axes[0].legend(loc="lower left")
-        return {kept: figure}
-    figures = draw(variants)
-    if all("other" in find(record, FIRST) for record in records):
-        figures["looks"] = plot_looks(rows)
-    return {f"{kept}_{title}": figure for title, figure in figures.items()}
+        for record in found:  # as read_run gives a run; NOISE's lines have the noise as their step
+            read = zip(record.get("on_the_way", ()), record["val"])
+            lines = [
+                {"step": at["step"], "val/accuracy": value} for at, value in read if at["step"]
+            ]
+            noisy = {f"val/{title}": find(record, names) for title, names in NOISE.items()}
+            lines.append({"step": record["trace_noise"], **noisy})
+            runs.append({**record, "config": {"method": row}, "lines": lines})
+    variants = group_seeds(runs)
+    if len({record["trace_noise"] for record in records}) == 1:
+        figures = draw(variants)
+        if all("other" in find(record, FIRST) for record in records):
+            figures["looks"] = plot_looks(variants)
+        return {f"{kept}_{title}": figure for title, figure in figures.items()}
+    figure = Figure(figsize=(9, 3))
+    for ax, title in zip(figure.subplots(1, 3, sharey=True), NOISE):
+        plot_lines(ax, variants, f"val/{title}")
+        ax.set(title=title, xlabel="trace noise", ylim=(0, 1.02))
+    figure.axes[0].legend(loc="lower left")
+    return {kept: figure}
 
 
 def plot_lines(ax, variants: list[Variant], metric: str) -> None:
     """A line per variant: the mean over its seeds, which are faint."""
-    for variant in variants:
-        look = {"color": variant.colour, "marker": "." if metric.startswith("val/") else None}
-        if line := mean_line(variant, metric):
-            for run in variant.runs:
-                ax.plot(*zip(*line_of(run, metric).items()), alpha=0.25, **look)
-            ax.plot(*zip(*line.items()), label=variant.label, **look)
+    for label, colour, runs in variants:
+        look = {"color": colour, "marker": "." if metric.startswith("val/") else None}
+        *seeds, line = lines_of(runs, metric)
+        if line:
+            for seed in seeds:
+                ax.plot(*zip(*seed.items()), alpha=0.25, **look)
+            ax.plot(*zip(*line.items()), label=label, **look)
 
 
 def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
@@ -203,13 +155,13 @@ def plot_curve(title: str, variants: list[Variant]) -> "Figure | None":
 
 def plot_modes(variants: list[Variant]) -> "Figure | None":
     """The switch at work: a stacked area of the shares of groups per variant."""
-    lines = {v.label: [mean_line(v, f"share_{mode}") for mode in MODES] for v in variants}
-    lines = {label: found for label, found in lines.items() if all(found)}
-    if not lines:
+    lines = [[lines_of(runs, f"share_{mode}")[-1] for mode in MODES] for *_, runs in variants]
+    shown = [(label, found) for (label, *_), found in zip(variants, lines) if all(found)]
+    if not shown:
         return None
-    figure = Figure(figsize=(2.6 * len(lines) + 1.4, 2.9))
-    axes = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
-    for ax, (label, found) in zip(axes, lines.items()):
+    figure = Figure(figsize=(2.6 * len(shown) + 1.4, 2.9))
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for ax, (label, found) in zip(axes, shown):
         steps, shares = [*found[0]], [[*line.values()] for line in found]
         ax.stackplot(steps, *shares, colors=MODES.values(), labels=MODES)
         ax.set(title=textwrap.fill(label, 22), xlabel="step", ylim=(0, 1))
@@ -220,19 +172,22 @@ def plot_modes(variants: list[Variant]) -> "Figure | None":
     return figure
 
 
-def plot_looks(rows: dict[str, list[dict]]) -> "Figure":
-    """Accuracy at temperature 1 by the image shown: a bar per row, the best first; its spread."""
-    own = {row: fmean(find(record, LOOKS["own image"][1:]) for record in rows[row]) for row in rows}
-    order = sorted(rows, key=own.get, reverse=True)
-    figure = Figure(figsize=(7, 0.4 * len(rows) + 1))
+def plot_looks(variants: list[Variant]) -> "Figure":
+    """Accuracy at temperature 1 by the image shown: a bar per variant, the best first; its spread."""
+
+    def seen(variant: Variant, title: str) -> list[float]:
+        return [find(run, LOOKS[title][1:]) for run in variant[2]]
+
+    order = sorted(variants, key=lambda variant: fmean(seen(variant, "own image")), reverse=True)
+    figure = Figure(figsize=(7, 0.4 * len(order) + 1))
     ax = figure.subplots()
     for i, title in enumerate(("own image", "another", "blank")):
-        found = [[find(record, LOOKS[title][1:]) for record in rows[row]] for row in order]
+        found = [seen(variant, title) for variant in order]
         spread = [stdev(values) if len(values) > 1 else 0 for values in found]
         places = [place + 0.27 * (i - 1) for place in range(len(order))]
         ax.barh(places, list(map(fmean, found)), 0.25, xerr=spread, label=title, color=SPARE[i])
     ax.set(title="Accuracy by the image that is shown", xlabel="temperature 1", xlim=(0, 1))
-    ax.set_yticks(range(len(order)), order)
+    ax.set_yticks(range(len(order)), [label for label, *_ in order])
     ax.margins(y=0.02)
     ax.invert_yaxis()
     figure.legend(loc="outside right center", fontsize=8)

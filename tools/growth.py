@@ -2,12 +2,10 @@
 
     python -m tools.growth        what a 24 GB card would do
 
-Left out: the optimizer's step, drawing from the distribution, scoring, and whatever the machine
-does between two matrix products.
+Left out: the optimizer's step, sampling, scoring, what is between two matrix products.
 """
 
 import sys
-from itertools import product
 
 import torch
 from PIL import Image
@@ -17,7 +15,7 @@ from data.example import Example
 from lib.log import run_program
 from lib.memory import memory_estimate
 from model import encode_prompt
-from tools.shapes import CHART, SIZES, build_model
+from tools.sides import CHART, SIZES, build_model
 from tools.tables import markdown
 
 # an RTX 4090 by its data sheet, 165 TFLOP/s (bf16) and 1008 GB/s, at 40 and 60 %; and seconds of a
@@ -27,8 +25,9 @@ from tools.tables import markdown
 RATE, BANDWIDTH, PER_LAYER = 66e12, 605e9, 1.0e-3
 SIZE = 2  # bytes of a number
 CHARTQA = 28_299  # training questions
+P, G, C = 32, 8, 150  # prompts, responses to each, their tokens
 INTERN, SMOL = (896, 24, 14, 2, 4864, 151_674), (960, 32, 15, 5, 2560, 49_280)
-# By their config.json the language model (shapes.TEXT) and the tower (width, layers, MLP's width);
+# By their config.json the language model (sides.TEXT) and the tower (width, layers, MLP's width);
 # what a chart of 800 x 557 pixels is to them: patches, patches that see each other, tokens of the
 # prompt, seconds of the image processor on one CPU core.
 FAMILIES = {
@@ -39,12 +38,9 @@ FAMILIES = {
 }
 
 
-def parts(text, tower, patches: int, tile: int, prompt: int, P: int, G: int, C: int) -> list[float]:
-    """Seconds of a step's tower, prefill, decode and update, for P prompts and G responses of C
-    tokens to each.
-
-    An update costs three forwards; a token's product with a matrix of n numbers 2n FLOP, attention
-    4 * width * keys.
+def parts(text: tuple, tower: tuple, patches: int, tile: int, prompt: int) -> list[float]:
+    """Seconds of a step's tower, prefill, decode and update. An update costs three forwards; a
+    token's product with a matrix of n numbers 2n FLOP, attention 4 * width * keys.
     """
     width, layers, heads, key_heads, mlp, vocabulary = text
     key_width = width // heads * key_heads
@@ -64,14 +60,13 @@ def parts(text, tower, patches: int, tile: int, prompt: int, P: int, G: int, C: 
     return [P * seen / RATE, P * own / RATE, decode, update]
 
 
-def seconds_table(P: int = 32, G: int = 8, C: int = 150) -> str:
+def seconds_table() -> str:
     """Seconds per step and hours of ten epochs on that card, all groups explored."""
     heads = ["model", "prompt, tokens", "images", "tower", "prefill", "decode", "update"]
     lines = []
     for name, (*model, image) in FAMILIES.items():
-        seconds = [P * image, *parts(*model, P, G, C)]
-        step = sum(seconds)
-        totals = [f"{step:.0f}", f"{step * 10 * CHARTQA / P / 3600:.0f}"]
+        seconds = [P * image, *parts(*model)]
+        totals = [f"{sum(seconds):.0f}", f"{sum(seconds) * 10 * CHARTQA / P / 3600:.0f}"]
         lines.append([name, str(model[-1]), *(f"{value:.1f}" for value in seconds), *totals])
     return markdown([*heads, "s per step", "hours"], lines)
 
@@ -80,17 +75,17 @@ def memory_table() -> str:
     """The peak of a step for published shapes without weights: a CHART, G 8, C 300, bf16."""
     heads = ["model", "parameters", "prompt, tokens", "prompts per step", "peak, GiB"]
     example, lines = Example(Image.new("RGB", CHART), "What is the highest value?", "1"), []
-    names = {"0.5b": "LLaVA-OneVision-0.5B", "2b": "Qwen2-VL-2B"}
-    for size, P in product(names, (8, 32)):
+    knobs = {"max_completion_length": 300, "micro_batch_prompts": 1}
+    configs = [Config(**knobs, gradient_checkpointing=on) for on in (False, True)]
+    for size, name in (("0.5b", "LLaVA-OneVision-0.5B"), ("2b", "Qwen2-VL-2B")):
         with torch.device("meta"):
             model, processor = build_model(SIZES[size], "meta")
         prompt = encode_prompt(processor, example)
         count = sum(p.numel() for p in model.parameters()) / 1e9
-        lines.append([names[size], f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(P)])
-        for on in (False, True):
-            knobs = {"max_completion_length": 300, "micro_batch_prompts": 1}
-            config = Config(**knobs, gradient_checkpointing=on)
-            lines[-1].append(f"{memory_estimate(model, prompt, config, P)['peak'] / 2**30:.1f}")
+        for prompts in (8, 32):
+            peaks = [memory_estimate(model, prompt, each, prompts)["peak"] for each in configs]
+            about = [name, f"{count:.2f}B", str(prompt.input_ids.shape[1]), str(prompts)]
+            lines.append([*about, *(f"{peak / 2**30:.1f}" for peak in peaks)])
     return markdown([*heads, "with --gradient_checkpointing"], lines)
 
 

@@ -1,15 +1,22 @@
-"""What comparisons have kept, as markdown tables: means, spreads, paired intervals.
+"""Records of runs: read from where they are kept, and printed as markdown tables.
 
-Left out: running anything (tools/compare.py).
+A record is a dict, what is known of one run: its row's name, seeds, readings. Left out: running
+anything (tools/compare.py), pictures (tools/curves.py).
 """
 
-import itertools
 import math
+from itertools import accumulate, groupby, product
+from operator import itemgetter, sub
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 
-TASKS = ("math", "detection", "classification")
+from data.example import InputError
+from data.reading import read_lines, written_here
+from lib.checkpoint import read_json
+
+FORMS, TASKS = ("judge", "choice", "open"), ("math", "detection", "classification")
 FIRST = ("final", None)  # the readings of a record's first split
 # columns by title: what a value is multiplied by, and the names that lead to it in a record
 LOOKS = {  # whose image is looked at, T = 1
@@ -31,17 +38,90 @@ PRICE = {  # what thinking costs: tokens, and CPU ms, per question
 }
 
 
+def read_run(folder: str | Path) -> dict:
+    """A run as far as its folder has it: folder; lines, those of metrics.jsonl and val's readings as
+    "val/.."; all of result.json, or of the last checkpoint's state. InputError if it isn't one.
+    """
+    folder, run = Path(folder), dict.fromkeys(("config", "base", "final"), {})
+    lines = read_lines(folder / "metrics.jsonl", ("step",), cut=False)
+    if not lines:
+        raise InputError(f"{folder}/metrics.jsonl: no step is logged; give folders of train.py")
+    paths = sorted(folder.glob("checkpoints/step-*[0-9]/state.json"))
+    for path in [*paths, *folder.glob("result.json")][-1:]:
+        with written_here(path):
+            found = read_json(path)
+            run = {**found, **{name: dict(found.get(name, {})) for name in run}}
+            for reading in found["val"]:
+                line = {f"val/{name}": value for name, value in reading.items()}
+                lines.append({**line, "step": reading["step"]})
+    return {**run, "folder": folder, "lines": lines}
+
+
+def read_record(row: str, folder: Path) -> dict:
+    """What the tables need of a finished run."""
+    run = read_run(folder)
+    config, lines = run["config"], run["lines"]
+    sampled = [line for line in lines if "reward" in line and line.get("stage") != "reject"]
+    accuracies = [reading["accuracy"] for reading in run["val"]]
+    falls = map(sub, accumulate(accuracies, max), accuracies)  # below the running best
+    on_the_way = []  # beside the accuracies, those with other images
+    for reading in run["val"]:
+        seen = {name: reading[name]["accuracy"] for name in ("other", "blank") if name in reading}
+        on_the_way.append({"step": reading["step"], **seen})
+    told = ("seed", "base_seed", "trace_noise", "base_format_rate", "base_tasks")
+    return {
+        "row": row,
+        **{name: config[name] for name in told if name in config},
+        "steps": config["max_steps"],
+        "cpu_seconds": sum(line.get("seconds_cpu", 0.0) for line in lines),
+        "share_equal": mean(line["frac_reward_zero_std"] for line in sampled) if sampled else None,
+        "largest_fall": max(falls, default=None),
+        "val": accuracies,
+        "on_the_way": on_the_way,
+        **{name: run.get(name) for name in ("seconds", "base", "final", "stages")},
+    }
+
+
+def read_records(paths: list[str]) -> list[dict]:
+    """The records of kept results, files or folders of them, each run once. InputError for a file
+    that isn't one, or where two files say different things of one run.
+    """
+    runs, files = {}, []
+    for path in map(Path, paths):
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{paths[0]}: has no results of --out")
+    for path in files:
+        with written_here(path):
+            records = read_json(path)["records"]
+            table(records, main_columns(records))
+        for record in records:
+            names = ("row", "trace_noise", "base_seed", "base_format_rate", "steps", "seed")
+            about = ", ".join(f"{name} {record.get(name)}" for name in names)
+            if runs.setdefault(about, record)["final"] != record["final"]:
+                raise InputError(f"{path}: {about}: another result than in another file")
+    return list(runs.values())
+
+
+def by_row(records: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """The records of each row and noise, by noise; a row is named with what tells it from others of
+    its name.
+    """
+    found = {}
+    for record in sorted(records, key=itemgetter("trace_noise")):
+        label = record["row"]
+        # Curr-ReFT's steps depend on what its rejected sampling keeps
+        for name in ("base_format_rate", *(() if record.get("stages") else ("steps",))):
+            if len({other.get(name) for other in records if other["row"] == record["row"]}) > 1:
+                label += f", {name} {record.get(name)}"
+        found.setdefault((label, f"{record['trace_noise']:g}"), []).append(record)
+    return found
+
+
 def markdown(titles: list[str], rows: list[list[str]]) -> str:
     """A markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def cell(values: list, scale: float = 100, digits: int = 1) -> str:
-    """The mean ± standard deviation of those that aren't None."""
-    values = [scale * value for value in values if value is not None]
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}" if values else ""
 
 
 def find(record: dict, names: tuple) -> float | None:
@@ -52,19 +132,20 @@ def find(record: dict, names: tuple) -> float | None:
     return record
 
 
-def by_row(records: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """The records of each row and noise, by noise; a row is named with what tells it from others of
-    its name.
-    """
-    found = {}
-    for record in sorted(records, key=lambda record: record["trace_noise"]):
-        label = record["row"]
-        # Curr-ReFT's steps depend on what its rejected sampling keeps
-        for name in ("base_format_rate", *(() if record.get("stages") else ("steps",))):
-            if len({other.get(name) for other in records if other["row"] == record["row"]}) > 1:
-                label += f", {name} {record.get(name)}"
-        found.setdefault((label, f"{record['trace_noise']:g}"), []).append(record)
-    return found
+def cell(values: list, scale: float = 100, digits: int = 1) -> str:
+    """The mean ± standard deviation of those that aren't None."""
+    values = [scale * value for value in values if value is not None]
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}" if values else ""
+
+
+def cells(records: list[dict], columns: dict[str, tuple]) -> list[str]:
+    """A cell per column, over the records."""
+    line = []
+    for title, (scale, *names) in columns.items():
+        values = [find(record, names) for record in records]
+        line.append(cell(values, scale, 0 if title == "s" else 1))
+    return line
 
 
 def main_columns(records: list[dict], brief: bool = False) -> dict[str, tuple]:
@@ -96,79 +177,73 @@ def table(records: list[dict], columns: dict[str, tuple]) -> str:
             about += ", all tasks and forms)" if len(record.get("base_tasks") or []) > 1 else ")"
             bases.setdefault((about, ""), {})[record["base_seed"]] = {"final": record["base"]}
     rows = {about: list(found.values()) for about, found in bases.items()} | by_row(records)
-    lines = []
-    for about, runs in rows.items():
-        lines.append([*about, str(len(runs))])
-        for title, (scale, *names) in columns.items():
-            values = [find(run, names) for run in runs]
-            lines[-1].append(cell(values, scale, 0 if title == "s" else 1))
+    lines = [[*about, str(len(runs)), *cells(runs, columns)] for about, runs in rows.items()]
     return markdown(["row", "noise", "runs", *columns], lines)
 
 
 def forms_table(records: list[dict]) -> str:
-    """Markdown for Curr-ReFT: greedy accuracy by form and task, in percent, before and after; mean
-    ± standard deviation over the runs.
-    """
-    rows = {}  # row and split: its readings by form, one for each run
+    """Markdown for Curr-ReFT: greedy accuracy by form and task, before and after."""
+    columns = {f"{form}, {task}": (100, form, task) for form in FORMS for task in TASKS}
+    rows = {}  # row and split: accuracies by form and task, of each run
     for record in records:
         stages = record.get("stages") or {}
         found = {"base ": record["base"]} if stages else {}
         found |= {f"{record['row']} after {s}": result.get("final") for s, result in stages.items()}
         for row, splits in found.items():
-            for split, forms in (splits or {}).items():
-                rows.setdefault((row, split), []).append(forms)
-    columns = list(itertools.product(("judge", "choice", "open"), TASKS))
-    lines = []
-    for about, runs in rows.items():
-        values = ([accuracy(run[form], task) for run in runs] for form, task in columns)
-        lines.append([*about, *map(cell, values)])
-    return markdown(["row", "split", *(f"{form}, {task}" for form, task in columns)], lines)
+            for split, readings in (splits or {}).items():
+                run = {form: by_task(readings[form]) for form in FORMS}
+                rows.setdefault((row, split), []).append(run)
+    lines = [[*about, *cells(runs, columns)] for about, runs in rows.items()]
+    return markdown(["row", "split", *columns], lines)
 
 
-def accuracy(reading: dict, task: str) -> float | None:
-    """The mean of a reading's "accuracy/<task of the data>" that belong to one of the paper's three
-    tasks: detection-*, classification-*, and math, which is all others; None without any.
+def by_task(reading: dict) -> dict[str, float]:
+    """The means of a reading's "accuracy/<task of the data>" over the paper's three tasks:
+    detection-*, classification-*, and math, which is all others.
     """
-    own = []
+    found = {}
     for name, value in reading.items():
-        kind = name.removeprefix("accuracy/").split("-")[0]
-        if name.startswith("accuracy/") and task == (kind if kind in TASKS else "math"):
-            own.append(value)
-    return mean(own) if own else None
+        if name.startswith("accuracy/"):
+            kind = name.removeprefix("accuracy/").split("-")[0]
+            found.setdefault(kind if kind in TASKS else "math", []).append(value)
+    return {task: mean(values) for task, values in found.items()}
 
 
 def paired(records: list[dict], a: str, *others: str) -> str:
     """a minus each of the others on the same base, noise and seed: mean difference in points with
     Student's 95 % interval, and the same by Bonferroni's correction for so many comparisons.
+    InputError for a row without records.
     """
-    runs, differences = {}, {}
+    rows, lines = {}, []
     for r in records:
         about = (r["trace_noise"], r["base_seed"], r["seed"], r["base_format_rate"])
-        runs.setdefault(about, {})[r["row"]] = r["final"]
-    for b, ((noise, *_), found) in itertools.product(others, sorted(runs.items())):
-        for split in found[a] if a in found and b in found else ():
-            for reading, name in (("greedy", split), ("sampled", f"{split}, T = 1")):
-                ours, theirs = (found[row][split][reading]["accuracy"] for row in (a, b))
-                differences.setdefault((noise, b, name), []).append(100 * (ours - theirs))
-    lines = []
-    for (noise, b, name), found in differences.items():
-        if len(found) > 1:
-            centre, error = mean(found), stdev(found) / math.sqrt(len(found))
-            spans = []
-            for miss in (0.05, 0.05 / len(others)):
-                half = student(1 - miss, len(found) - 1) * error
-                spans.append(f"[{centre - half:+.1f}, {centre + half:+.1f}]")
-            better = f"{sum(difference > 0 for difference in found)} of {len(found)}"
-            lines.append([f"{noise:g}", b, name, f"{centre:+.1f}", *spans, better])
+        rows.setdefault(r["row"], {})[about] = r["final"]
+    if not others or not {a, *others} <= {*rows}:
+        asked = " ".join([a, *others])
+        raise InputError(f"--paired {asked}: give two or more rows of {', '.join(rows)}")
+    for b in others:
+        for noise, both in groupby(sorted(rows[a].keys() & rows[b]), itemgetter(0)):
+            pairs = [(rows[a][about], rows[b][about]) for about in both]
+            for split, reading in product(pairs[0][0], ("greedy", "sampled")):
+                found = [[run[split][reading]["accuracy"] for run in pair] for pair in pairs]
+                points = [100 * (ours - theirs) for ours, theirs in found]
+                if len(points) > 1:
+                    name = split if reading == "greedy" else f"{split}, T = 1"
+                    spans = [span(points, 0.05), span(points, 0.05 / len(others))]
+                    better = f"{sum(point > 0 for point in points)} of {len(points)}"
+                    mid = f"{mean(points):+.1f}"
+                    lines.append([f"{noise:g}", b, name, mid, *spans, better])
     heads = ["noise", f"{a} minus", "split", "points", "95 %", "corrected", f"{a} better in"]
     return markdown(heads, lines)
 
 
-def student(confidence: float, freedom: int) -> float:
-    """Student's t with so many degrees of freedom that two-sided has this confidence.
+def span(values: list[float], miss: float) -> str:
+    """Student's interval of a mean, which misses the true one with this probability.
 
-    With t = sqrt(freedom) tan(angle) its density is cos(angle) ** (freedom - 1).
+    With t = sqrt(freedom) tan(angle) the density of t is cos(angle) ** (freedom - 1).
     """
-    angles = np.linspace(0, math.pi / 2, 100_001)
+    freedom, angles = len(values) - 1, np.linspace(0, math.pi / 2, 100_001)
     inside = np.cumsum(np.cos((angles[:-1] + angles[1:]) / 2) ** (freedom - 1))
-    return math.sqrt(freedom) * math.tan(np.interp(confidence, inside / inside[-1], angles[1:]))
+    t = math.sqrt(freedom) * math.tan(np.interp(1 - miss, inside / inside[-1], angles[1:]))
+    half = t * stdev(values) / math.sqrt(len(values))
+    return f"[{mean(values) - half:+.1f}, {mean(values) + half:+.1f}]"
