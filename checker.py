@@ -6,8 +6,8 @@ accuracy takes a file with one function:
 
     python train.py --reward own.py     def reward(response: str, example: Example) -> float
 
-Left out: the forms that ask a language model (judge.py), how claims are read from a text
-(lib/claims.py), which operation leads from facts to answer (lib/derive.py).
+Elsewhere: the forms that ask a language model (judge.py), how claims are read (lib/claims.py),
+which operation leads from facts to answer (lib/derive.py).
 """
 
 import re
@@ -19,12 +19,11 @@ import torch
 from config import tolerances
 from data.charts import GOALS, write_trace
 from data.example import MARKER, InputError, fact_name, fact_value, split_marked
-from lib.answers import grade, readable, split_response
+from lib.answers import grade, read, split_response
 from lib.answers import extract_answer, relaxed_accuracy  # noqa: F401 (for others to import)
 from lib.claims import claimed_facts
 from lib.derive import derive, shows
-from lib.names import STOP, mentioned_facts
-from lib.numbers import clean_answer
+from lib.names import STOP, clean_answer, mentioned_facts
 
 # ---- the visual checker and the rewards ---------------------------------------------------------
 
@@ -38,12 +37,16 @@ HEADING = re.compile(rf"^(?:#.*|[ \t]*(?:\*\*|__){TITLE}(?:\*\*)?:?|{TITLE}:[ \t
 ARITHMETIC = re.compile(r"\d ?[-+−*/×÷=] ?[-−(]?\d")
 
 
-def format_reward(response: str, truncated: bool = False) -> float:
+def format_reward(response: str, truncated: bool = False, direct: bool = False) -> float:
     """1.0 for thinking, then exactly one marked, non-empty answer, ended by itself; else 0.0.
 
     Thinking is what remains without tags and headings: three different words, a word and a number
-    ("black 6"), or arithmetic ("3 + 4").
+    ("black 6"), or arithmetic ("3 + 4"). direct: for an answer alone, one line of at most 12 words.
     """
+    if direct:
+        return float(
+            0 < len(response.split()) <= 12 and "\n" not in response.strip() and not truncated
+        )
     thinking, answer = split_response(response)
     said = HEADING.sub("", TAG.sub(" ", thinking))
     words = set(WORD.findall(said.casefold()))
@@ -52,21 +55,14 @@ def format_reward(response: str, truncated: bool = False) -> float:
     return float(bool(answer and thought) and not truncated)
 
 
-def direct_format(response: str, truncated: bool = False) -> float:
-    """1.0 for an answer without thinking, one line of at most 12 words, ended by itself; or 0.0."""
-    fine = 0 < len(response.split()) <= 12 and "\n" not in response.strip()
-    return float(fine and not truncated)
-
-
 def visual_checker(
     thinking: str, facts, needed=None, question: str = "", trace: str | None = ""
 ) -> float:
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
     The reference is `needed` where known, else the facts whose names the question or the trace
-    mentions, else all (see data.example.Example). A true fact beyond it costs precision. Nothing
-    claimed: 0. Without facts the published local form: F1 of the content words and those of the
-    trace (there by parts of speech, here all but STOP words); 0 without a trace.
+    mentions, else all. Without facts it is the published local form: F1 of the content words and
+    those of the trace (there by parts of speech, here all but STOP words).
     """
     if facts:
         facts = [tuple(map(str, fact)) for fact in facts]
@@ -93,23 +89,22 @@ def score(
 ) -> dict[str, torch.Tensor]:
     """The rewards of G responses to an Example, a dict of (G,) tensors.
 
-    format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind.
-    total: their sum weighted by `reward_weights`, in this order, and 0 where format is 0; where
-    the example has neither facts nor a trace, the other weights take the thinking's place. So they
-    do where it has an instruction of its own: then the response as a whole is the answer.
-    correct: bool, accuracy > 0.5 and format 1, which is what the switch counts. `truncated`: which
-    responses were cut off; `accuracy`: G numbers in place of the metric at `tolerance`, a share of
-    the answer. InputError, naming the example, where one isn't finite.
+    format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind, or,
+    where the example has an instruction of its own, for nothing else. total: see total_reward; the
+    other weights take the thinking's place where nothing can score it. correct: bool, accuracy >
+    0.5 and format 1, which is what the switch counts. `truncated`: which responses were cut off;
+    `accuracy`: G numbers in place of the metric at `tolerance`, a share of the answer; InputError
+    where one isn't finite.
     """
     direct = example.instruction is not None
     parts = [("", r) if direct else split_marked(r) for r in responses]  # thinking, answer
-    well_formed = direct_format if direct else format_reward
-    formats = [well_formed(*r) for r in zip(responses, truncated or [False] * len(responses))]
+    cut = truncated or [False] * len(responses)
+    formats = [format_reward(*r, direct) for r in zip(responses, cut)]
     about = (example.facts, example.needed, example.question, example.trace)
     if accuracy is None:
         accuracy = [grade(example, answer, tolerance, example.scale) for _, answer in parts]
     rewards = {
-        "format": [f * readable(example, answer) for f, (_, answer) in zip(formats, parts)],
+        "format": [f * (read(example, a) is not None) for f, (_, a) in zip(formats, parts)],
         "accuracy": accuracy,
         "thinking": [visual_checker(thinking, *about) for thinking, _ in parts],
     }
@@ -150,11 +145,10 @@ LONGEST = 500  # characters of an observation; a trace has to fit into a complet
 def refine(example) -> str | None:
     """The thinking that a group memorizes, from facts, question and answer; no answer line.
 
-    Goal / Observation / Reasoning / Conclusion: the facts that the question needs (`needed`, else
-    those it mentions, else all; of too many, those that show the answer), and, where the numbers
-    show it, what is done with them and the answer. Without facts the data's own trace, as
-    published; None without either. The embedded charts' items get the text of their own writer,
-    with the true facts: the tiny model's words.
+    Goal and Observation: the facts that the question needs (of too many, those that show the
+    answer); Reasoning and Conclusion where the numbers show them. Without facts the data's own
+    trace, as published; None without either. The embedded charts have a writer of their own, the
+    tiny model's words.
     """
     if not example.facts:
         return example.trace
@@ -163,38 +157,32 @@ def refine(example) -> str | None:
         return write_trace(kind, example.needed, example.answer)
     answer = clean_answer(example.answer)
     facts, goal, reasoning, *_ = derive(example.question, example.needed or example.facts, answer)
-    observed = observe(facts)
-    if len(observed) > LONGEST:  # a conclusion that not all of its cells are shown for isn't shown
-        observed, reasoning = observe(fact for fact in facts if shows(fact, answer)), ""
-    if not 0 < len(observed) <= LONGEST:
-        return example.trace
-    text = f"Goal: {goal}.\nObservation: {observed}."
-    if reasoning:
-        text += f"\nReasoning: {reasoning}.\nConclusion: the result is {answer}."
-    # A fact's name may look like the answer marker, of which the target has just the last.
-    return MARKER.sub("answer", text)
-
-
-def observe(facts) -> str:
-    """Facts as an observation states them."""
-    return "; ".join(f"{fact_name(fact)} = {fact_value(fact)}" for fact in facts)
+    few = [fact for fact in facts if shows(fact, answer)]  # they alone don't show the conclusion
+    for observed, reason in ((facts, reasoning), (few, "")):
+        listed = "; ".join(f"{fact_name(fact)} = {fact_value(fact)}" for fact in observed)
+        if 0 < len(listed) <= LONGEST:
+            text = f"Goal: {goal}.\nObservation: {listed}."
+            if reason:
+                text += f"\nReasoning: {reason}.\nConclusion: the result is {answer}."
+            # A fact's name may look like the answer marker, of which the target has just the last.
+            return MARKER.sub("answer", text)
+    return example.trace
 
 
 def thinking_lines(examples) -> list[str]:
     """What one should know before training: whose thinking earns nothing, what is explained."""
     bare = [example for example in examples if not example.facts]
     traced = sum(example.trace is not None for example in bare)
-    known = len(examples) - len(bare)
-    texts = [refine(example) for example in examples if example.facts]
-    explained = sum("\nReasoning: " in (text or "") for text in texts)
-    lines = [
+    texts = [refine(example) or "" for example in examples if example.facts]
+    explained = sum("\nReasoning: " in text for text in texts)
+    lines = {
         f"{len(bare)} of {len(examples)} examples have no facts: their thinking earns nothing for "
         f"them; {traced} are scored by the words of their own trace, {len(bare) - traced} by "
-        "format and answer alone; judge.py facts reads facts off images",
-        f"{explained} of {known} local traces explain their answer, the others state facts; "
-        "better ones: judge.py refine with a --judge_url, then --traces",
-    ]
-    return [line for line, said in zip(lines, (bare, explained < known)) if said]
+        "format and answer alone; judge.py facts reads facts off images": bare,
+        f"{explained} of {len(texts)} local traces explain their answer, the others state facts; "
+        "better ones: judge.py refine with a --judge_url, then --traces": explained < len(texts),
+    }
+    return [line for line, said in lines.items() if said]
 
 
 # ---- the scorer of the loop ---------------------------------------------------------------------
@@ -207,8 +195,13 @@ class Rules:
     """
 
     def __init__(self, config):
-        self.config = config
-        self.own_reward = load_reward(config.reward)
+        self.config, self.own_reward = config, None
+        try:
+            if config.reward is not None:
+                self.own_reward = runpy.run_path(config.reward)["reward"].__call__
+        except (Exception, SystemExit) as error:
+            told = f"{type(error).__name__}: {error}; it needs a function `reward`"
+            raise InputError(f"--reward {config.reward}: {told}") from error
 
     def rewards(self, example, text: str, truncated: bool = False) -> dict[str, torch.Tensor]:
         """`score` of one text, (1,) each, with the run's weights, tolerance and own reward."""
@@ -260,17 +253,3 @@ class Rules:
 
     def close(self) -> None:
         """Let go of what is under way: nothing here."""
-
-
-def load_reward(path: str | None):
-    """The function `reward` of a Python file, or None without a path. InputError if it has none."""
-    if path is None:
-        return None
-    try:
-        own_reward = runpy.run_path(path)["reward"]
-    except (Exception, SystemExit) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise InputError(f"--reward {path}: {told}; it needs a function `reward`") from error
-    if not callable(own_reward):
-        raise InputError(f"--reward {path}: `reward` is no function")
-    return own_reward

@@ -2,7 +2,7 @@
 
 As the checker it rates how far thinking is grounded in the facts; as the refiner it writes what is
 memorized, after a template that it learns (DyME, arXiv 2506.23061, section 3.3); a vision-language
-model writes the facts down. Raises ChatError without a reply. Who asks: judge.py, reject.py.
+model writes the facts down. All raise ChatError without a reply.
 """
 
 import re
@@ -16,7 +16,7 @@ from data.reading import decode
 from lib.answers import matches, relaxed_accuracy
 from lib.chat import Chat, ChatError
 from lib.claims import claimed_facts
-from lib.numbers import clean_answer, to_number
+from lib.names import NUMBER, clean_answer, to_number
 
 CASE = "Facts of an image:\n{facts}\n\nQuestion: {question}\nCorrect answer: {answer}\n\n"
 # Weak models repeat the end of a prompt, so it ends on what the reply has to be.
@@ -54,7 +54,6 @@ Does B lead to clearer and better grounded explanations than A? Reply with one w
 LEVELS = {"low": 0.0, "medium": 0.5, "high": 1.0}
 MIN_GROUNDING = 0.5  # the visual checker's score that a written trace needs
 TOKEN = re.compile(r"<[^\s<>\d=][^<>\n]*>|\[/?g?[A-Z]{3,}\]")  # "<|im_end|>", "[INST]"
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
 
 
@@ -106,12 +105,13 @@ def contradicts(trace: str, example: Example) -> bool:
     closing = re.split(r"\n|[.!?]\s", trace.rstrip(" .!?\n"))[-1]
     answer, named = clean_answer(example.answer).rstrip("%"), []
     if to_number(answer) is not None:
-        named = [number.replace(",", "") for number in NUMBER.findall(closing)]
+        named = map(clean_answer, re.findall(f"-?{NUMBER}", closing))
     names = [name for *names, _ in example.facts for name in names]
     for words in (["yes", "no"], names, example.options or []):
         if answer.casefold() in [word.casefold() for word in words]:
             named = [word for word in words if mentions(closing, word)]
-    return bool(named) and not any(relaxed_accuracy(target=answer, prediction=n) for n in named)
+    right = [relaxed_accuracy(target=answer, prediction=word) for word in named]
+    return bool(right) and not any(right)
 
 
 def mentions(text: str, word: str) -> bool:

@@ -14,8 +14,7 @@ from statistics import mean, median
 from typing import NamedTuple
 
 from data.example import fact_name, fact_value
-from lib.names import mentioned_facts, name_words, words
-from lib.numbers import NUMBER, read_value
+from lib.names import NUMBER, mentioned_facts, name_words, read_value, words
 
 HIGHEST = words("""highest most largest maximum max biggest greatest top peak tallest longest
     leading popular""")

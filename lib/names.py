@@ -1,17 +1,86 @@
-"""Words, numbers and names: the tokens of a text, and which of a picture's names begins at one.
+"""Numbers, words and names: the tokens of a text, and which of a picture's names begins at one.
 
-Left out: paraphrased names, decimal commas, numbers in words, and scales: "3.0 million" is 3.0,
-since a chart's table mostly leaves its unit out. Which value is stated for which name: claims.py.
+Left out: paraphrased names, decimal commas, numbers in words, conversion of units, and scales: "3.0
+million" is 3.0, since a chart's table mostly leaves its unit out. Which value is stated for which
+name: claims.py.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from data.charts import COLOURS
-from data.example import fact_name
-from lib.numbers import NUMBER, THOUSANDS, read_value
+from data.example import WRAPPING, fact_name
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+# full-width forms and other minus signs
+PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, "−–‒﹣"), "-")
+SPACES = "\u00a0\u2007\u2009\u202f\u3000"  # that nobody breaks a line at, or thin ones
+AROUND = WRAPPING + SPACES  # blanks, markdown, quotes
+THOUSANDS = re.compile(rf"(?<=\d)[,'’ {SPACES}](?=\d\d\d(?!\d))")
+NUMBER = rf"\d+(?:[,'’{SPACES}]\d\d\d(?!\d))*(?:\.\d+)?(?:[eE][-+]?\d+)?"
+CODES = "USD|EUR|GBP|JPY|CNY|INR|CHF"
+CURRENCY = rf"(?:[A-Z]{{0,2}} ?[$€£¥₹₩₽]|(?:{CODES}|[Dd]ollars?|[Ee]uros?)\b)?"
+AMOUNT = re.compile(  # what an answer may be: "- $5", "1 200 EUR", "12 per cent"
+    rf"(-?) ?{CURRENCY} ?([-+]?)(\d{{1,3}}(?: \d\d\d)+(?:\.\d+)?|{NUMBER}|\.\d+)"
+    rf" ?(%|[Pp]er ?cent)? ?{CURRENCY}"
+)
+# LaTeX around an answer: "\boxed{5}", "\(5\)", "$$5$$", "\text{cat}"
+LATEX = [r"\\boxed\s*\{(.*)\}", r"\$\$?([^$]*)\$\$?", r"\\\((.*)\\\)", r"\\\[(.*)\\\]"]
+LATEX = re.compile("|".join(LATEX), re.DOTALL)
+MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+
+
+def unwrap(text: str) -> str:
+    """A text without the LaTeX, markdown, quotes and blanks around it, and a final dot."""
+    text = MACRO.sub(r"\1", text)
+    while True:
+        text = text.strip(AROUND).rstrip("." + AROUND)
+        if not (found := LATEX.fullmatch(text)):
+            return text
+        text = found[found.lastindex]
+
+
+def clean_answer(text: str) -> str:
+    """The bare answer: no markdown, quotes, final dot; a number as Python reads it.
+
+    "12 percent" is "12%", "US$1,200" and "1 200" are "1200", "−5" is "-5", "\\boxed{5}" is "5".
+    Labels go through it too.
+    """
+    text = unwrap(text.translate(PLAIN))
+    if not (found := AMOUNT.fullmatch(text)):
+        return text
+    minus, sign, number, percent = found.groups()
+    return minus + sign + THOUSANDS.sub("", number) + ("%" if percent else "")
+
+
+def to_number(text: str) -> float | None:
+    """The number that a cleaned answer is, "%" dividing by 100, nan for "inf" or "1e999"; or None.
+
+    A nan is close to nothing, so that it is no right answer, not even to itself.
+    """
+    try:
+        value = float(text.replace("_", "?").removesuffix("%"))  # 1_000 is Python's own
+    except ValueError:
+        return None
+    value /= 100 if text.endswith("%") else 1
+    return value if math.isfinite(value) else math.nan
+
+
+def read_value(text: str) -> float | None:
+    """The finite number that a text writes ("1,200", "12 %", "$3.0"), or None; 12 % is 12."""
+    value = to_number(clean_answer(text).removesuffix("%"))
+    return None if value is None or math.isnan(value) else value
+
+
+def close(wanted: float, given: float, tolerance: float) -> bool:
+    """Whether a number is within `tolerance`, a share of the wanted one, and rounding, of it."""
+    return wanted == given or abs(given - wanted) <= (tolerance + 1e-12) * abs(wanted) < math.inf
+
+
+# ---- words --------------------------------------------------------------------------------------
 
 
 def words(text: str) -> frozenset[str]:
@@ -40,6 +109,7 @@ TOKEN = re.compile(
 EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no picture's: "48/2"
 # "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
 SHORTENING = re.compile("[,(/;]")
+COLOURS = words("black red green blue yellow orange purple cyan")  # the embedded charts' names
 UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
 
 
@@ -51,7 +121,6 @@ class Token(NamedTuple):
     value: float | None
     start: int  # in characters
     end: int  # exclusive
-    raw: str = ""  # as it is
 
 
 PADDING = [Token("", "", None, 0, 0)] * 9  # behind a text's tokens, so before the first one too
@@ -61,16 +130,16 @@ def tokenize(text: str) -> list[Token]:
     """The Tokens of a text, then PADDING: one may look 9 tokens past either end."""
     tokens = []
     for match in TOKEN.finditer(text):
-        raw, word, value = match.group().casefold(), "", None
+        found, word, value = match.group().casefold(), "", None
         if match["word"]:  # possessive and plural are dropped
-            word = raw.rstrip("+").replace("’", "'").removesuffix("'s")
+            word = found.rstrip("+").replace("’", "'").removesuffix("'s")
             if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
                 word = word[:-1]
         elif match["number"]:
             number, tail = match["number"], match["tail"].casefold()
             value = None if tail in NO_UNITS else read_value(number)
             word = THOUSANDS.sub("", number).lstrip("-−–") + tail.rstrip("+")
-        tokens.append(Token(raw, word, value, *match.span(), match.group()))
+        tokens.append(Token(found, word, value, *match.span()))
     return tokens + PADDING
 
 
@@ -94,17 +163,17 @@ class Chart(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def read_chart(facts: tuple) -> Chart:
-    """The Chart of facts; where all names are the embedded charts' colours, others are UNKNOWN."""
+    """The Chart of facts; where all names are COLOURS, the others of these are UNKNOWN."""
     in_table = all(len(fact) == 3 for fact in facts)
     table, called, also = {}, [], []  # called: (name, what it means); also: the same, behind it
     for fact in facts:
         texts = fact[:-1] if in_table else (fact_name(fact),)
         names = tuple(map(name_words, texts))
         table.setdefault(names, []).append(fact)
-        called += [(name, (entry,)) for name, entry in zip(names, enumerate(names))]
+        for text, part in zip(texts, enumerate(names)):
+            called.append((part[1], (part,)))
+            also.append((name_words(SHORTENING.split(text)[0]), (part,)))
         called.append((sum(names, ()), tuple(enumerate(names))))
-        shorts = [name_words(SHORTENING.split(text)[0]) for text in texts]
-        also += [(short, (entry,)) for short, entry in zip(shorts, enumerate(names))]
         if read_value(fact[-1]) is None:
             also.append((name_words(fact[-1]), ((None, name_words(fact[-1])),)))
     if all(fact_name(fact) in COLOURS for fact in facts):
@@ -120,38 +189,29 @@ def read_chart(facts: tuple) -> Chart:
     return Chart(spellings, table, bool(facts) and not equations)
 
 
-def find_name(tokens: list[Token], start: int, spellings: dict) -> tuple[int, tuple]:
-    """(end, ((kind, name), ...)) of the longest name from token `start` on, or (start + 1, ())."""
-    none = found = (start + 1, ())
-    if tokens[start].word not in spellings:
-        return none
-    spelt, parted = "", False
-    for i in range(start, len(tokens)):
-        word = tokens[i].word
-        if word and (spelt + word in spellings or word not in ARTICLES):
-            spelt += word
-            if spelt not in spellings:
-                break
-            # A row and its column are one name only where no mark parts them.
-            if spellings[spelt] and not (parted and len(spellings[spelt]) > 1):
-                found = (i + 1, spellings[spelt])
-        parted = parted or tokens[i].text in ".,:;|!?\n"
-    behind = tokens[start + 1]
-    if found[0] == start + 1 and tokens[start].word in WEAK_NAMES:
-        ended = behind.text in ENDING or not behind.word or behind.value is not None
-        return found if ended else none
-    return found
-
-
 def find_names(tokens: list[Token], spellings: dict) -> Iterator[tuple[int, int, tuple]]:
-    """Yields (start, end, name) of a text's names, as find_name has them, and of its other tokens,
-    with the name ().
+    """Yields (start, end, name) of the longest names of a text, ((kind, words), ...) each, and of
+    its other tokens, with the name ().
     """
-    i = 0
-    while i < len(tokens) - len(PADDING):
-        end, name = find_name(tokens, i, spellings)
-        yield i, end, name
-        i = end
+    start = 0
+    while start < len(tokens) - len(PADDING):
+        end, name, spelt, parted = start + 1, (), "", False
+        for i in range(start, len(tokens) if tokens[start].word in spellings else start):
+            word = tokens[i].word
+            if word and (spelt + word in spellings or word not in ARTICLES):
+                spelt += word
+                if spelt not in spellings:
+                    break
+                # A row and its column are one name only where no mark parts them.
+                if spellings[spelt] and not (parted and len(spellings[spelt]) > 1):
+                    end, name = i + 1, spellings[spelt]
+            parted = parted or tokens[i].text in ".,:;|!?\n"
+        behind = tokens[start + 1]
+        ended = behind.text in ENDING or not behind.word or behind.value is not None
+        if end == start + 1 and tokens[start].word in WEAK_NAMES and not ended:
+            name = ()
+        yield start, end, name
+        start = end
 
 
 def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
@@ -159,15 +219,11 @@ def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
     other way round.
     """
     chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
-    named = {0: set(), 1: set(), None: set()}
-    for *_, name in find_names(tokenize(text), chart.spellings):
-        for kind, part in name:
-            named[kind].add(part)
-    rows, columns = named[0], named[1]
+    named = {part for *_, name in find_names(tokenize(text), chart.spellings) for part in name}
+    kinds = {kind for kind, _ in named} - {None}  # row, column or both
     return [
         fact
         for key, found in chart.table.items()
         for fact in found
-        if (rows or columns)
-        and all(part in parts or not parts for part, parts in zip(key, (rows, columns)))
+        if kinds and all((kind, key[kind]) in named for kind in kinds)
     ]

@@ -14,11 +14,10 @@ from config import Config
 from data.boxes import asked_answer
 from data.example import Example, InputError, split_marked
 from data.fingerprint import fingerprint
-from lib import numbers
-from lib.answers import grade, reader
+from lib import answers
+from lib.answers import grade, reader, same_math
 from lib.families import box_scale
 from lib.log import Log
-from lib.numbers import same_math
 
 RIGHT = r"""5 | \boxed{5}    5 | x = 5    5 | $5$    5 | **5**    5 | (5)    5 | 5.    7 | -(-7)
 5 | 5 cm    5 cm | 5 centimeters    5 cm | 5    9 m^2 | 9 square meters    9 m^2 | 9 m²
@@ -26,6 +25,7 @@ RIGHT = r"""5 | \boxed{5}    5 | x = 5    5 | $5$    5 | **5**    5 | (5)    5 |
 9.8 m/s² | 9.8 meters per second squared    \frac35 | \cfrac{3}{5}    5 | EUR 5    3 | 3 nm
 16 | 16 square units    $1,200 | 1200    0.5 | 1/2    0.5 | \frac{1}{2}    \frac{1}{2} | \dfrac12
 -\frac{3}{4} | −3/4    $\frac{1}{3}$ | \(\frac{1}{3}\)    2.5 | 2\frac{1}{2}    2.5 | 2 1/2
+12.5 | 12\frac12
 2^3 | 8    (\frac{1}{2})^2 | 0.25    \frac{\sqrt{2}}{2} | \sqrt{2}/2    3\sqrt{2} | \sqrt{18}
 \sqrt{2} | √2    \sqrt[3]{27} | 3    2\pi | 2π    \frac{\pi}{4} | \pi/4    45 | 45^\circ
 45^\circ | 45 degrees    45° | 45^{\circ}    50\% | 50%    50 | 50%    0.5 | 50%    3:4 | 3 : 4
@@ -68,12 +68,12 @@ def test_what_our_rules_cannot_read_goes_to_math_verify(target, given):
 
 
 def test_without_the_library_it_is_said_once_what_is_not_read(monkeypatch, capsys):
-    numbers.library.cache_clear()
+    answers.say_once.cache_clear()
     monkeypatch.setitem(sys.modules, "math_verify", None)
     assert not any(same_math("x^2+1", "1+x^2") for _ in range(3))
     assert capsys.readouterr().err.count("pip install math-verify") == 1
     assert reader([Example(kind="math")]) == "own rules" and reader([Example()]) is None
-    numbers.library.cache_clear()
+    answers.say_once.cache_clear()
 
 
 def test_a_resume_with_another_reader_of_mathematics_is_an_error(tmp_path):

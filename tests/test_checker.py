@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from checker import Rules, format_reward, refine, score, thinking_lines, unmatchable, visual_checker
-from data.charts import explain, load_charts
+from data.charts import COLOURS, explain, load_charts
 from data.example import Example, InputError
-from lib.answers import extract_answer, grade, readable, relaxed_accuracy
+from lib.answers import extract_answer, grade, relaxed_accuracy
 from lib.claims import claimed_facts, locate_claims
-from lib.numbers import clean_answer, read_value
-from lib.names import mentioned_facts
+
+from lib.names import COLOURS as NAMED, clean_answer, mentioned_facts, read_value
 
 COUNTRIES = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 BARS = [("black", "6"), ("orange", "4"), ("red", "3"), ("cyan", "9")]
@@ -98,7 +98,7 @@ def test_relaxed_accuracy(pair, right):
 def test_answers_are_graded_by_the_kind_that_is_asked_for(kind, target, answers):
     example = Example(answer=target, kind=kind)
     assert {answer: grade(example, answer) for answer in answers} == pytest.approx(answers)
-    assert grade(example, None) == 0.0 and not readable(example, None)
+    assert grade(example, None) == 0.0
 
 
 WRITTEN = {"-5": "−5|– 5|-$5", "5": "US$5|€5|5 €|EUR 5|5.", "12%": "12 percent|12 ％|12 %"}
@@ -215,6 +215,7 @@ def test_the_facts_that_a_question_mentions():
 
 
 def test_true_traces_of_the_charts_score_1_and_noisy_ones_0_until_they_are_refined():
+    assert NAMED == set(COLOURS)
     rng = np.random.default_rng(0)
     noisy = load_charts("train", size=120, trace_noise=1.0)
     for example, clean in zip(noisy, load_charts("train", size=120)):
