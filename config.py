@@ -12,14 +12,15 @@ from pathlib import Path
 
 from data.example import InputError
 
-METHODS = ("dyme", "sft", "grpo", "two_stage")
-# variants.py's
-METHODS += ("dyme_reward", "dyme_grounded", "dyme_keep", "dyme_always", "dyme_buffer")
-METHODS += ("hpt", "chord_mu", "chord_phi", "luffy", "relift")
-LLAVA = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+# behind the first four variants.py's
+METHODS = ("dyme", "sft", "grpo", "two_stage", "dyme_reward", "dyme_grounded", "dyme_keep")
+METHODS += ("dyme_always", "dyme_buffer", "hpt", "chord_mu", "chord_phi", "luffy", "relift")
 SFT_UPDATES = ("sft", "two_stage", "dyme_buffer", "relift")  # have updates without samples
-
+LLAVA, SMOL = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "HuggingFaceTB/SmolLM2-135M-Instruct"
 MOST = 1e9  # no number of a run is greater
+# what is above a flag in --help
+HEADINGS = {"dataset": "data", "model": "model", "method": "method", "reward_weights": "rewards"}
+HEADINGS |= {"max_steps": "optimization", "output_dir": "output", "base_tasks": "stages"}
 
 # when a flag has an effect: in words, and as a test of all flags
 CHARTS = ("with --dataset charts", lambda c: c.dataset == "charts")
@@ -29,32 +30,24 @@ TINY = ("with --model tiny", lambda c: c.model == "tiny")
 LOADED = ("with another --model than tiny", lambda c: c.model != "tiny")
 RULED = ("with another method than sft and grpo", lambda c: c.method not in ("sft", "grpo"))
 MEMORIZES = ("with a method that memorizes", lambda c: c.method not in ("grpo", "curr_reft"))
-SAMPLES = (
-    "with a method that samples",
-    lambda c: c.method != "sft" and getattr(c, "stages", None) != ["reject"],
-)
+SAMPLES = ("with sampling", lambda c: c.method != "sft" and vars(c).get("stages") != ["reject"])
 REPEATS = ("with --num_iterations above 1", lambda c: c.num_iterations > 1)
-UNREFINED = ("with --refiner off", lambda c: c.refiner == "off")
+RAW = ("with --refiner off", lambda c: c.refiner == "off")
 TRACED = (
     "with --refiner off, where facts are known",
     lambda c: c.refiner == "off" or c.dataset not in ("charts", "chartqa"),
 )
-ASKS = (
-    "with a method that samples, or with --refiner local",
-    lambda c: c.method != "sft" or c.refiner != "off",
-)
+ASKS = ("with sampling, or --refiner local", lambda c: c.method != "sft" or c.refiner != "off")
 JUDGED = ("with --judge_url", lambda c: c.judge_url is not None)
 EPOCHS = ("without --max_steps, which the charts have", lambda c: c.max_steps is None)
 NEW = ("without --resume", lambda c: not c.resume)
 
 
-def knob(default, text: str, *when: tuple, group=None, choices=None, **limits: float):
-    """A flag: its default, or those of the data sets, its help ("": it is none), what it may be.
-
-    when: the conditions above that must hold for it to have an effect. group: the heading in --help
-    of it and of those behind it. limits: see least.
+def knob(default, text: str, *when: tuple, choices=None, **limits: float):
+    """A flag: its default, or those of the data sets, its help ("": it is none), which of the
+    conditions above must hold for it to have an effect, and what it may be; limits: see least.
     """
-    metadata = dict(help=text, when=when, group=group, choices=choices, limits=limits)
+    metadata = dict(help=text, when=when, choices=choices, limits=limits)
     metadata["defaults"] = default if isinstance(default, dict) else {"*": default}
     return field(default=None if isinstance(default, dict | list) else default, metadata=metadata)
 
@@ -77,14 +70,12 @@ def least(
 
 @dataclass
 class Config:
-    dataset: str = knob("charts", "charts, chartqa, gsm8k, aokvqa, or a file", group="data")
+    dataset: str = knob("charts", "charts, chartqa, gsm8k, aokvqa, or a file")
     data_dir: str | None = knob(None, "its folder or zip; default: download", FILES)
     train_size: int | None = knob(None, "use the first so many training examples", low=1)
     eval_size: int | None = knob({"charts": 200}, "and so many of each evaluated split", low=1)
     final_splits: list[str] | None = knob(None, "what the end evaluates: test, on charts ood too")
-    trace_noise: float = knob(
-        0.5, "share of wrong facts in traces", CHARTS, UNREFINED, low=0, high=1
-    )
+    trace_noise: float = knob(0.5, "share of wrong facts in traces", CHARTS, RAW, low=0, high=1)
     traces: str | None = knob(None, "jsonl of reference traces, see judge.py refine", TRACED)
     facts: str | None = knob(None, "jsonl of visual facts, see judge.py facts", FILES)
     recipe: str | None = knob(None, "what the authors' scripts set", choices=("published",))
@@ -93,9 +84,7 @@ class Config:
     max_pixels: int | None = knob(None, "an image with more is scaled down", IMAGES, low=1)
 
     model: str | None = knob(
-        {"charts": "tiny", "gsm8k": "HuggingFaceTB/SmolLM2-135M-Instruct", "*": LLAVA},
-        "hub name, folder, or 'tiny'",
-        group="model",
+        {"charts": "tiny", "gsm8k": SMOL, "*": LLAVA}, "hub name, folder, or 'tiny'"
     )
     freeze_vision: bool = knob(True, "no gradient for the vision tower", IMAGES)
     base_steps: int | None = knob(None, "train the tiny model's base anew, so long", TINY, low=1)
@@ -104,12 +93,12 @@ class Config:
     dtype: str | None = knob(None, "bf16 on CUDA, else fp32", LOADED, choices=("fp32", "bf16"))
     gradient_checkpointing: bool = knob(False, "recompute activations: slower, smaller")
 
-    method: str = knob("dyme", "when to memorize and to explore", choices=METHODS, group="method")
+    method: str = knob("dyme", "when to memorize and to explore", choices=METHODS)
     method_args: list[str] | None = knob(None, "name=number ...: see dyme.py, variants.py", RULED)
     thinking: str = knob("on", "off: ask for, and learn, the bare answer", choices=("on", "off"))
     num_generations: int = knob(8, "G: responses to a prompt", SAMPLES, low=2)
     max_completion_length: int | None = knob(
-        {"charts": 48, "*": 300}, "most tokens of a response", low=1
+        {"charts": 48, "*": 300}, "tokens to a response", low=1
     )
     temperature: float = knob(1.0, "of sampling", above=0)
     num_iterations: int = knob(1, "updates per batch of rollouts", low=1)
@@ -121,11 +110,7 @@ class Config:
 
     # ours on the charts: a tiny model's right answer must outweigh fluent wrong thinking
     reward_weights: list[float] | None = knob(
-        {"charts": [0.5, 1.0, 0.5], "*": [1.0, 1.0, 1.0]},
-        "of format, accuracy, thinking",
-        SAMPLES,
-        low=0,
-        group="rewards",
+        {"charts": [0.5, 1, 0.5], "*": [1, 1, 1]}, "of format, accuracy, thinking", SAMPLES, low=0
     )
     tolerance: float | None = knob(None, "of a right number; 0, evaluating ChartQA 0.05", low=0)
     reward: str | None = knob(None, "file with `def reward(response, example)`: accuracy", SAMPLES)
@@ -135,12 +120,9 @@ class Config:
     judge_url: str | None = knob(None, "LLM behind both; its key in DYME_JUDGE_KEY", ASKS)
     judge_model: str | None = knob(None, "its model name", JUDGED)
 
-    max_steps: int | None = knob(  # on the charts where val flattens, see results/README.md
-        {"charts": 200}, "batches of rollouts", low=1, group="optimization"
-    )
-    num_train_epochs: float | None = knob(
-        {"gsm8k": 1, "*": 10}, "passes over the training data", EPOCHS, above=0
-    )
+    # on the charts where val flattens, see results/README.md
+    max_steps: int | None = knob({"charts": 200}, "batches of rollouts", low=1)
+    num_train_epochs: float | None = knob({"gsm8k": 1, "*": 10}, "passes over all", EPOCHS, above=0)
     prompts_per_step: int | None = knob({"charts": 16, "*": 32}, "P, over all processes", low=1)
     micro_batch_prompts: int | None = knob({"charts": 16, "*": 1}, "groups in a forward", low=1)
     learning_rate: float | None = knob({"charts": 1e-3, "*": 1e-5}, "peak", above=0)
@@ -152,11 +134,9 @@ class Config:
     max_grad_norm: float = 1.0  # gradients are clipped to it, no flag
     seed: int = knob(0, "of sampling and of the order of examples", low=0)
 
-    output_dir: str | None = knob(None, "default: out/<dataset>-<method>", group="output")
+    output_dir: str | None = knob(None, "default: out/<dataset>-<method>")
     save_steps: int | None = knob(None, "a checkpoint every so many, and 15 minutes", low=1)
-    eval_steps: int | None = knob(
-        None, "read val every so many; default: 10 times, on charts 5", low=1
-    )
+    eval_steps: int | None = knob(None, "val every so many; default: 10 times, on charts 5", low=1)
     eval_base: bool | None = knob({"charts": True, "*": False}, "evaluate the starting model too")
     log_groups_every: int = knob(25, "show some groups every so many steps; 0: never", low=0)
     report_to: str = knob(
@@ -171,19 +151,12 @@ class Config:
 # --recipe published: other defaults, by data set; curr_reft.py's are under its own name. A flag
 # that is given comes before them. ChartQA's published settings are the "*" above.
 RECIPE = {
-    "chartqa": {},
-    "gsm8k": dict(num_generations=16, max_completion_length=1024, num_train_epochs=10),
-    "aokvqa": dict(num_generations=4),
-    "curr_reft": dict(
-        model="Qwen/Qwen2.5-VL-3B-Instruct",
-        freeze_vision=False,
-        stage_generations=[4, 2, 4],
-        prompts_per_step=8,
-        reject_learning_rate=2e-7,
-        reject_epochs=3.0,
-        reject_warmup=0.05,
-        reject_steps=2000,
-    ),
+    "chartqa": "",
+    "gsm8k": "--num_generations 16 --max_completion_length 1024 --num_train_epochs 10",
+    "aokvqa": "--num_generations 4",
+    "curr_reft": "--model Qwen/Qwen2.5-VL-3B-Instruct --no-freeze_vision --prompts_per_step 8"
+    " --stage_generations 4 2 4 --reject_learning_rate 2e-7 --reject_epochs 3"
+    " --reject_warmup 0.05 --reject_steps 2000",
 }
 
 
@@ -195,10 +168,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str], kind: type = Config, **about: str):
-    """The command line as a Config, or as another dataclass of knobs; InputError, one line, for an
-    unknown flag, a wrong type, a number out of range, or a flag without effect beside the others;
-    behind a "--" it may have none: a comparison gives the same to all of its methods. about:
-    argparse's prog and description.
+    """The command line as a Config, or another dataclass of knobs; about: argparse's prog and
+    description. InputError, one line, for an unknown flag, a wrong type, a number out of range, or
+    a flag without effect; behind a "--" it may have none: a comparison gives all methods the same.
     """
     about = about or {"prog": "train.py", "description": "Teach a small VLM to think."}
     if kind is Config and "curr_reft" in argv:
@@ -206,18 +178,18 @@ def parse(argv: list[str], kind: type = Config, **about: str):
     parser = Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS, **about)
     knobs = [flag for flag in fields(kind) if flag.metadata]
     for flag in knobs:
-        if flag.metadata["group"]:
-            group = parser.add_argument_group(flag.metadata["group"])
+        if flag.name in HEADINGS:
+            group = parser.add_argument_group(HEADINGS[flag.name])
         if flag.metadata["help"]:
             add_flag(group, flag)
     end = argv.index("--") if "--" in argv else len(argv)
     typed = vars(parser.parse_args(argv[:end]))
-    given = {**vars(parser.parse_args(argv[end + 1 :])), **typed}
+    given = vars(parser.parse_args(argv[end + 1 :])) | typed
     if "recipe" in given:
         name = given.get("dataset", "charts") if kind is Config else "curr_reft"
         if name not in RECIPE:
             raise InputError(f"--recipe published: is for {', '.join(RECIPE)}, not {name}")
-        given = {**RECIPE[name], **given}
+        given = vars(parser.parse_args(RECIPE[name].split())) | given
     config = kind(**given)
     for flag in knobs:
         defaults = flag.metadata["defaults"]
@@ -229,8 +201,7 @@ def parse(argv: list[str], kind: type = Config, **about: str):
             if not holds(config):
                 raise InputError(f"--{flag.name}: has an effect only {words}; leave it out")
     if len(config.reward_weights) != 3 or not any(config.reward_weights):
-        told = "three numbers, for format, accuracy, thinking; not all 0"
-        raise InputError(f"--reward_weights: {told}")
+        raise InputError("--reward_weights: must be three numbers, not all of them 0")
     if config.loss_type in ("bnpo", "dapo") and config.method in SFT_UPDATES:
         told = f"--method {config.method} has updates without any; take grpo"
         raise InputError(f"--loss_type {config.loss_type}: divides by sampled tokens, and {told}")
@@ -240,15 +211,15 @@ def parse(argv: list[str], kind: type = Config, **about: str):
 def add_flag(group, flag: Field) -> None:
     """A field of Config as a flag of an argparse group."""
     written, about = str(flag.type), flag.metadata
+    said = [f"{data}: {value}".removeprefix("*: ") for data, value in about["defaults"].items()]
+    text = f"{about['help']} (default: {'; '.join(said)})".removesuffix(" (default: None)")
     if "bool" in written:
         options = {"action": argparse.BooleanOptionalAction}
     else:
-        kinds = [kind for kind in (float, int) if kind.__name__ in written]
-        read = least(kind=kinds[0], **about["limits"]) if kinds else str
+        kind = float if "float" in written else int if "int" in written else None
+        read = least(kind=kind, **about["limits"]) if kind else str
         many = "+" if "list" in written else None
         options = {"type": read, "choices": about["choices"], "nargs": many}
-    said = [f"{data}: {value}".removeprefix("*: ") for data, value in about["defaults"].items()]
-    text = f"{about['help']} (default: {'; '.join(said)})".removesuffix(" (default: None)")
     group.add_argument(f"--{flag.name}", help=text, **options)
 
 
@@ -262,5 +233,4 @@ def tolerances(config) -> tuple[float, float]:
 def eval_settings(config) -> dict:
     """evaluate.evaluate's keyword arguments that are flags."""
     names = ("max_completion_length", "max_pixels", "seed")
-    settings = {name: getattr(config, name) for name in names}
-    return {**settings, "tolerance": tolerances(config)[1]}
+    return {name: getattr(config, name) for name in names} | {"tolerance": tolerances(config)[1]}

@@ -13,13 +13,8 @@ items are asked three times, each a run of train.py's loop, by GRPO, from the la
     choice   lettered options   1 for all right ones, 0.2 for some, 0 with any wrong letter
     open     the item itself   detection: IoU > 0.5; classification: Jaccard; math: it matches
 
-and the format reward, which asks for an answer of the stage's form (lib/answers.py). Then
-reject.py: SFT on the model's own best answers. Each stage has a folder below <output_dir>, which
-gets the joined metrics, result.json and the last model. --resume goes on where it was. --max_steps,
-or the epochs, are those of the RL stages together, shared 1 : 1 : 2 as published.
-
-The tiny model's base is DyME's and a second base stage of the tasks and forms, with one thinking
-prompt in ten answered in the format, or GRPO had nothing to choose. Left out: several boxes.
+The tiny model's base has a second base stage, of the tasks and forms, with one thinking prompt in
+ten answered in the format, or GRPO had nothing to choose. Left out: several boxes.
 """
 
 import json
@@ -31,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from config import EPOCHS, FILES, SAMPLES, TINY, Config, eval_settings, knob, parse
+from config import EPOCHS, FILES, NEW, SAMPLES, TINY, Config, eval_settings, knob, parse
 from data.charts import TASKS
 from data.example import Example, InputError
 from data.forms import FORMS, given_questions, stage_questions
@@ -59,34 +54,27 @@ MIXED = ("with --mix on other data than the charts", lambda c: c.mix or c.datase
 class Curriculum(Config):
     """train.py's flags, some with other defaults, and those of the stages."""
 
-    method: str = knob("curr_reft", "always this", choices=("curr_reft",), group="method")
+    recipe: str | None = knob(None, "what the authors set", FILES, choices=("published",))
+    method: str = knob("curr_reft", "always this", choices=("curr_reft",))
     # with the published G of 2 in stage choice an advantage is +-0.7 or 0
     num_generations: int = knob(4, "G: responses to a prompt", SAMPLES, low=2)
     beta: float = knob(0.04, "KL to the model before the curriculum", SAMPLES, low=0)
-    max_completion_length: int | None = knob(  # on the charts to name five colours twice
-        {"charts": 64, "*": 300}, "most tokens of a response", low=1
+    # on the charts to name five colours twice
+    max_completion_length: int | None = knob(
+        {"charts": 64, "*": 300}, "tokens to a response", low=1
     )
     reward_weights: list[float] | None = knob(
-        {"charts": [0.5, 1.0, 0.0], "*": [1.0, 1.0, 0.0]},
-        "of format, accuracy, thinking",
-        SAMPLES,
-        low=0,
-        group="rewards",
+        {"charts": [0.5, 1, 0], "*": [1, 1, 0]}, "of format, accuracy, thinking", SAMPLES, low=0
     )
     # a form that the model only guesses at gives noisy advantages: at 1e-3 they ruin it
     learning_rate: float | None = knob({"charts": 3e-4, "*": 1e-6}, "peak", above=0)
-    max_steps: int | None = knob(
-        {"charts": 200}, "of all RL stages", SAMPLES, low=1, group="optimization"
-    )
-    num_train_epochs: float | None = knob(
-        {"*": 4}, "passes, of all RL stages", EPOCHS, SAMPLES, above=0
-    )
+    max_steps: int | None = knob({"charts": 200}, "of all RL stages", SAMPLES, low=1)
+    num_train_epochs: float | None = knob(4, "passes, of all RL stages", EPOCHS, SAMPLES, above=0)
     base_format_rate: float = knob(0.1, "how often that shows the format", TINY, low=0, high=1)
-    base_tasks: list[str] = knob(
-        list(BASE_TASKS), "asked in a second base stage", TINY, choices=BASE_TASKS, group="stages"
-    )
+    base_tasks: list[str] = knob(list(BASE_TASKS), "of its second stage", TINY, choices=BASE_TASKS)
     base_task_steps: int = knob(1200, "length of that stage", TINY, low=1)
 
+    dry_run: bool = knob(False, "as train.py's, of the first stage", NEW, SAMPLES)
     stages: list[str] = knob(list(STAGES), "which, in this order", choices=STAGES)
     stage_data: list[str] | None = knob(None, "given questions: judge=a.jsonl ...", FILES)
     stage_generations: list[int] | None = knob(None, "G of judge, choice, open", SAMPLES, low=2)
@@ -110,40 +98,32 @@ def read_flags(argv: list[str]) -> Curriculum:
             raise InputError(f"--stage_data {given}: write it as {FORMS[0]}=FILE.jsonl")
     if config.stage_generations and len(config.stage_generations) != len(FORMS):
         raise InputError(f"--stage_generations: one number for each of {', '.join(FORMS)}")
-    if config.recipe and config.dataset == "charts":
-        raise InputError("--recipe: its questions are no part of this; give --dataset FILE.jsonl")
     return config
-
-
-# ---- the stages ---------------------------------------------------------------------------------
 
 
 def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     log, folder = Log(config.output_dir, ranks.rank == 0), Path(config.output_dir)
-    stages = [stage for stage in STAGES if stage in config.stages]
-    tasks = {stage: stage_task(config, stage) for stage in stages}
+    tasks = {stage: stage_task(config, stage) for stage in STAGES if stage in config.stages}
     if config.dry_run:
-        if stages == ["reject"]:
-            raise InputError("--dry_run: shows a step of the first stage of RL; name one")
-        return run_stage(config, stages[0], config.model, tasks[stages[0]], ranks, log)
+        stage, task = next(iter(tasks.items()))
+        return run_stage(config, stage, config.model, task, ranks, log)
     log.lock()
-    held = broadcast_object([stage for stage in stages if (folder / stage).exists()], ranks)
+    path = folder / "stages.json"  # there from the begin of a run on
+    held = broadcast_object(path.exists(), ranks)
     if held and not (config.resume or config.overwrite):
-        raise InputError(f"{folder / held[0]}: holds a run; --resume it or --overwrite it")
+        raise InputError(f"{folder}: holds a run; --resume it or --overwrite it")
     open_scorer(config).close()
     if config.mix:  # so that a bad file doesn't cost the stages before it
         mix_examples(config, 1)
-    tasks = dict(zip(stages, check_input(config, list(tasks.values()), ranks, log)[0]))
+    tasks = dict(zip(tasks, check_input(config, list(tasks.values()), ranks, log)[0]))
     finals, size = load_finals(config, log), config.eval_size
     forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}
-
-    path, done = folder / "stages.json", {}
-    if config.resume:
+    done = {}
+    if held and config.resume:
         with written_here(path):
-            done = broadcast_object(dict(read_json(path)) if path.exists() else {}, ranks)
-    elif log.active:  # no later --resume takes an earlier run's for this one's
-        path.unlink(missing_ok=True)
+            done = broadcast_object(dict(read_json(path)), ranks)
+            refuse_another(path, done["config"], asdict(config), log)
 
     def once(name: str, make: Callable, *about) -> dict:
         """What make returns, noted in stages.json, from which a resumed run takes it."""
@@ -154,13 +134,11 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
             broadcast_object(None, ranks)  # nobody reads a model before it is written
         return done[name]
 
-    results, model, base = {}, config.model, {}
-    if config.eval_base:
-        base = once("base", read_model, model, finals, forms)
+    once("config", lambda *_: asdict(config))
+    base = once("base", read_model, config.model, finals, forms) if config.eval_base else {}
+    results, model = {}, config.model
     for stage, task in tasks.items():
         if result := once(stage, run_stage, stage, model, task):
-            with written_here(path):
-                refuse_another(path, result["config"], asdict(stage_config(config, stage, model)))
             results[stage], model = result, str(folder / stage)
     if not results:
         raise InputError(f"{folder}/reject: nothing kept; lower --reject_threshold")
@@ -214,8 +192,6 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     folder = str(Path(config.output_dir) / stage)
     own = replace(config, method="grpo", model=model, eval_base=False, output_dir=folder)
     own.ref_model = config.model  # KL to the model before the curriculum
-    if config.max_steps and not config.eval_steps:
-        own.eval_steps = max(1, config.max_steps // 10)
     if stage == "reject":
         own.num_train_epochs = config.reject_epochs
         own.learning_rate = config.reject_learning_rate or config.learning_rate
@@ -228,9 +204,6 @@ def stage_config(config: Curriculum, stage: str, model: str) -> Curriculum:
     return own
 
 
-# ---- readings, and the end ----------------------------------------------------------------------
-
-
 def read_model(
     config: Curriculum, name: str, finals: dict, forms: dict, ranks: Ranks, log: Log
 ) -> dict:
@@ -240,8 +213,7 @@ def read_model(
     for split, examples in finals.items():
         found[split] = evaluate_all(*loaded, examples, **asked)
         log.say(summary(f"{name}, {split}", found[split]))
-        for form, questions in forms[split].items():
-            found[split][form] = evaluate(*loaded, questions, **asked)
+        found[split] |= {f: evaluate(*loaded, forms[split][f], **asked) for f in FORMS}
         told = ", ".join(f"{form} {found[split][form]['accuracy']:.3f}" for form in FORMS)
         log.say(f"  all tasks, accuracy by form of question: {told}")
     return found
@@ -250,13 +222,12 @@ def read_model(
 def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) -> dict:
     """The stages as one run: metrics, groups with steps counted on, result.json, the last model."""
     folder, last = Path(config.output_dir), list(results)[-1]
-    lines = {"metrics.jsonl": "", "groups.jsonl": ""}
     val, steps, stages = [], 0, {}
+    log.begin(0)
     for stage, result in results.items():
-        for name in lines:
+        for name in ("metrics.jsonl", "groups.jsonl"):
             for row in read_lines(folder / stage / name, ("step",)):
-                row.update(step=steps + row["step"], stage=stage)
-                lines[name] += json.dumps(row) + "\n"
+                log.append(name, {**row, "step": steps + row["step"], "stage": stage})
         if stage in ("open", "reject"):  # the others' val questions are not the same
             val += [{**reading, "step": steps + reading["step"]} for reading in result["val"]]
         steps += result["step"]
@@ -264,10 +235,8 @@ def join(config: Curriculum, base: dict, results: dict, ranks: Ranks, log: Log) 
     seconds = sum(result["seconds"] for result in results.values())
     whole = {"config": {**asdict(config), "max_steps": steps}, "step": steps, "seconds": seconds}
     whole.update(val=val, base=base, final=results[last]["final"], stages=stages)
+    log.write("result.json", whole)
     if log.active:
-        for name, text in lines.items():
-            write_whole(folder / name, text)
-        log.write("result.json", whole)
         save_model(folder, *load_model(replace(config, model=str(folder / last)), ranks.device))
     log.say(f"{', '.join(results)}: models, metrics and results are in {folder}")
     return whole

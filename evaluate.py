@@ -5,26 +5,22 @@
     python evaluate.py --ckpt FOLDER --pass_at_k 64 --size 48 --batch_size 1024
     python evaluate.py --ckpt FOLDER --data MathVista_MINI.tsv --max_completion_length 1024
 
-Every response is a line of --out; a command that was stopped goes on where it was. Left out:
-methods side by side (tools/compare.py); free answers to a benchmark and circular evaluation, which
-VLMEvalKit scores (`vlmutil eval`).
+Every response is a line of --out; a command that was stopped goes on where it was. Left out: free
+answers to a benchmark and circular evaluation, which VLMEvalKit scores (`vlmutil eval`).
 """
 
 import argparse
-import json
 import math
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from checker import score
-from config import Parser, least, tolerances
+from config import Parser, eval_settings, least
 from data import load_data, open_image
 from data.example import DIRECT, Example, InputError
 from data.reading import read_lines
@@ -32,7 +28,7 @@ from data.tsv import final_answer, read_tsv, write_predictions
 from lib.answers import matches, split_response
 from lib.checkpoint import find_model, load
 from lib.claims import claimed_facts
-from lib.log import progress, run_program
+from lib.log import Log, progress, run_program
 from lib.readings import mean, readings, show_accuracies
 from rollout import Group, make_groups, rollout
 
@@ -41,7 +37,6 @@ def respond(
     model, processor, examples: Sequence[Example], *, places=None, batch_size=64, **asked
 ) -> Iterator[Group]:
     """The examples at `places` (all) as Groups with their responses, decoded batch_size at a time.
-
     asked: direct, for the bare answer; shown, see shown_instead; max_pixels; what rollout takes, by
     default one greedy response. Random numbers go by the place: batches and restarts change none.
     """
@@ -128,17 +123,17 @@ def shown_instead(examples: Sequence[Example], i: int, image: str) -> Example:
 
 def pass_at_ks(
     model, processor, examples: Sequence[Example], samples: int, *, tolerance: float = 0.0, **asked
-) -> dict:
-    """{"right": how many samples of each example give the right marked answer, "pass@k": of k at
-    least one, for k = 1, 2, 4 .. samples (unbiased: Chen et al. 2021, arXiv 2107.03374, eq. 1)}.
+) -> dict[str, float]:
+    """{"pass@k": the chance that of k samples at least one has the right marked answer}, for k = 1,
+    2, 4 .. samples (unbiased: Chen et al. 2021, arXiv 2107.03374, eq. 1).
     """
-    groups = respond(model, processor, examples, num_generations=samples, **asked)
-    found = {"right": []}
+    groups, right = respond(model, processor, examples, num_generations=samples, **asked), []
     for group in progress(groups, "pass@k", total=len(examples), unit="question"):
         scored = score([r.text for r in group.responses], group.example, tolerance=tolerance)
-        found["right"].append(int((scored["accuracy"] > 0.5).sum()))
+        right.append(int((scored["accuracy"] > 0.5).sum()))
+    found = {}
     for k in (2**i for i in range(samples.bit_length())):
-        wrong = [math.comb(samples - n, k) / math.comb(samples, k) for n in found["right"]]
+        wrong = [math.comb(samples - n, k) / math.comb(samples, k) for n in right]
         found[f"pass@{k}"] = 1 - mean(wrong)
     return found
 
@@ -147,38 +142,31 @@ def predict(
     model, processor, examples: Sequence[Example], path: Path, how: dict, *, tolerance=0.0, **asked
 ) -> list[dict]:
     """One response to each example, a line of the jsonl file at `path`, which isn't asked for again
-    by the same weights, the same `how` (what the questions are) and `asked` (see respond).
+    by the same `how` (which questions, which weights) and `asked` (see respond).
     """
-    weights = 0
-    for parameter in model.parameters():
-        weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
-    how = {**how, **asked, "tolerance": tolerance, "weights": weights}
+    how = {**how, **asked, "tolerance": tolerance}
     how.pop("batch_size", None)
     done = {line["id"]: line for line in read_lines(path) if line.get("how") == how}
     todo = [i for i, example in enumerate(examples) if example.id not in done]
     groups = respond(model, processor, examples, places=todo, **asked)
-    with open(path, "a", encoding="utf-8") as file:
-        for group in progress(groups, "evaluate", total=len(todo), unit="question"):
-            example, (response,) = group.example, group.responses
-            line = {name: getattr(example, name) for name in ("id", "question", "answer")}
-            line |= {"response": response.text, "prediction": split_response(response.text)[1]}
-            done[example.id] = {**line, "marks": marks(group, tolerance), "how": how}
-            file.write(json.dumps(done[example.id]) + "\n")
-            file.flush()
+    for group in progress(groups, "evaluate", total=len(todo), unit="question"):
+        example, (response,) = group.example, group.responses
+        line = {name: getattr(example, name) for name in ("id", "question", "answer")}
+        line |= {"response": response.text, "prediction": split_response(response.text)[1]}
+        done[example.id] = {**line, "marks": marks(group, tolerance), "how": how}
+        Log(path.parent, True).append(path.name, done[example.id])
     return [done[example.id] for example in examples]
 
 
-# ---- the program --------------------------------------------------------------------------------
-
-
 def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Namespace:
-    """The command line of this program or of sample.py; args.asked is for respond. InputError."""
+    """The command line of this program or of sample.py; args.asked is for evaluate. InputError."""
     parser = Parser(description=about, allow_abbrev=False)
     add = parser.add_argument
     add("--ckpt", default="out/charts-dyme", help="a run's folder, a checkpoint, or a hub name")
     add("--dataset", help="as for train.py (default: as trained, else chartqa)")
     add("--data_dir", help="its folder or zip (default: as trained)")
     add("--split", default="test", help="of the data set (default: test)")
+    add("--skip_bad_rows", action="store_true", help="leave out, and count, what can't be read")
     add("--max_completion_length", type=least(1), help="tokens to a response (default: as trained)")
     add("--max_pixels", type=least(1), help="a larger image is scaled down (default: as trained)")
     add("--tolerance", type=least(0, float), help="of a right number (default: train.py's)")
@@ -195,9 +183,7 @@ def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Names
     # before what is typed: so it is checked like it, and gives way to it
     args = parser.parse_args([*(f"--{name}={value}" for name, value in known.items()), *argv])
     args.model, args.dataset = model, vars(args).get("data") or args.dataset
-    args.tolerance = tolerances(args)[1]
-    asked = ("max_completion_length", "max_pixels", "temperature", "seed")
-    args.asked = {name: getattr(args, name) for name in asked}
+    args.asked = {**eval_settings(args), "temperature": args.temperature}
     return args
 
 
@@ -215,46 +201,48 @@ FLAGS = {
 def ask_split(argv: list[str]) -> None:
     """Ask a split, or a benchmark, and print what came out."""
     args = parse(argv, "Ask a whole split.", FLAGS)
-    asked = {**args.asked, "tolerance": args.tolerance, "batch_size": args.batch_size}
-    if args.instruction and not args.data:
-        raise InputError("--instruction: has an effect only with --data; leave it out")
+    asked, source = {**args.asked, "batch_size": args.batch_size}, Path(args.dataset)
+    folder = args.ckpt if Path(args.ckpt).is_dir() else f"out/{args.ckpt.replace('/', '--')}"
+    name = "predictions.jsonl"
     if args.data:
-        source, told = Path(args.data), args.instruction
-        told = told and Path(told).read_text("utf-8", "replace").strip()
-        how = {"data": args.data, "instruction": told, "ckpt": args.ckpt}
-        examples = read_tsv(source, args.data_dir or source.parent)[: args.size]
-        examples = [replace(example, instruction=told) for example in examples]
+        name = f"{Path(folder).resolve().name}_{source.stem}.tsv"
+        examples = read_tsv(source, args.data_dir or source.parent, args.skip_bad_rows)[: args.size]
+        if args.instruction:
+            args.instruction = Path(args.instruction).read_text("utf-8", "replace").strip()
+            examples = [replace(example, instruction=args.instruction) for example in examples]
+    elif args.instruction:
+        raise InputError("--instruction: has an effect only with --data; leave it out")
     else:
-        how = {"dataset": args.dataset, "split": args.split, "ckpt": args.ckpt}
-        examples = load_data(args.dataset, args.split, args.data_dir, size=args.size)
+        some = {"size": args.size, "skip_bad_rows": args.skip_bad_rows}
+        examples = load_data(args.dataset, args.split, args.data_dir, **some)
     if args.pass_at_k:
         asked["temperature"] = args.temperature or 1.0
         found = pass_at_ks(*load(args.model), examples, args.pass_at_k, **asked)
-        print(", ".join(f"{k} {100 * v:.1f} %" for k, v in found.items() if k != "right"))
+        print(", ".join(f"{name} {100 * share:.1f} %" for name, share in found.items()))
         return
-    folder = args.ckpt if Path(args.ckpt).is_dir() else f"out/{args.ckpt.replace('/', '--')}"
-    name = f"{Path(folder).resolve().name}_{source.stem}.tsv" if args.data else "predictions.jsonl"
-    path, wanted = Path(args.out or f"{folder}/{name}"), Path(name).suffix
-    if path.suffix != wanted or path.resolve() == Path(args.data or "").resolve():
-        raise InputError(f"--out {path}: must be a {wanted}, and not what --data is")
+    path, ending = Path(args.out or f"{folder}/{name}"), Path(name).suffix
+    if path.suffix != ending or path.resolve() == source.resolve():
+        raise InputError(f"--out {path}: must be a {ending}, and not what --data is")
     path.parent.mkdir(parents=True, exist_ok=True)
+    how = {name: getattr(args, name) for name in ("ckpt", "dataset", "split", "instruction")}
+    how["weights"] = sorted(file.stat().st_mtime for file in Path(args.model).glob("*.safetensors"))
     lines = predict(*load(args.model), examples, path.with_suffix(".jsonl"), how, **asked)
-    if args.data:
-        responses = {line["id"]: line["response"] for line in lines}
-        write_predictions(source, path, responses)
-        # letters, numbers, yes and no are scored here; a free answer takes a judge
-        some = [e for e in examples if e.answer and (e.kind != "text" or e.options)]
-        right = [matches(e, final_answer(responses[e.id]), args.tolerance) for e in some]
-        show_accuracies([{"task": e.task, "accuracy": float(r)} for e, r in zip(some, right)])
-        told = f"{len(examples) - len(some)} answers are free or unknown, and not scored here"
-        print(f"{told}; each row counts by itself: never beside circular evaluation")
-        print(f"{path}: vlmutil eval {source.stem} {path}")
-    else:
+    if not args.data:
         rows = [line["marks"] for line in lines]
         show_accuracies(rows)
         names = ("format", "fact_precision", "fact_f1", "grounded", "truncated")
         found = {name: readings(rows)[name] for name in names}
         print(", ".join(f"{k} {v:.3f}" for k, v in found.items() if v is not None), path, sep="\n")
+        return
+    responses = {line["id"]: line["response"] for line in lines}
+    write_predictions(source, path, responses)
+    # letters, numbers, yes and no are scored here; a free answer takes a judge
+    some = [e for e in examples if e.answer and (e.kind != "text" or e.options)]
+    right = [matches(e, final_answer(responses[e.id]), asked["tolerance"]) for e in some]
+    show_accuracies([{"task": e.task, "accuracy": float(r)} for e, r in zip(some, right)])
+    told = f"{len(examples) - len(some)} answers are free or unknown, and not scored here"
+    print(f"{told}; each row counts by itself: never beside circular evaluation")
+    print(f"{path}: vlmutil eval {source.stem} {path}")
 
 
 if __name__ == "__main__":

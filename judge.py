@@ -16,24 +16,23 @@ import sys
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from pathlib import Path
 from queue import PriorityQueue
 
-import dyme
-from checker import Rules, total_reward
+from checker import Rules, score, total_reward
 from config import Parser, least
-from data import load_data
-from data.example import InputError
+from data import Example, InputError, load_data
 from data.reading import read_lines, write_whole
 from lib.answers import split_response
 from lib.chat import Chat, ChatError
-from lib.log import progress, run_program
+from lib.log import Log, progress, run_program
 from lib.ranks import Ranks, broadcast_object
-from prompts import TEMPLATE, is_structured, judge_thinking, propose_template
-from prompts import read_off, written_trace
+from prompts import TEMPLATE, explain, is_structured, judge_thinking, propose_template, read_off
 from rollout import EXPLORE, MEMORIZE, Group
 
 TRACE = None  # key of a call, where a thinking is the key of its score
+MIN_GROUNDING = 0.5  # the visual checker's score that a written trace needs
 MAX_FAILED = 10  # in a row that end the work ahead of training
 # of one process and step: HTTP attempts, what the cache knew, thinking to be rated, that which the
 # rules score after all, traces asked for, those that the rules write after all, seconds waited
@@ -46,8 +45,9 @@ class Judge(Rules):
     none would be complete before the very end, and no update would run beside the others' calls.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, choose):
         super().__init__(config)
+        self.choose = choose  # dyme's: it says what an update will need
         self.chat = Chat(config, Path(config.output_dir, "judge_cache.sqlite"))
         self.chat.first_question(config.force)
         self.close = self.chat.close
@@ -62,12 +62,11 @@ class Judge(Rules):
     def hear(self, group: Group, g: int) -> None:
         """Score response g by the rules, and ask for what the update is now sure to need."""
         super().hear(group, g)
-        mode = dyme.choose(self.config, self.step, group)
+        mode = self.choose(self.config, self.step, group)
         if mode == MEMORIZE and None not in group.responses:
             self.ask_trace(group)
-        for thinking in scored_thinking(group) if mode == EXPLORE else ():
-            if thinking is not None:
-                self.ask(group.place, thinking, judge_thinking, thinking, group.example)
+        for thinking in rated(group).values() if mode == EXPLORE else ():
+            self.ask(group.place, thinking, judge_thinking, thinking, group.example)
 
     def ask_trace(self, group: Group) -> None:
         """Ask for the memorized trace, unless the data's own is memorized or no facts are known."""
@@ -121,9 +120,9 @@ class Judge(Rules):
         if scores:
             counts["judge_ratings"] += len(scores)
             counts["judge_failures"] += list(scores.values()).count(None)
-            for g, thinking in enumerate(scored_thinking(group)):
-                if (score := scores.get(thinking)) is not None:
-                    group.rewards["thinking"][g] = score
+            for g, thinking in rated(group).items():
+                if scores.get(thinking) is not None:
+                    group.rewards["thinking"][g] = scores[thinking]
             group.rewards["total"] = total_reward(group.rewards, self.config.reward_weights)
 
     def trace(self, group: Group) -> str | None:
@@ -172,10 +171,19 @@ class Judge(Rules):
         return f"{told}; its last error: {self.chat.last_error or 'none'}" if failed else None
 
 
-def scored_thinking(group: Group) -> list[str | None]:
-    """(G,) None where it isn't rated: not ended, of wrong format, without facts to rate it by."""
-    rated = [group.example.facts and right for right in group.rewards["format"].tolist()]
-    return [split_response(r.text)[0] if fine else None for r, fine in zip(group.responses, rated)]
+def rated(group: Group) -> dict[int, str]:
+    """The thinking of the responses that have ended, in the format, with facts to rate it by."""
+    formats = group.rewards["format"].tolist() if group.example.facts else []
+    return {g: split_response(group.responses[g].text)[0] for g, f in enumerate(formats) if f}
+
+
+def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
+    """prompts.explain's trace, unless it is hardly grounded, or fits no target."""
+    if trace := explain(chat, example, template):
+        earned = score([f"{trace}\nAnswer: {example.answer}"], example)
+        if earned["format"] and earned["thinking"] >= MIN_GROUNDING:
+            return trace
+    return None
 
 
 # ---- ahead of training --------------------------------------------------------------------------
@@ -185,37 +193,37 @@ def write_ahead(args, chat: Chat) -> None:
     """Append to args.out what it lacks: each example's id, question, answer, and its facts or trace
     where there are any. Exit code 1 where calls fail, MAX_FAILED in a row at once, or all is empty.
     """
-    facts = args.what == "facts"
-    unit = args.unit if facts else "question"  # what a call is about
+    kind, unit = ("facts", args.unit) if args.what == "facts" else ("trace", "question")
     how = {"size": args.size, "skip_bad_rows": args.skip_bad_rows, "facts": args.facts}
     done, groups = {row["id"] for row in read_lines(args.out)}, defaultdict(list)
     for example in load_data(args.dataset, "train", args.data_dir, **how):
-        if example.id not in done:
+        if example.id not in done:  # a call per image, or per question
             groups[str(example.image) if unit == "image" else example.id].append(example)
 
     def work(group):
         try:
-            return read_off(chat, group[0], unit) if facts else written_trace(chat, group[0])
+            first = group[0]
+            return read_off(chat, first, unit) if kind == "facts" else written_trace(chat, first)
         except (ChatError, InputError) as error:
             return error
 
     chat.first_question()
     chat.counts.clear()
-    counts, in_a_row, why, start = Counter(old=len(done)), 0, "nothing to ask", time.perf_counter()
-    with open(args.out, "a", encoding="utf-8") as file:
-        made = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups), unit=unit)
-        for group, value in zip(groups.values(), made):
-            failed = isinstance(value, Exception)
-            counts["failed" if failed else "written" if value else "left out"] += len(group)
-            in_a_row = in_a_row + 1 if failed else 0
-            why = f"{group[0].id}: {value}" if failed else why
+    log, counts, start = Log(args.out.parent, True), Counter(old=len(done)), time.perf_counter()
+    in_a_row, why = 0, "nothing to ask"
+    made = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups), unit=unit)
+    for group, value in zip(groups.values(), made):
+        if isinstance(value, Exception):
+            counts["failed"] += len(group)
+            in_a_row, why = in_a_row + 1, f"{group[0].id}: {value}"
             if in_a_row == MAX_FAILED:
                 break
-            for e in group if value and not failed else ():
-                row = {"id": e.id, "question": e.question, "answer": e.answer}
-                row["facts" if facts else "trace"] = value
-                file.write(json.dumps(row) + "\n")
-            file.flush()
+            continue
+        in_a_row = 0
+        counts["written" if value else "left out"] += len(group)
+        for e in group if value else ():
+            row = {"id": e.id, "question": e.question, "answer": e.answer, kind: value}
+            log.append(args.out.name, row)
     rate = len(groups) / (time.perf_counter() - start)
     told = ", ".join(f"{number:,} {name}" for name, number in (counts + chat.counts).items())
     print(f"{args.out}: {told.replace('_', ' ')}, {rate:.2f} {unit}s per second")
@@ -238,12 +246,9 @@ def main(argv: list[str]) -> None:
     add("--judge_url", required=True, help="http://host:8000/v1")
     add("--judge_model", required=True, help="its model name")
     args = parser.parse_args(argv)
-    chat = Chat(args, f"{args.out}.cache")
-    chat.timeout = 300.0  # a table takes longer to write than a rating
-    try:
+    with closing(Chat(args, f"{args.out}.cache")) as chat:
+        chat.timeout = 300.0  # a table takes longer to write than a rating
         write_ahead(args, chat)
-    finally:
-        chat.close()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ model writes the facts down. All raise ChatError without a reply.
 import re
 from collections.abc import Iterable
 
-from checker import format_reward, visual_checker
 from data.example import Example, InputError, fact_name, fact_value, split_marked
 from data.images import data_url, open_image
 from data.own import object_facts, read_facts
@@ -52,7 +51,6 @@ Template B:
 
 Does B lead to clearer and better grounded explanations than A? Reply with one word: yes or no."""
 LEVELS = {"low": 0.0, "medium": 0.5, "high": 1.0}
-MIN_GROUNDING = 0.5  # the visual checker's score that a written trace needs
 TOKEN = re.compile(r"<[^\s<>\d=][^<>\n]*>|\[/?g?[A-Z]{3,}\]")  # "<|im_end|>", "[INST]"
 HEADING = re.compile(r"(?:^|[\n.;])[\W\d_]*([A-Z][\w ]{1,24}?)[\s*]*:")
 
@@ -78,24 +76,21 @@ def judge_thinking(chat: Chat, thinking: str, example: Example) -> float | None:
     return LEVELS.get(ask_word(chat, fill(CHECK, example, thinking=thinking), LEVELS))
 
 
-def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
+def explain(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
     """The judge's own trace, or None if it is cut off, gives another answer, claims what is no fact
-    (what is memorized is believed), is hardly grounded, fits no target, or no facts are known.
+    (what is memorized is believed), or no facts are known.
     """
     if not example.facts:
         return None
     reply, finished = chat.ask(fill(REFINE, example, template=template))
     lines = [(line, split_marked(line)[1]) for line in reply.splitlines()]
     trace = "\n".join(line for line, answer in lines if answer is None).strip()
-    about = (example.facts, example.needed, example.question, example.trace)
     good = (
         finished
         and all(answer is None or matches(example, answer) for _, answer in lines)
-        and format_reward(f"{trace}\nAnswer: {example.answer}")
         and not TOKEN.search(trace)
         and not contradicts(trace, example)
         and set(claimed_facts(trace, example.facts)) <= set(example.facts)
-        and visual_checker(trace, *about) >= MIN_GROUNDING
     )
     return trace if good else None
 

@@ -7,7 +7,6 @@
 Prompt, sampler and metric are training's own. Left out: conversations; a whole split (evaluate.py).
 """
 
-import argparse
 import random
 import sys
 
@@ -30,26 +29,9 @@ FLAGS = {
 }
 
 
-def pick(args: argparse.Namespace) -> Example:
-    """The question to ask: the one given, or a random one of the split. InputError."""
-    if args.image is None and args.question is None:
-        examples = load_data(args.dataset, args.split, args.data_dir)
-        return examples[random.Random(args.seed).randrange(len(examples))]
-    if not args.question:
-        raise InputError("--question: is missing or empty; an image alone asks nothing")
-    example = Example(args.image, args.question)
-    try:
-        open_image(example)
-    except InputError as error:
-        raise InputError(f"--image {args.image}: {error}") from None
-    return example
-
-
 def stream(model, processor, group: Group, on_text, **sampling) -> None:
-    """One response to the group's prompt, as rollout samples it; on_text(piece) sees it grow.
-
-    A piece comes one token late, so that the end token is never part of one, and waits while its
-    last character lacks bytes.
+    """One response to the group's prompt, as rollout samples it; on_text(piece) sees it grow. A
+    piece comes one token late, without the end token, and waits while a character lacks bytes.
     """
     ids, shown = [], ""
 
@@ -73,10 +55,10 @@ def verdict(group: Group, tolerance: float = 0.0) -> str:
         return cut
     row = marks(group, tolerance)
     parts = ", ".join(f"{name} {row[name]:.2f}" for name in ("format", "accuracy", "thinking"))
-    facts = [tuple(fact) for fact in example.facts]
+    told = f"{cut}{'✓ right' if row['accuracy'] > 0.5 else '✗ wrong'}    {parts}\n"
+    facts = list(map(tuple, example.facts))
     claims = claimed_facts(split_response(response.text)[0], facts)
     stated = ", ".join(f"{' '.join(claim)} {'✓' if claim in facts else '✗'}" for claim in claims)
-    told = f"{cut}{'✓ right' if row['accuracy'] > 0.5 else '✗ wrong'}    {parts}\n"
     return told + (f"states     {stated}\n" if stated else "")
 
 
@@ -91,10 +73,18 @@ def ask(argv: list[str]) -> None:
     if args.num_generations > 1 and args.temperature == 0:
         raise InputError("--num_generations: greedy responses are all alike; give --temperature 1")
     if args.seed is None:
-        args.asked["seed"] = args.seed = random.randrange(10**6)
-    example, sampling = pick(args), args.asked
+        args.seed = random.randrange(10**6)
+    sampling = {**args.asked, "seed": args.seed}
+    tolerance, max_pixels = sampling.pop("tolerance"), sampling.pop("max_pixels")
+    example = Example(args.image, args.question)
+    if args.image is None and args.question is None:
+        about = (args.dataset, args.split, args.data_dir)
+        examples = load_data(*about, skip_bad_rows=args.skip_bad_rows)
+        example = examples[random.Random(args.seed).randrange(len(examples))]
+    elif not args.question:
+        raise InputError("--question: is missing or empty; an image alone asks nothing")
+    open_image(example)  # a bad one is found before a model is loaded
     model, processor = load(args.model)
-    max_pixels = sampling.pop("max_pixels")
     (group,) = make_groups(model, processor, [example], max_pixels=max_pixels)
     if example.answer:
         show(f"{example.id}  (--seed {args.seed} asks it again)\nquestion   {example.question}\n")
@@ -103,7 +93,7 @@ def ask(argv: list[str]) -> None:
     for g in range(args.num_generations):
         show("\n")
         stream(model, processor, group, show, step=g, **sampling)  # other random numbers each
-        show(f"\n{verdict(group, args.tolerance)}")
+        show(f"\n{verdict(group, tolerance)}")
 
 
 if __name__ == "__main__":

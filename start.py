@@ -16,7 +16,7 @@ from config import Config
 from data.example import Example, InputError
 from data.fingerprint import changes
 from data.reading import written_here
-from dyme import HEAD_CHUNK, check_method
+from dyme import HEAD_CHUNK, check_method, choose
 from judge import Judge
 from lib.checkpoint import check_room, find_checkpoint, read_json
 from lib.log import Log, visible
@@ -37,7 +37,7 @@ FIXED = {"dataset", "method", "model", "seed", "trace_noise", "base_seed", "read
 
 def open_scorer(config: Config) -> Rules:
     """The rules, with a reward of the run's own, or the judge; InputError where it is silent."""
-    return Judge(config) if config.judge_url else Rules(config)
+    return Judge(config, choose) if config.judge_url else Rules(config)
 
 
 def check_input(config: Config, tasks: list[Task], ranks: Ranks, log: Log) -> tuple[list, object]:

@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +13,22 @@ import torch
 from PIL import Image
 
 import checker
-import config
 import judge as j
 import prompts as p
+from config import parse
 from data import load_data
 from data.example import Example, InputError
 from data.images import data_url, open_image
+from dyme import choose
 from lib import chat as c
 from lib.ranks import Ranks
 from rollout import EXPLORE, MEMORIZE, SKIP, Group, Response
 from train import main as train_main
 
 REAL = Path(__file__).parents[2] / "shared" / "chartqa"  # beside the checkout, or not there
-FACTS = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 QUESTION = "What is the average of the three countries?"
+FACTS = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
+EXAMPLE = Example(question=QUESTION, answer="8.3", facts=FACTS, id="a")
 GOOD = (
     "Goal: the average.\nObservation: Latvia 3.0, Portugal 8.9, Romania 13.0.\n"
     "Reasoning: (3.0 + 8.9 + 13.0) / 3 = 8.3.\nConclusion: it is 8.3."
@@ -34,7 +37,7 @@ GENERIC = "Goal: what is asked.\nObservation: the values read.\nConclusion: the 
 
 
 def example(**fields):
-    return Example(**{"question": QUESTION, "answer": "8.3", "facts": FACTS, "id": "a", **fields})
+    return replace(EXAMPLE, **fields)
 
 
 class Server(ThreadingHTTPServer):
@@ -59,9 +62,9 @@ class Server(ThreadingHTTPServer):
 
     def judge(self, *flags):
         flags = [*self.flags, "--output_dir", str(self.folder), *flags]
-        judge = j.Judge(config.parse([*flags, "--reward_weights", "0.5", "1", "2"]))
+        judge = j.Judge(parse([*flags, "--reward_weights", "0.5", "1", "2"]), choose)
         self.chats.append(judge.chat)
-        judge.chat.backoff, judge.chat.max_retries = 0.01, 0
+        judge.chat.max_retries = 0
         judge.chat.counts.clear()  # the first question's
         self.requests.clear()
         return judge
@@ -102,11 +105,6 @@ def silent(handler):
     return "low"
 
 
-OOPS, BUSY, REFUSED = (500, "oops"), (429, "slow down"), (401, "no")
-BROKEN = ['{"choices": [{"mess', '{"choices": []}', completion(None), "[1]"]
-FAULTS = [hang_up, silent, BUSY, OOPS, REFUSED, *[(200, text) for text in BROKEN]]
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.delenv("DYME_JUDGE_KEY", raising=False)
@@ -120,9 +118,16 @@ def server(tmp_path, monkeypatch):
 def rate(chat, text="Latvia 3.0"):
     """judge_thinking, None where it fails."""
     try:
-        return p.judge_thinking(chat, text, example())
+        return p.judge_thinking(chat, text, EXAMPLE)
     except c.ChatError:
         return None
+
+
+# ---- the client ---------------------------------------------------------------------------------
+
+OOPS, BUSY, REFUSED = (500, "oops"), (429, "slow down"), (401, "no")
+BROKEN = ['{"choices": [{"mess', '{"choices": []}', completion(None), "[1]"]
+FAULTS = [hang_up, silent, BUSY, OOPS, REFUSED, *[(200, text) for text in BROKEN]]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -167,33 +172,22 @@ def test_a_repeated_question_is_no_call_and_the_cache_keeps_no_failure(server):
     server.script.append(OOPS)
     assert [rate(chat) for chat in (chats[0], *chats)] == [None, 1.0, 1.0, 1.0]
     assert [chat.counts["judge_calls"] for chat in chats] == [2, 0, 1]
-    assert chats[1].counts["judge_cache_hits"] == 1
 
 
-def test_what_cannot_work_is_an_input_error(monkeypatch):
-    flags = SimpleNamespace(judge_url="http://h/v1", judge_model="m")
-    for wrong in (
-        {"judge_url": "h:8000/v1"},
-        {"judge_url": "http://u:secret@h/v1"},
-        {"judge_model": ""},
-    ):
-        with pytest.raises(InputError, match="--judge_url, --judge_model(?!.*secret)"):
-            c.Chat(SimpleNamespace(**{**vars(flags), **wrong}))
-    with pytest.raises(InputError, match="not usable as a cache"):
-        c.Chat(flags, __file__)
-    monkeypatch.setenv("DYME_JUDGE_KEY", "a\nb-secret")
-    with pytest.raises(InputError, match="DYME_JUDGE_KEY(?!.*secret)"):
-        c.Chat(flags)
-
-
-def test_the_level_is_one_whole_word(server):
-    low, chat = (
-        ["LOW.", "**Low**", "I'd say low, low it is", "<think>high?</think>\nlow"],
-        server.chat(),
-    )
-    for reply in [*low, "highly grounded", "medium-high", "low or high", "slow"]:
-        server.default = reply
-        assert rate(chat, f"of {reply}") == (0.0 if reply in low else None)
+@pytest.mark.parametrize(
+    "url, model, key, cache",
+    [
+        ("h:8000/v1", "m", "", ":memory:"),
+        ("http://u:secret@h/v1", "m", "", ":memory:"),
+        ("http://h/v1", "", "", ":memory:"),
+        ("http://h/v1", "m", "a\nb-secret", ":memory:"),
+        ("http://h/v1", "m", "", __file__),
+    ],
+)
+def test_what_cannot_work_is_an_input_error_without_secrets(monkeypatch, url, model, key, cache):
+    monkeypatch.setenv("DYME_JUDGE_KEY", key)
+    with pytest.raises(InputError, match="^(?!.*secret).*(--judge_url|not usable as a cache)"):
+        c.Chat(SimpleNamespace(judge_url=url, judge_model=model), cache)
 
 
 def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, capfd):
@@ -212,9 +206,17 @@ def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, capfd):
     assert capfd.readouterr().err.count("one call per step tries it") == 1
 
 
+# ---- what is believed ---------------------------------------------------------------------------
+
+
+def test_the_level_is_one_whole_word(server):
+    low = ["LOW.", "**Low**", "I'd say low, low it is", "<think>high?</think>\nlow"]
+    for reply in [*low, "highly grounded", "medium-high", "low or high", "slow"]:
+        server.default = reply
+        assert rate(server.chat(), f"of {reply}") == (0.0 if reply in low else None)
+
+
 FINE = [GOOD + end for end in ("", "\nAnswer: 8.3", "\n**Answer:** 8.3\n", "\nFinal answer: 8.3")]
-
-
 BAD = [
     GOOD + "\nAnswer: 8.3\nAnswer: 12",  # one of two
     GOOD.replace("it is 8.3", "it is 12.4"),  # in the last sentence
@@ -223,29 +225,35 @@ BAD = [
     GOOD.replace("Romania 13.0.", "Romania 13.0, Latvia 12."),  # one invented
     GOOD.replace("it is", "[/INST] it is"),
     (200, completion(GOOD, "length")),
+    "",
 ]
 
 
-def test_a_grounded_trace_is_used_without_its_answer_line_and_no_other(server, monkeypatch):
-    monkeypatch.setattr(p, "MIN_GROUNDING", 0.85)
-    for i, server.default in enumerate([*FINE, *BAD, ""]):
-        found = p.written_trace(server.chat(), example(), f"template {i}")
-        assert found == (GOOD if server.default in FINE else None)
-        assert f"template {i}" in server.requests[i].prompt
+@pytest.mark.parametrize("reply", FINE + BAD)
+def test_a_grounded_trace_is_used_without_its_answer_line_and_no_other(server, monkeypatch, reply):
+    monkeypatch.setattr(j, "MIN_GROUNDING", 0.85)
+    server.default = reply
+    found = j.written_trace(server.chat(), EXAMPLE, "the template")
+    assert found == (GOOD if reply in FINE else None)
+    assert "the template" in server.requests[0].prompt
 
 
-def test_the_last_sentence_must_not_name_another_answer():
-    for answer, fine, contradicting in (
+@pytest.mark.parametrize(
+    "answer, fine, contradicting",
+    [
         ("1200", "It is 1,200 in all.", "It is 1,300 in all."),
         ("12%", "That is 12 %.", "That is 13 %."),
         ("Yes", "So it is.", "No, it is less."),
         ("Latvia", "Latvia is below Romania.", "Romania is lowest."),
         ("B", "The right one is B.", "The right one is C."),
-    ):
-        case = example(answer=answer, options=["B", "C"])
-        before = "Latvia is 7.7. Yes and B.\nPortugal: 5. "
-        assert not p.contradicts(before + fine, case)
-        assert p.contradicts(before + contradicting, case)
+    ],
+)
+def test_the_last_sentence_must_not_name_another_answer(answer, fine, contradicting):
+    case, before = (
+        example(answer=answer, options=["B", "C"]),
+        "Latvia is 7.7. Yes and B.\nPortugal: 5. ",
+    )
+    assert [p.contradicts(before + text, case) for text in (fine, contradicting)] == [False, True]
 
 
 def test_a_template_is_taken_if_it_is_generic_and_the_judge_prefers_it(server):
@@ -254,9 +262,11 @@ def test_a_template_is_taken_if_it_is_generic_and_the_judge_prefers_it(server):
     for i, proposal in enumerate([GENERIC, GENERIC, GOOD, "plain", cut, *specific]):
         verdict = "NO" if i == 1 else "YES"
         server.default = lambda sent: proposal if "generic" in sent.prompt else verdict
-        found = p.propose_template(server.chat(), f"{i} {GOOD}", example(), f"{i}")
+        found = p.propose_template(server.chat(), f"{i} {GOOD}", EXAMPLE, f"{i}")
         assert found == (GENERIC if i == 0 else None)
 
+
+# ---- in training --------------------------------------------------------------------------------
 
 RIGHT, WRONG, BARE = "a 1\nAnswer: 8.3", "b 2\nAnswer: 9", "Answer: 8.3"
 
@@ -268,10 +278,11 @@ def hear(judge, group, *texts):
     return group
 
 
-def heard(judge, place, *texts, of=None, **fields):
+def heard(judge, place, *texts, of=None, mode=None, **fields):
     """A group whose first responses have ended, of `of` in all."""
-    group = Group(place, example(**fields), None, [None] * (of or len(texts)))
-    return hear(judge, group, *texts)
+    group = hear(judge, Group(place, example(**fields), None, [None] * (of or len(texts))), *texts)
+    group.mode = mode
+    return group
 
 
 def test_only_explored_groups_are_scored_and_only_memorized_ones_refined(server):
@@ -292,10 +303,25 @@ def test_only_explored_groups_are_scored_and_only_memorized_ones_refined(server)
     assert mixed.rewards["thinking"].tolist() == [1.0, 1.0, 1.0, 0.0]
     assert mixed.rewards["total"].tolist() == [2.5, 2.5, 3.5, 0.0]
     assert not right.rewards["thinking"].any()
-    assert judge.trace(wrong) == GOOD and judge.trace(right) == checker.refine(example())
+    assert judge.trace(wrong) == GOOD and judge.trace(right) == checker.refine(EXAMPLE)
     found = judge.end_step(0, [right, wrong, mixed], Ranks())
     assert (found["judge_calls"], found["refiner_calls"], found["refiner_fallbacks"]) == (3, 1, 0)
     assert judge.summary() is None and len(own) == 12  # one's own reward runs once for each
+
+
+@pytest.mark.parametrize(
+    "flags, fields",
+    [
+        (["--refiner", "off"], {"trace": "t"}),
+        ([], {"instruction": "?"}),
+        ([], {"facts": [], "trace": "t"}),
+    ],
+)
+def test_what_is_not_refined_is_not_asked_for(server, flags, fields):
+    judge = server.judge(*flags)
+    group = heard(judge, 0, WRONG, WRONG, mode=MEMORIZE, **fields)
+    assert list(judge.ready([group])) == [[group]] and not judge.calls[0]
+    assert judge.trace(group) == fields.get("trace")
 
 
 def test_a_server_that_is_gone_costs_the_scores_and_not_the_run(server):
@@ -306,7 +332,7 @@ def test_a_server_that_is_gone_costs_the_scores_and_not_the_run(server):
     groups[0].mode, groups[1].mode = EXPLORE, MEMORIZE
     rules = groups[0].rewards["total"].clone()
     assert list(judge.ready(groups)) and torch.equal(groups[0].rewards["total"], rules)
-    assert judge.trace(groups[1]) == checker.refine(example())
+    assert judge.trace(groups[1]) == checker.refine(EXAMPLE)
     found = judge.end_step(0, groups, Ranks())
     assert (found["judge_failures"], found["refiner_fallbacks"]) == (2, 1) and judge.chat.may_try
     assert "3 of 3 ratings and traces of the judge; its last error: URLError" in judge.summary()
@@ -322,19 +348,6 @@ def test_a_judge_that_does_not_answer_ends_the_run_before_it_starts(server, monk
     judge = server.judge("--force")
     assert "warning: --judge_url" in capfd.readouterr().err
     assert rate(judge.chat) is None and not server.requests
-
-
-def test_what_is_not_refined_is_not_asked_for(server):
-    for flags, fields in (
-        (["--refiner", "off"], {"trace": "t"}),
-        ([], {"instruction": "?"}),
-        ([], {"facts": [], "trace": "t"}),
-    ):
-        judge = server.judge(*flags)
-        group = heard(judge, 0, WRONG, WRONG, **fields)
-        group.mode = MEMORIZE
-        assert list(judge.ready([group])) == [[group]] and not judge.calls[0]
-        assert judge.trace(group) == fields.get("trace")
 
 
 def test_groups_come_in_the_order_their_calls_end(server):
@@ -384,21 +397,26 @@ def test_a_better_template_is_learned_from_a_structured_response_judged_high(ser
     assert len((tmp_path / "template_history.jsonl").read_text().splitlines()) == 1
 
 
+# ---- ahead of it --------------------------------------------------------------------------------
+
 CELLS = [["Latvia", "2019", "3.0"], ["Latvia", "2020", 5.2]]
 TABLE = json.dumps({"facts": CELLS})
 BAG = {"name": "bag", "attributes": ["red", "small"], "position": "left"}
 PICTURE = Example(Image.new("RGB", (2000, 1000), "red"), QUESTION, "8.3")
 
 
-def test_facts_are_read_whatever_is_around_their_json():
-    for reply, facts in (
+@pytest.mark.parametrize(
+    "reply, facts",
+    [
         (f"Here it is:\n```json\n{TABLE}\n```", CELLS),
         (json.dumps(CELLS), CELLS),
         ('{"facts": [["a", "share", "1"], ["b", "share", " 2 %"]]}', [["a", "1"], ["b", "2 %"]]),
         ('{"facts": {"a": 1}} That is all.', [["a", "1"]]),
         (json.dumps({"objects": [BAG] * 2}), [["bag", "red"], ["bag", "small"], ["bag", "left"]]),
-    ):
-        assert p.parse_facts(reply) == [tuple(map(str, fact)) for fact in facts]
+    ],
+)
+def test_facts_are_read_whatever_is_around_their_json(reply, facts):
+    assert p.parse_facts(reply) == [tuple(map(str, fact)) for fact in facts]
 
 
 NO_FACTS = ["I see a chart.", '{"facts": []}', "[]", '[["a", null]]', '[["a", 1, 2, 3]]']
@@ -420,7 +438,7 @@ def test_a_reply_without_facts_is_asked_for_again_with_what_is_wrong(server, rep
 def test_an_image_is_sent_scaled_down_and_a_caption_else_the_trace_as_words(server):
     server.default, chat = TABLE, server.chat()
     captioned = example(caption="A <b>", trace="T", facts=[])
-    assert p.read_off(chat, example(), "text") is p.read_off(chat, captioned, "image") is None
+    assert p.read_off(chat, EXAMPLE, "text") is p.read_off(chat, captioned, "image") is None
     assert p.read_off(chat, captioned, "text") and p.read_off(chat, PICTURE)
     assert p.read_off(chat, example(trace="T </words>"), "text")
     captioned, seen, traced = server.requests
