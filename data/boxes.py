@@ -35,10 +35,8 @@ def scaled(text: str, scale: tuple[float, float]) -> str:
 
 def asked_answer(example: Example) -> str:
     """The answer as the model is to write it: a box in its own coordinates, see Example.scale."""
-    if example.kind != "box":
-        return example.answer
     x, y = example.scale
-    return scaled(example.answer, (1 / x, 1 / y))
+    return scaled(example.answer, (1 / x, 1 / y)) if example.kind == "box" else example.answer
 
 
 def iou(a: tuple, b: tuple) -> float:

@@ -32,8 +32,7 @@ def stage_questions(form: str, examples: Sequence, seed: int, grade: Callable) -
     pool, counts, asked = answer_pool(examples), Counter(), []
     for index, example in enumerate(examples):
         if grade(example, example.answer) < 1:
-            told = f"{example.answer!r} is no answer of kind {example.kind}"
-            raise InputError(f"{example.id}: {told}")
+            raise InputError(f"{example.id}: {example.answer!r} is no {example.kind} answer")
         rng = np.random.default_rng([seed, FORMS.index(form), index])
         counts[example.task] += 1
         asked.append(in_form(form, example, pool, rng, counts[example.task] % 2 == 1, grade))

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
@@ -160,7 +159,7 @@ def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     return examples
 
 
-def hold_out(examples: list, split: str, most: int = sys.maxsize) -> list:
+def hold_out(examples: list, split: str, most: int = 10**9) -> list:
     """The last tenth (at least one, at most `most`) for val, the others for train."""
     cut = len(examples) - min(max(1, len(examples) // 10), most)
     return examples[:cut] if split == "train" else examples[cut:]

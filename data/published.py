@@ -33,8 +33,7 @@ def find_chartqa(path: Path):
             raise InputError(f"{path}: not a zip file that can be read ({error})") from error
         for entry in archive.infolist():
             if leaves_folder(entry.filename) or entry.file_size > MAX_ENTRY:
-                told = "points outside the zip, or is too large: refused"
-                raise InputError(f"{path}: the entry {entry.filename!r} {told}")
+                raise InputError(f"{path}: {entry.filename!r} leads outside or is huge: refused")
         path = zipfile.Path(archive)
     for folder in (path, path / CHARTQA):
         if any((folder / split).is_dir() for split in SPLITS):

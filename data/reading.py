@@ -66,8 +66,7 @@ def written_here(path: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except FOREIGN:
-        told = "was not written here; remove the file, or give another"
-        raise InputError(f"{path}: {told}") from None
+        raise InputError(f"{path}: was not written here; remove it, or give another") from None
 
 
 def read_lines(path: Path, names: Sequence[str] = ("id",), cut: bool = True) -> list[dict]:

@@ -35,12 +35,11 @@ def write_chartqa(folder, rows=ROWS):
     files = {"png/a.png": png("RGB", (6, 4), "red"), "png/c.png": png("LA", (6, 4), (0, 0))}
     files |= {"png/b.png": png("RGBA", (6, 4), (0, 0, 255, 0))}
     files |= {"tables/a.csv": NARROW, "tables/b.csv": WIDE}
-    files |= {"train_human.json": rows, "train_augmented.json": ROWS[:1]}
+    files |= {"train_human.json": json.dumps(rows).encode()}
+    files |= {"train_augmented.json": json.dumps(ROWS[:1]).encode()}
     for name, content in files.items():
         (train / name).parent.mkdir(parents=True, exist_ok=True)
-        (train / name).write_bytes(
-            json.dumps(content).encode() if name.endswith("json") else content
-        )
+        (train / name).write_bytes(content)
     return train
 
 
@@ -99,16 +98,16 @@ def test_without_network_one_line_names_both_ways_out(monkeypatch):
 
 
 def test_gsm8k_gives_result_trace_and_equations_and_val_is_cut_off_train(tmp_path):
-    rows = [
-        {"question": "q1", "answer": "He has 2*600 = <<2*600=1200>>1200.\n#### 1,200"},
-        {"question": "q2", "answer": "It is $<<3+4=7>>7 and <<7*1.5=10.5>>10.5.\n#### -3"},
-    ]
-    write_jsonl(tmp_path / "train.jsonl", rows * 10)
+    answers = ["He has 2*600 = <<2*600=1200>>1200.\n#### 1,200"]
+    answers += ["It is $<<3+4=7>>7 and <<7*1.5=10.5>>10.5.\n#### -3"]
+    rows = [{"question": "q", "answer": answer} for answer in answers * 10]
+    write_jsonl(tmp_path / "train.jsonl", rows)
     train, val = (load_data("gsm8k", split, str(tmp_path)) for split in ("train", "val"))
     assert [e.id for e in train + val] == [f"gsm8k/train/{i}" for i in range(1, 21)]
-    assert [(e.answer, e.kind) for e in val] == [("1200", "math"), ("-3", "math")]
-    assert [e.trace for e in val] == ["He has 2*600 = 1200.", "It is $7 and 10.5."]
-    assert val[1].facts == [("3+4", "7"), ("7*1.5", "10.5")]
+    first, second = [(e.answer, e.kind, e.trace, e.facts) for e in val]
+    assert first == ("1200", "math", "He has 2*600 = 1200.", [("2*600", "1200")])
+    facts = [("3+4", "7"), ("7*1.5", "10.5")]
+    assert second == ("-3", "math", "It is $7 and 10.5.", facts)
     write_jsonl(tmp_path / "test.jsonl", [{"question": "q", "answer": "none"}])
     assert "####" in error_of(load_data, "gsm8k", "test", str(tmp_path))
 
@@ -117,11 +116,11 @@ def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_pa
     pyarrow = pytest.importorskip("pyarrow", reason="pip install pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", tmp_path)
-    row = {"image": {"bytes": png("RGB", (3, 3))}, "question": "Awaiting?"}
-    row |= {"choices": ["skater", "cab"], "correct_choice_idx": 1, "rationales": ["One.", "Two."]}
+    row = {"image": {"bytes": png("RGB", (3, 3))}, "question": "?", "rationales": ["One.", "Two."]}
     row |= {"direct_answers": "['car', 'bus', 'bus']"}
-    bare, bad = dict(row, choices=None, correct_choice_idx=None), dict(row, image={"bytes": b"GIF"})
-    for name, line in (("train/0000", row), ("train/0001", bare), ("validation/0000", bad)):
+    asked = {**row, "choices": ["skater", "cab"], "correct_choice_idx": 1}
+    bad = {**row, "image": {"bytes": b"GIF"}}
+    for name, line in (("train/0000", asked), ("train/0001", row), ("validation/0000", bad)):
         path = tmp_path / "default" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(pyarrow.Table.from_pylist([line]), path)
@@ -137,17 +136,15 @@ def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_pa
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize(
-    "turn, name", [(2, "FLIP_LEFT_RIGHT"), (6, "ROTATE_90"), (7, "TRANSVERSE")]
-)
-def test_an_image_is_turned_as_its_exif_says(tmp_path, suffix, turn, name):
+def test_an_image_is_turned_as_its_exif_says(tmp_path, suffix):
     upright, exif = Image.new("RGB", (32, 16), "white"), Image.Exif()
     upright.paste("red", (0, 0, 16, 8))
-    exif[0x0112] = turn
-    upright.transpose(Image.Transpose[name]).save(tmp_path / f"x.{suffix}", exif=exif)
-    shown = open_image(tmp_path / f"x.{suffix}")
-    corners = [shown.getpixel(place)[1] < 60 for place in ((3, 3), (28, 3), (3, 12), (28, 12))]
-    assert shown.size == (32, 16) and corners == [True, False, False, False]
+    for turn, name in ((2, "FLIP_LEFT_RIGHT"), (6, "ROTATE_90"), (7, "TRANSVERSE")):
+        exif[0x0112] = turn
+        upright.transpose(Image.Transpose[name]).save(tmp_path / f"x.{suffix}", exif=exif)
+        shown = open_image(tmp_path / f"x.{suffix}")
+        red = [shown.getpixel(place)[1] < 60 for place in ((3, 3), (28, 3), (3, 12), (28, 12))]
+        assert shown.size == (32, 16) and red == [True, False, False, False]
 
 
 def test_grey_of_any_depth_is_shown_in_its_range_or_refused(tmp_path):
