@@ -51,8 +51,8 @@ def given_questions(form: str, examples: Sequence[Example]) -> list[Example]:
 
 
 def in_form(form: str, example: Example, pool: dict, rng, right: bool, grade: Callable) -> Example:
-    """One Example as a judge question, proposing its answer if `right`, else a wrong one; as a
-    choice: its answer among up to three wrong ones, of a classification some labels; or as it is.
+    """One Example in a form: a judge question proposes its answer if `right`, else a wrong one; a
+    choice has it among up to three wrong ones, or some right labels of a classification.
     """
     if form == "open":
         return example

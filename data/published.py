@@ -42,9 +42,7 @@ def find_chartqa(path: Path):
 
 
 def read_table(table) -> list[tuple]:
-    """The cells of a .csv but for headers, empty and nan: (row, column, value) or, of two columns,
-    (row, value).
-    """
+    """A .csv's cells, but empty and nan ones: (row, column, value), of two columns (row, value)."""
     text = table.read_bytes().decode("utf-8-sig", "replace") if table.is_file() else ""
     header, *rows = list(filter(None, csv.reader(io.StringIO(text, newline="")))) or [[]]
     facts = []
@@ -80,9 +78,7 @@ def load_chartqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Exam
 
 
 def load_gsm8k(split: str, data_dir, skip_bad_rows: bool = False) -> list[Example]:
-    """The published train and test; val is the last 500 of train, which train then lacks. The trace
-    is the solution without its <<annotations>>, the facts are these: ("48/2", "24").
-    """
+    """Val is the last 500 of train, which lacks them. <<48/2=24>> is a fact: ("48/2", "24")."""
     published = "test" if split == "test" else "train"
     file = f"{published}.jsonl" if data_dir else f"main/{published}-00000-of-00001.parquet"
 

@@ -119,8 +119,8 @@ def read_rows(path) -> Iterator[tuple[int, object]]:
 
 
 def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
-    """[parse(row's filled fields, number)] of a pathlib.Path or zipfile.Path. One InputError counts
-    and lists the bad rows; with skip_bad_rows they are left out and counted.
+    """[parse(row's filled fields, number)] of a path, also one in a zip. InputError lists the bad
+    rows; with skip_bad_rows they are left out and counted.
     """
     parsed, problems, word = [], [], "line" if path.suffix == ".jsonl" else "row"
     try:
