@@ -1,13 +1,10 @@
 """Rewards of a response and the visual supervision around them, without a model in the loop.
 
 The visual checker scores how far the thinking states the picture's facts, the visual refiner writes
-the text that a group memorizes: DyME, arXiv 2506.23061. A reward of one's own in place of the
-accuracy takes a file with one function:
+what a group memorizes: DyME, arXiv 2506.23061. Those that ask a language model are in judge.py. A
+reward of one's own in place of the accuracy takes a file with one function:
 
     python train.py --reward own.py     def reward(response: str, example: Example) -> float
-
-Elsewhere: the forms that ask a language model (judge.py), how claims are read (lib/claims.py),
-which operation leads from facts to answer (lib/derive.py).
 """
 
 import re
@@ -24,8 +21,6 @@ from lib.answers import extract_answer, relaxed_accuracy  # noqa: F401 (for othe
 from lib.claims import claimed_facts
 from lib.derive import derive, shows
 from lib.names import STOP, clean_answer, mentioned_facts
-
-# ---- the visual checker and the rewards ---------------------------------------------------------
 
 # A script without blanks is counted by its characters.
 WORD = re.compile(
@@ -189,9 +184,8 @@ def thinking_lines(examples) -> list[str]:
 
 
 class Rules:
-    """What the loop asks about its groups (rollout.Group), answered at once and without a model.
-
-    judge.Judge has the same methods and asks a language model besides.
+    """What the loop asks about its groups (rollout.Group), answered at once; judge.Judge asks a
+    language model besides.
     """
 
     def __init__(self, config):
@@ -212,14 +206,9 @@ class Rules:
             except (Exception, SystemExit) as error:
                 told = f"failed on {example.id}: {type(error).__name__}: {error}"
                 raise InputError(f"--reward: {told}") from error
-        return score(
-            [text],
-            example,
-            truncated=[truncated],
-            reward_weights=self.config.reward_weights,
-            tolerance=tolerances(self.config)[0],
-            accuracy=accuracy,
-        )
+        how = {"reward_weights": self.config.reward_weights, "accuracy": accuracy}
+        how["tolerance"] = tolerances(self.config)[0]
+        return score([text], example, truncated=[truncated], **how)
 
     def hear(self, group, g: int) -> None:
         """Score the response `g` that has just ended, into group.rewards: name -> (G,)."""
@@ -245,11 +234,7 @@ class Rules:
         """Counts for the step's metrics."""
         return {}
 
-    def resume(self, step: int) -> None:
-        """Restore what was learned up to `step`: nothing here."""
-
-    def summary(self) -> str | None:
-        """What did not work, for the run's last lines and result.json: nothing here."""
-
-    def close(self) -> None:
-        """Let go of what is under way: nothing here."""
+    # A judge has something to restore, to tell of in result.json, to let go of.
+    def resume(self, step: int) -> None: ...
+    def summary(self) -> str | None: ...
+    def close(self) -> None: ...

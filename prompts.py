@@ -6,7 +6,6 @@ model writes the facts down. All raise ChatError without a reply.
 """
 
 import re
-from collections.abc import Iterable
 
 from data.example import Example, InputError, fact_name, fact_value, split_marked
 from data.images import data_url, open_image
@@ -64,7 +63,7 @@ def fill(prompt: str, example: Example, **parts: str) -> str:
     return prompt.replace("{case}", CASE).format(**parts)
 
 
-def ask_word(chat: Chat, prompt: str, words: Iterable[str]) -> str | None:
+def ask_word(chat: Chat, prompt: str, words: list[str]) -> str | None:
     """The one of `words` that the reply has as a whole word; None if none or several."""
     reply = chat.ask(prompt)[0].lower()  # "highly" and "high-level" are not "high"
     found = [word for word in words if re.search(rf"(?<![\w-]){word}(?![\w-])", reply)]
@@ -73,7 +72,7 @@ def ask_word(chat: Chat, prompt: str, words: Iterable[str]) -> str | None:
 
 def judge_thinking(chat: Chat, thinking: str, example: Example) -> float | None:
     """Grounding of a thinking text: 0, 0.5 or 1; None if the reply is none."""
-    return LEVELS.get(ask_word(chat, fill(CHECK, example, thinking=thinking), LEVELS))
+    return LEVELS.get(ask_word(chat, fill(CHECK, example, thinking=thinking), [*LEVELS]))
 
 
 def explain(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
@@ -148,9 +147,9 @@ SEE_PIXELS = 2**20  # an image with more is scaled down before it is sent
 
 
 def read_off(chat: Chat, example: Example, source: str = "image") -> list | None:
-    """The visual facts I_c of an example, see parse_facts, off its "image", or off "text", the
-    caption, else the reference trace; None without it. A reply that can't be used is asked for once
-    more, with what is wrong; then it is a ChatError. InputError for a broken image.
+    """The visual facts I_c of an example, see parse_facts, off its "image" (InputError for a broken
+    one), or off "text", the caption, else the reference trace; None without it. A reply that can't
+    be used is asked for once more, with what is wrong; then it is a ChatError.
     """
     if source == "text":
         words = example.caption or example.trace
@@ -167,8 +166,8 @@ def read_off(chat: Chat, example: Example, source: str = "image") -> list | None
             return parse_facts(reply)
         except InputError as error:
             wrong = error if finished else f"{SEE_TOKENS} tokens are too many, name less"
-        messages.append({"role": "assistant", "content": reply})
-        messages.append({"role": "user", "content": AGAIN.format(wrong)})
+        said = {"role": "assistant", "content": reply}
+        messages += [said, {"role": "user", "content": AGAIN.format(wrong)}]
     raise ChatError(f"a reply without facts, twice: {wrong}")
 
 

@@ -36,9 +36,6 @@ def extract_answer(response: str) -> str | None:
     return split_response(response)[1]
 
 
-# ---- numbers and free text ----------------------------------------------------------------------
-
-
 def relaxed_accuracy(*, target: str, prediction: str, tolerance: float = 0.05) -> bool:
     """ChartQA's metric: a number within `tolerance`, a share of the TARGET; text but for its case.
 
@@ -198,10 +195,9 @@ TOWER = re.compile(r"\^\{?[^{}^]{1,9}\}?\^|\^\{[^}]*\^|\^\{?\d{4}|\d{3}!|!!|\\(?
 def verified(target: str, given: str) -> bool:
     """Whether math-verify takes two texts for the same; where it isn't installed, no."""
     texts = (target, given)
-    if any(PROSE.search(text) or TOWER.search(text) for text in texts):
-        return False
-    if not re.search(r"[A-Za-z\\!]", target + given):
-        return False  # arithmetic without letters our rules would have read
+    wild = any(PROSE.search(text) or TOWER.search(text) for text in texts)
+    if wild or not re.search(r"[A-Za-z\\!]", target + given):
+        return False  # without letters our rules would have read it
     try:
         import math_verify  # optional
 

@@ -7,14 +7,14 @@ Latvia 3.0, Portugal 8.9, Romania 13.0:
     clause 1: names Latvia, Romania, values 3.0, 13.0: as many, so they go in order
     clause 2: nothing, 16.0 being a result;   clause 3: (Portugal, 7), which is no fact
 
-Results of arithmetic, counts, years, what is asked or denied state nothing. No model, but rules in
-linear time; tests/test_claims.jsonl, read by hand, measures them. Left out: "the former"; a name in
-one sentence and its value in the next, except under a heading or the head of a table.
+Results of arithmetic, counts, years, what is asked or denied state nothing. Rules in linear time,
+measured by tests/test_claims.jsonl, read by hand. Left out: "the former"; a name in one sentence
+and its value in the next, except under a heading or the head of a table.
 """
 
 import re
 from functools import lru_cache
-from itertools import groupby, product, takewhile
+from itertools import groupby, product
 from typing import NamedTuple
 
 from lib.names import STOP, UNKNOWN, find_names, name_words, read_chart, read_value, tokenize
@@ -65,12 +65,11 @@ NAMELESS |= STOP | NOT_BEFORE | DISTANCES | ADVERBS | CHANGED | SHARING | {""}
 
 
 def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
-    """The facts that a text claims, each once, in its order: (name, value) or (row, column, value)
-    strings like the facts.
+    """The claims of a text, each once: (name, value) or (row, column, value) strings like the facts.
 
-    A claim has its fact's text where both are equal (3.0 = 3, 1,200 = 1200, 12 % = 12), so that
-    `claim in facts` says whether it is right, else the value as the text has it. A value of a name
-    that the picture hasn't is a wrong claim: (name, value) or (name, "", value).
+    A claim is its fact where the values are equal (3.0 = 3, 1,200 = 1200, 12 % = 12), so that
+    `claim in facts` says whether it is right, else it has the value as the text writes it. A value
+    of a name that the picture hasn't is a wrong claim: (name, value) or (name, "", value).
     """
     return list(dict.fromkeys(claim for claim, _, _ in locate_claims(thinking, facts)))
 
@@ -168,9 +167,8 @@ class Reader:
         return True
 
     def unknown_name(self, i: int) -> list[Mention]:
-        """The name that the value at token i has and the picture hasn't, if there is one.
-
-        "Estonia is 5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
+        """The name that the value at token i has and the picture hasn't, if there is one: "Estonia is
+        5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
         """
         behind = self.texts[i + 1 + (self.texts[i + 1] == "%")]
         if self.is_adjacent(i) or not self.chart.open or behind not in FOLLOWING:
@@ -179,7 +177,12 @@ class Reader:
         end = i - linked
         while self.texts[end - 1] in WRITTEN:
             end -= 1
-        start = min(takewhile(self.is_unknown, range(end - 1, end - 5, -1)), default=end)
+        start = end
+        while start > end - 4 and start - 1 not in self.named:
+            text, word, value, *_ = self.tokens[start - 1]
+            if value is not None or text in NAMELESS or word in NAMELESS:
+                break
+            start -= 1
         name = [self.text[token.start : token.end] for token in self.tokens[start:end]]
         if not (linked and all(word[0].isupper() for word in name)):
             k = start - 1
@@ -190,11 +193,6 @@ class Reader:
                 return []
         self.named.update(range(start, end))
         return [Mention(0, (UNKNOWN, " ".join(name)), start, end)] if name else []
-
-    def is_unknown(self, i: int) -> bool:
-        """Whether token i can be a word of a name that the picture hasn't."""
-        text, word, value, *_ = self.tokens[i]
-        return value is None and i not in self.named and NAMELESS.isdisjoint((text, word))
 
     # ---- which value belongs to which name ------------------------------------------------------
 
@@ -225,9 +223,7 @@ class Reader:
         return [self.write(*parts) for parts in stated.values()]
 
     def write(self, names: tuple, first: Mention, value: Mention) -> tuple:
-        """(claim, first character of its value, end): as the names' fact has it, else with the text
-        from the first value to the last.
-        """
+        """(claim, first character of its value, end): a fact, or the text up to a last guess."""
         key = tuple(name.part for name in names)
         facts = self.chart.table.get(key) or [(key[0][1], *[""] * len(self.kinds))]
         said = *facts[0][:-1], " ".join(self.texts[first.start : value.end])
@@ -274,8 +270,8 @@ class Reader:
                 found = [before]
             else:  # the last name, the first one behind, or that of the guess before
                 several = [len(self.kinds) > 1 or isinstance(v.part, tuple) for v in run]
-                several[0] = several[0] or free
                 found = [before[-1:] if may else [] for may in several]
+                found[0] = before[-1:] if free else found[0]
                 if behind and not (free and len(run) == 1) and self.is_tied(run[-1], behind[0]):
                     found[-1] = behind[:1]
                 for v in range(1, len(run)):

@@ -1,9 +1,8 @@
 """Which operation leads from the facts to the answer: the refiner's Reasoning, by rules.
 
 A question's words ask for steps: a cell read off, the highest, a count, a sum, two of these
-compared. A step is stated only where the cells shown give the answer by it, to its digits. Left
-out: colours and places in the picture, the second highest, anything of more than two steps. What
-isn't found stays without a reason and a conclusion: invented arithmetic would be memorized.
+compared. A step is stated only where the cells shown give the answer by it, to its digits: invented
+arithmetic would be memorized. Left out: colours and places, the second highest, longer derivations.
 """
 
 import math
@@ -74,10 +73,8 @@ def shows(fact, answer: str) -> bool:
 
 
 def derive(question: str, facts: list, answer: str) -> Step:
-    """How the facts lead to the answer; without reasoning where no step does.
-
-    It is looked for among the facts that the question names, then among all, then in each row and
-    column of a table, of which one alone must fit: the question may mean a colour.
+    """How the facts lead to the answer, without reasoning where no step does: of those that the
+    question names, of all, of one row or column of a table alone (the question may mean a colour).
     """
     text, mentioned = question.casefold(), mentioned_facts(question, facts)
     numbers = [fact for fact in facts if value(fact) is not None]
@@ -88,8 +85,7 @@ def derive(question: str, facts: list, answer: str) -> Step:
         lines[1, fact[1]].append(fact)
 
     def find(scope):
-        stated = (conclude(step, answer) for step in steps(text, scope, named))
-        return next(filter(None, stated), None)
+        return next(filter(None, (conclude(s, answer) for s in steps(text, scope, named))), None)
 
     for scope in [named] if lines and SEEN & ask(text, mentioned) else [named, numbers]:
         if found := find(scope) or compare(text, scope, named, answer):
@@ -175,18 +171,16 @@ def compare(text: str, facts: list, named: list, answer: str) -> Step | None:
     if len(sides) != 2 or None in sides or sides[0] == sides[1]:
         return None
     found = relation(sides[0].result, sides[1].result)
-    if answer.casefold() != ("yes" if found == is_so else "no"):
-        return None
     one, other = (f"{step.reasoning} {step.result:.10g}" for step in sides)
     shown = [fact for fact in facts if fact in sides[0].facts + sides[1].facts]
     how = f"{one} and {other}: the first is {found} the second, so {answer}"
-    return Step(shown, "compare the two", how)
+    right = answer.casefold() == ("yes" if found == is_so else "no")
+    return Step(shown, "compare the two", how) if right else None
 
 
 def side(text: str, facts: list) -> Step | None:
     """The one thing that a side of a comparison asks for, if it is one."""
-    number = read_value(text.strip(" ?"))
-    if number is not None:
+    if (number := read_value(text.strip(" ?"))) is not None:
         return Step([], "", "the number given is", number)
     named = [fact for fact in mentioned_facts(text, facts) if fact in facts]
     found = list(steps(text, named or facts, named))

@@ -1,8 +1,7 @@
 """Numbers, words and names: the tokens of a text, and which of a picture's names begins at one.
 
-Left out: paraphrased names, decimal commas, numbers in words, conversion of units, and scales: "3.0
-million" is 3.0, since a chart's table mostly leaves its unit out. Which value is stated for which
-name: claims.py.
+Left out: paraphrased names, decimal commas, numbers in words, and scales and units: "3.0 million"
+is 3.0, since a chart's table mostly leaves them out.
 """
 
 import math
@@ -12,8 +11,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from data.example import WRAPPING, fact_name
-
-# ---- numbers ------------------------------------------------------------------------------------
 
 # full-width forms and other minus signs
 PLAIN = {0xFF01 + i: chr(0x21 + i) for i in range(94)} | dict.fromkeys(map(ord, "−–‒﹣"), "-")
@@ -44,10 +41,8 @@ def unwrap(text: str) -> str:
 
 
 def clean_answer(text: str) -> str:
-    """The bare answer: no markdown, quotes, final dot; a number as Python reads it.
-
-    "12 percent" is "12%", "US$1,200" and "1 200" are "1200", "−5" is "-5", "\\boxed{5}" is "5".
-    Labels go through it too.
+    """An answer, or a label, without markup; a number as Python reads it: "12 percent" is "12%",
+    "US$1,200" and "1 200" are "1200", "−5" is "-5", "\\boxed{5}" is "5".
     """
     text = unwrap(text.translate(PLAIN))
     if not (found := AMOUNT.fullmatch(text)):
@@ -57,9 +52,8 @@ def clean_answer(text: str) -> str:
 
 
 def to_number(text: str) -> float | None:
-    """The number that a cleaned answer is, "%" dividing by 100, nan for "inf" or "1e999"; or None.
-
-    A nan is close to nothing, so that it is no right answer, not even to itself.
+    """The number that a cleaned answer is, "%" dividing by 100, or None; "inf" and "1e999" are nan,
+    which is close to nothing, not even to itself.
     """
     try:
         value = float(text.replace("_", "?").removesuffix("%"))  # 1_000 is Python's own
@@ -150,14 +144,12 @@ def name_words(text: str) -> tuple[str, ...]:
 
 
 class Chart(NamedTuple):
-    """The names of a picture's facts.
+    """The names of a picture's facts."""
 
-    spellings: names without blanks (tables read off images have theirs wrong: "Spa in") to
-    ((kind, name), ...), None where a name only begins so. table: (row,) or (row, column) to facts.
-    """
-
+    # a name without blanks (tables read off images have theirs wrong: "Spa in") to its meaning,
+    # ((kind, words), ...); None where a name only begins so
     spellings: dict
-    table: dict
+    table: dict  # (row,) or (row, column), as words, to its facts
     open: bool  # whether names of other things are wrong: not where the facts are equations
 
 
@@ -175,7 +167,8 @@ def read_chart(facts: tuple) -> Chart:
             also.append((name_words(SHORTENING.split(text)[0]), (part,)))
         called.append((sum(names, ()), tuple(enumerate(names))))
         if read_value(fact[-1]) is None:
-            also.append((name_words(fact[-1]), ((None, name_words(fact[-1])),)))
+            said = name_words(fact[-1])
+            also.append((said, ((None, said),)))
     if all(fact_name(fact) in COLOURS for fact in facts):
         also += [((colour,), ((0, (UNKNOWN, colour)),)) for colour in COLOURS]
     spellings = {}
@@ -185,8 +178,7 @@ def read_chart(facts: tuple) -> Chart:
             spellings.setdefault(spelt[:end], None)
         if spelt and spellings.get(spelt) is None:
             spellings[spelt] = meaning
-    equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
-    return Chart(spellings, table, bool(facts) and not equations)
+    return Chart(spellings, table, not any(EQUATION.search(fact_name(fact)) for fact in facts))
 
 
 def find_names(tokens: list[Token], spellings: dict) -> Iterator[tuple[int, int, tuple]]:
