@@ -9,9 +9,10 @@ import torch
 from rollout import rollout
 from tools import bench, sides
 
-LLAVA = sides.SIZES["small"]
+LLAVA = sides.Size((64, 2, 4, 1, 128, 1024), (32, 1, 4, 64, 28), (28, 28), [(1, 1)], 6, 2)
 QWEN = replace(LLAVA, text=(64, 2, 4, 2, 128, 1024), tower=(32, 1, 2, 64), image=(56, 84), tiles=[])
 ARGS = Namespace(size="small", prompts=2, num_generations=4, num_iterations=2, train_vision=False)
+sides.SIZES["small"] = LLAVA
 
 
 @pytest.mark.parametrize("size", [LLAVA, QWEN], ids=["llava", "qwen2vl"])
@@ -36,13 +37,6 @@ def test_both_sides_compute_the_same(monkeypatch, size):
     assert any(a.any() for a in found[0])
 
 
-@pytest.mark.parametrize("size, billions", [("0.5b", 0.89), ("2b", 2.21)])
-def test_the_large_sizes_are_the_published_ones(size, billions):
-    with torch.device("meta"):
-        model, _ = sides.build_model(sides.SIZES[size], "meta")
-    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
-
-
 def test_a_step_updates_num_iterations_times_and_moves_no_weight(monkeypatch):
     norms = []
     clip = lambda p, _: norms.append(sum(q.grad.norm() for q in p if q.grad is not None))
@@ -56,14 +50,13 @@ def test_a_step_updates_num_iterations_times_and_moves_no_weight(monkeypatch):
     assert all(map(torch.equal, before, case.model.parameters()))
 
 
-def test_a_row_says_both_sides_and_the_ratio(tmp_path, capsys, monkeypatch):
+def test_a_row_says_both_sides_and_the_ratio_and_is_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "peak", lambda function: 2**20)
-    kept = str(tmp_path / "out.json")
-    flags = "--size small --repeats 2 --sides update update_padded grpo_step --json"
-    bench.main([*flags.split(), kept])
+    sides_of = "--sides update update_padded grpo_step"
+    bench.main(f"--size small --repeats 2 {sides_of} --json {tmp_path}/out.json".split())
     said = capsys.readouterr().out
     assert "| 41 x 2, 8 | update, packed |" in said and said.count("| 1.00x |") == 1
-    bench.main(["--table", kept])
+    bench.main(["--table", f"{tmp_path}/out.json"])
     assert capsys.readouterr().out == said
 
 

@@ -7,20 +7,17 @@ from pathlib import Path
 import pytest
 
 from data import InputError
-from tools import compare
+from tools import compare, growth
 from tools.tables import paired, read_records, table
 
 README = Path("results/README.md").read_text()
+COMMANDS = re.findall(r"`python -m tools\.compare\s(--table[^`]+)`", README)
 
 
 def record(row, seed, test, **changed):
-    reading = {"accuracy": test}
-    final = {"test": {"greedy": reading, "sampled": reading}}
-    plain = {"row": row, "seed": seed, "base_seed": 0, "trace_noise": 0.5, "base_format_rate": 0}
-    return {**plain, "base": {}, "final": final, **changed}
-
-
-COMMANDS = re.findall(r"`python -m tools\.compare\s(--table[^`]+)`", README)
+    final = {"test": dict.fromkeys(("greedy", "sampled"), {"accuracy": test})}
+    about = {"base_seed": 0, "trace_noise": 0.5, "base_format_rate": 0, "base": {}}
+    return {"row": row, "seed": seed, **about, "final": final, **changed}
 
 
 @pytest.mark.parametrize("argv", [*COMMANDS, "--table results/curr_reft.json"])
@@ -28,6 +25,11 @@ def test_results_readme_has_the_table_that_its_command_prints(argv, capsys):
     compare.main(argv.split())
     *_, last = capsys.readouterr().out.strip().split("\n\n")
     assert last in README
+
+
+def test_results_readme_has_what_growth_prints(capsys):
+    growth.main([])
+    assert {*capsys.readouterr().out.splitlines()} <= {*README.splitlines()}
 
 
 def test_rows_of_one_name_with_other_bases_or_lengths_are_told_apart():
@@ -64,12 +66,11 @@ def test_a_finished_run_is_read_and_kept_unless_flags_or_code_differ(tmp_path, m
         (tmp_path / name).write_text(json.dumps(content))
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     monkeypatch.setattr(compare, "code_version", lambda: "one")
-    flags = ["train.py", "--seed", "0", "--no-eval_base"]
-    found = compare.run("sft", flags, tmp_path, str(tmp_path))
-    assert found["share_equal"] == 0.75 and found["largest_fall"] == pytest.approx(0.1)
+    compare.run("sft", ["train.py", "--seed", "0", "--no-eval_base"], tmp_path, str(tmp_path))
     kept = json.loads((tmp_path / f"{tmp_path.name}.json").read_text())
     assert (kept["command"], kept["commit"]) == ("train.py --seed 0", "abc")
-    assert kept["records"][0]["row"] == "sft"
+    found = kept["records"][0]
+    assert (found["row"], found["share_equal"], found["largest_fall"]) == ("sft", 0.75, 0.1)
     monkeypatch.setattr(compare, "code_version", lambda: "two")
     with pytest.raises(InputError, match="code one, code two, seed 0, seed 1"):
         compare.run("sft", ["train.py", "--seed", "1"], tmp_path)
@@ -88,6 +89,6 @@ def test_each_base_is_made_by_one_run_before_the_others_start(monkeypatch):
     assert all(flags[flags.index("--eval_size") + 1] == "9" for flags in runs)
 
 
-@pytest.mark.parametrize("argv", ["nothing", "--table {tmp}/x", "--table {tmp}"])
+@pytest.mark.parametrize("argv", ["nothing", "sft --paired a", "--table {tmp}/x", "--table {tmp}"])
 def test_what_cannot_be_compared_is_one_line_and_code_2(argv, tmp_path, refused):
     refused(compare.main, argv.format(tmp=tmp_path))

@@ -5,10 +5,9 @@
     python -m tools.bench --size 0.5b --json out.json     on a GPU; 0.5b and 2b: published shapes
     python -m tools.bench --table out.json                the table of kept results
 
-All sides have the same random weights, prompts, G and C, and take turns; a side's least repeat
-counts, on a CPU in CPU seconds. Every response has exactly C tokens. Memory is the peak of all
-tensors beyond the loaded model. A ratio is the other side's figure divided by ours. Left out:
-quality (tools/compare.py), several GPUs.
+All sides have the same random weights, prompts, G and C, and take turns; every response has C
+tokens. Seconds are a side's least, on a CPU of CPU time; memory is the peak of all tensors beyond
+the loaded model; a ratio is theirs divided by ours. Left out: quality (tools/compare.py).
 """
 
 import argparse
@@ -60,32 +59,25 @@ def bench(args: argparse.Namespace) -> dict:
     result |= {"train_vision": args.train_vision, "bytes": {}, "seconds": {}}
     for name in tqdm(names, "memory", unit="side"):
         result["bytes"][name] = peak(lambda: SIDES[name](case))
+    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
     for name in tqdm(names * args.repeats, "seconds", unit="run"):
-        result["seconds"].setdefault(name, []).append(lap(lambda: SIDES[name](case)))
+        start = clock()
+        SIDES[name](case)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        result["seconds"].setdefault(name, []).append(clock() - start)
     return result
 
 
-def lap(function: Callable[[], object]) -> float:
-    """The seconds that a call takes; on a CPU those that this process had."""
-    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
-    start = clock()
-    function()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def peak(function: Callable[[], object]) -> int:
-    """Bytes of tensors at the peak of two calls, beyond what is there before them; in the second
-    one TRL has its optimizer's states.
-    """
+    """Bytes of tensors at the peak of two calls, beyond what is there before them."""
     gc.collect()  # else what others left might be freed, and counted, in here
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-        function()
+        function()  # now TRL has its optimizer's states
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated() - before
     events = profiler.profiler.kineto_results.events()

@@ -3,9 +3,8 @@
     python -m tools.compare sft grpo two_stage dyme --seeds 0 1 2 --out results/mine
     python -m tools.compare --table results/mine [--brief] [--paired dyme two_stage sft]
 
-Each run is `train.py` in a process of its own, so that what is compared is what a user runs. A run
-that is finished is not run again, as long as its flags and the code are the same. --out keeps each
-run's result as a file as soon as it has ended. Left out: choosing the better of two settings.
+Each run is `train.py` in a process of its own. One that is finished is not run again, as long as
+flags and code are the same. --out keeps each run's result as a file as soon as it has ended.
 """
 
 import argparse
@@ -41,9 +40,7 @@ ROWS = {  # name: the program and its flags
 
 
 def row_flags(row: str) -> list[str]:
-    """The program and flags of a row, those that not every method uses behind a "--". InputError
-    for an unknown one.
-    """
+    """The program and flags of a row, behind "--" those that not every method uses; InputError."""
     name, *settings = row.split(":")
     method = name.removesuffix("_refined")
     if name not in ROWS and method not in METHODS:
@@ -79,9 +76,8 @@ def compare(args: argparse.Namespace) -> list[dict]:
 
 
 def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dict:
-    """The record of one training run, or of the finished one that the folder has; kept in `out`,
-    where one is asked for. InputError, with the last line that it said, if it fails, or if the
-    folder's run had other flags or another code.
+    """The record of a run, or of the finished one in its folder; a file in `out`, if that is given.
+    InputError if it fails, with the last line it said, or if that one had other flags or code.
     """
     told = " ".join(flags).removesuffix(" --no-eval_base")
     asked = [*told.split(" --"), f"code {code_version()}"]
@@ -102,10 +98,9 @@ def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dic
             raise InputError(f"{row}: {flags[0]} ended with code {code}: {last[:300]} (see {log})")
     with written_here(note):
         noted = read_json(note)
-        differ = ", ".join(sorted({*noted["asked"]} ^ {*asked}))
-    if differ:
-        other = f"its run had other flags or another code: {differ}"
-        raise InputError(f"{folder}: {other}; give another --output_dir, or remove the folder")
+        if differ := sorted({*noted["asked"]} ^ {*asked}):
+            other = f"its run had other flags or another code ({', '.join(differ)})"
+            raise InputError(f"{folder}: {other}; give another --output_dir, or remove the folder")
     record = read_record(row, folder)
     if out:
         kept = {
@@ -143,13 +138,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--brief", action="store_true", help="a table with fewer columns")
     add("--looks", action="store_true", help="and whose image the answers are about")
     add("--price", action="store_true", help="and what thinking costs")
-    add(
-        "--paired",
-        nargs="+",
-        metavar="ROW",
-        default=[],
-        help="and the first one's differences from others",
-    )
+    add("--paired", nargs="+", metavar="ROW", default=[], help="the first's difference from others")
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:end])
     args.flags, args.rows = argv[end + 1 :], list(dict.fromkeys(args.rows))
@@ -157,8 +146,6 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("give rows to run, or --table")
     if args.rows and not {*args.paired} <= {*args.rows}:
         parser.error(f"--paired: give some of {', '.join(args.rows)}")
-    for row in args.rows:
-        row_flags(row)
     return args
 
 

@@ -1,9 +1,8 @@
-"""What runs have logged, drawn: the pictures of the report and of the README.
+"""What runs have logged, drawn: the pictures of the report and of the README, by matplotlib.
 
     python -m tools.curves out/compare/base0-noise0.5-* results/runs/noise --out assets
 
 A variant, runs that differ only by seed, is a line: the mean over its seeds, each of them faint.
-matplotlib is optional. Left out: time as the horizontal axis.
 """
 
 import re
@@ -54,14 +53,12 @@ NOISE = {  # title: where a record has it
     "accuracy at temperature 1": (*FIRST, "sampled", "accuracy"),
     "stated facts that are true": (*FIRST, "sampled", "fact_precision"),
 }
-
-
 Variant = tuple[str, str, list[dict]]  # a label, its colour, runs as tables.read_run gives them
 
 
 def group_seeds(runs: list[dict]) -> list[Variant]:
-    """Runs that differ only by seed together, named by their method; where a method has several
-    such variants, by the folder of their first run. The first one of a method has its colour.
+    """Runs that differ only by seed together, named by their method, or where that has several such
+    variants by their first folder. The first one of a method has its colour.
     """
     groups = {}
     for run in runs:
@@ -77,14 +74,12 @@ def group_seeds(runs: list[dict]) -> list[Variant]:
 
 
 def lines_of(runs: list[dict], metric: str) -> list[dict[float, float]]:
-    """{step: value} of each run, and last their mean. A metric of the steps, which is noisy, is the
-    mean over a fortieth of the run on either side.
-    """
+    """{step: value} of each run, and last their mean; what steps log is a moving mean."""
     lines = []
     for run in runs:
         points = {at["step"]: at[metric] for at in run["lines"] if at.get(metric) is not None}
         values = [*points.values()]
-        reach = 0 if metric.startswith("val/") else len(values) // 40
+        reach = 0 if metric.startswith("val/") else len(values) // 40  # on either side
         near = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
         lines.append(dict(zip(points, map(fmean, near))))
     steps = sorted(set().union(*lines))
@@ -99,16 +94,12 @@ def draw(variants: list[Variant]) -> "dict[str, Figure]":
 
 
 def draw_records(kept: str, records: list[dict]) -> "dict[str, Figure]":
-    """Results kept by this name: what the traces' noise does; of a single noise, accuracies on the
-    way and by the image that is shown.
-    """
+    """Kept results: what the traces' noise does; of one noise, accuracies on the way, and looks."""
     runs = []
     for (row, _), found in by_row(records).items():
         for record in found:  # as read_run gives a run; NOISE's lines have the noise as their step
             read = zip(record.get("on_the_way", ()), record["val"])
-            lines = [
-                {"step": at["step"], "val/accuracy": value} for at, value in read if at["step"]
-            ]
+            lines = [{"step": at["step"], "val/accuracy": x} for at, x in read if at["step"]]
             noisy = {f"val/{title}": find(record, names) for title, names in NOISE.items()}
             lines.append({"step": record["trace_noise"], **noisy})
             runs.append({**record, "config": {"method": row}, "lines": lines})
@@ -174,10 +165,7 @@ def plot_modes(variants: list[Variant]) -> "Figure | None":
 
 def plot_looks(variants: list[Variant]) -> "Figure":
     """Accuracy at temperature 1 by the image shown: a bar per variant, the best first; its spread."""
-
-    def seen(variant: Variant, title: str) -> list[float]:
-        return [find(run, LOOKS[title][1:]) for run in variant[2]]
-
+    seen = lambda variant, title: [find(run, LOOKS[title][1:]) for run in variant[2]]
     order = sorted(variants, key=lambda variant: fmean(seen(variant, "own image")), reverse=True)
     figure = Figure(figsize=(7, 0.4 * len(order) + 1))
     ax = figure.subplots()
@@ -195,12 +183,9 @@ def plot_looks(variants: list[Variant]) -> "Figure":
 
 
 def main(argv: list[str]) -> None:
-    """The command line: the pictures as PNG files, named by what they show; those of kept results
-    by their file or folder too.
-    """
+    """The command line: PNG files named by what they show, of kept results by their folder too."""
     parser = Parser("tools.curves", description="Pictures of runs and of kept results.")
-    told = "folders that train.py wrote; files and folders that tools.compare --out wrote"
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help=told)
+    parser.add_argument("sources", nargs="+", help="folders of train.py or tools.compare --out")
     parser.add_argument("--out", default="assets", metavar="FOLDER", help="where they go")
     args = parser.parse_args(argv)
     if matplotlib is None:

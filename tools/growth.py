@@ -19,9 +19,8 @@ from tools.sides import CHART, SIZES, build_model
 from tools.tables import markdown
 
 # an RTX 4090 by its data sheet, 165 TFLOP/s (bf16) and 1008 GB/s, at 40 and 60 %; and seconds of a
-# layer in a decode step that do no arithmetic. With three constants set by hand, 76 GFLOP/s, 52 in
-# decode steps, and the same seconds, the formulas are within 14 % of all figures of one CPU core
-# that are in results/bench-{p700,p700x4,p3000}.json.
+# layer in a decode step that do no arithmetic. With 76 GFLOP/s, 52 in decode steps, the formulas
+# are within 14 % of all figures of one CPU core in results/bench-{p700,p700x4,p3000}.json.
 RATE, BANDWIDTH, PER_LAYER = 66e12, 605e9, 1.0e-3
 SIZE = 2  # bytes of a number
 CHARTQA = 28_299  # training questions
@@ -38,36 +37,31 @@ FAMILIES = {
 }
 
 
-def parts(text: tuple, tower: tuple, patches: int, tile: int, prompt: int) -> list[float]:
-    """Seconds of a step's tower, prefill, decode and update. An update costs three forwards; a
-    token's product with a matrix of n numbers 2n FLOP, attention 4 * width * keys.
-    """
-    width, layers, heads, key_heads, mlp, vocabulary = text
-    key_width = width // heads * key_heads
-    numbers = layers * width * (2 * width + 2 * key_width + 3 * mlp)
-    head = vocabulary * width
-    attention = 4 * layers * width  # per query and key
-    own = 2 * numbers * prompt + attention * prompt**2 / 2  # one prompt, once
-    token = 2 * numbers + attention * (prompt + C / 2) + 2 * head  # one token of a response
-    tower_width, tower_layers, tower_mlp = tower
-    patch = 2 * (4 * tower_width**2 + 2 * tower_width * tower_mlp) + 4 * tower_width * tile
-    seen = tower_layers * patch * patches
-    cached = 2 * layers * key_width * SIZE  # bytes of a token's keys and values
-    read = SIZE * (numbers + head) + cached * P * prompt
-    read += 3 * cached * P * G * C / 2  # what the responses have said is read, and moved once
-    decode = C * (layers * PER_LAYER + P * G * token / RATE + read / BANDWIDTH)
-    update = 3 * P * (own + G * C * token) / RATE
-    return [P * seen / RATE, P * own / RATE, decode, update]
-
-
 def seconds_table() -> str:
-    """Seconds per step and hours of ten epochs on that card, all groups explored."""
+    """Seconds per step and hours of ten epochs on that card, all groups explored. An update costs
+    three forwards; a token's product with a matrix of n numbers 2n FLOP, attention 4 * width * keys.
+    """
     heads = ["model", "prompt, tokens", "images", "tower", "prefill", "decode", "update"]
     lines = []
-    for name, (*model, image) in FAMILIES.items():
-        seconds = [P * image, *parts(*model)]
+    for name, (text, tower, patches, tile, prompt, image) in FAMILIES.items():
+        width, layers, query_heads, key_heads, mlp, vocabulary = text
+        key_width = width // query_heads * key_heads
+        numbers = layers * width * (2 * width + 2 * key_width + 3 * mlp)
+        head = vocabulary * width
+        attention = 4 * layers * width  # per query and key
+        own = 2 * numbers * prompt + attention * prompt**2 / 2  # one prompt, once
+        token = 2 * numbers + attention * (prompt + C / 2) + 2 * head  # one token of a response
+        tower_width, tower_layers, tower_mlp = tower
+        patch = 2 * (4 * tower_width**2 + 2 * tower_width * tower_mlp) + 4 * tower_width * tile
+        seen = tower_layers * patch * patches
+        cached = 2 * layers * key_width * SIZE  # bytes of a token's keys and values
+        read = SIZE * (numbers + head) + cached * P * prompt
+        read += 3 * cached * P * G * C / 2  # what the responses have said is read, and moved once
+        decode = C * (layers * PER_LAYER + P * G * token / RATE + read / BANDWIDTH)
+        update = 3 * P * (own + G * C * token) / RATE
+        seconds = [P * image, P * seen / RATE, P * own / RATE, decode, update]
         totals = [f"{sum(seconds):.0f}", f"{sum(seconds) * 10 * CHARTQA / P / 3600:.0f}"]
-        lines.append([name, str(model[-1]), *(f"{value:.1f}" for value in seconds), *totals])
+        lines.append([name, str(prompt), *(f"{value:.1f}" for value in seconds), *totals])
     return markdown([*heads, "s per step", "hours"], lines)
 
 

@@ -2,16 +2,14 @@
 
     python -m tools.report out/charts-dyme out/charts-grpo ... [--out report.html]
 
-Results, learning curves (tools/curves.py), and rollouts as a person can judge them: what was asked,
-the G samples, what the switch made of them. Numbers that state a fact are marked right or wrong,
-and tokens by their push, up or down. The page is one file, needs no network and no script, and
-trusts nobody: whatever a model wrote gets into it through `esc` alone.
+Results, learning curves (tools/curves.py), and rollouts: what was asked, the G samples, what became
+of them. Numbers that state a fact are marked right or wrong, tokens by their push, up or down. The
+page needs no network and no script; what a model wrote gets into it through `esc` alone.
 """
 
 import base64
 import html
 import io
-import re
 import sys
 from pathlib import Path
 from string import Template
@@ -25,13 +23,7 @@ from tools import curves
 from tools.curves import MODES, Variant, group_seeds
 from tools.tables import cells, main_columns, read_run
 
-SHOWN_STEPS = 16  # logged steps of a variant
-VERDICTS = {
-    "memorize": "so the reference is memorized, and the samples contribute nothing.",
-    "explore": "so the samples are explored: each is made more or less likely by its advantage.",
-    "skip": "so there is nothing to learn, and the group is skipped.",
-    "collapse": "and all rewards are equal: every advantage is 0 (advantage collapse).",
-}
+SHOWN_STEPS = 16  # of a variant, of those that groups.jsonl has
 REWARDS = {"format": "format", "accuracy": "accuracy", "thinking": "thinking", "total": "reward"}
 
 
@@ -57,9 +49,7 @@ def marked(text: str, facts: list) -> str:
 
 
 def pushed(pushes: list, largest: float) -> str:
-    """The tokens of a text with what the update does to each (lib.groups.token_pushes), folded up;
-    the stronger its colour, the closer a push is to the group's largest. Nothing without any.
-    """
+    """A text's tokens, each with its push (lib.groups.token_pushes), the largest in full colour."""
     tokens = ""
     for text, push in pushes:
         number = "" if abs(push) < 0.05 else f"{push:+.1f}".replace("-", "−")
@@ -70,26 +60,14 @@ def pushed(pushes: list, largest: float) -> str:
     return f'<details class="push">{folded}</details>' if tokens else ""
 
 
-def gallery(lines: list[dict]) -> str:
-    """The groups of a run's groups.jsonl, of about SHOWN_STEPS steps from its first to its last;
-    the first one that was explored is open.
-    """
-    steps = list(dict.fromkeys(line["step"] for line in lines))
-    shown = steps[:: -(-len(steps) // SHOWN_STEPS) or 1]
-    opened = next((line for line in lines if line["mode"] == "explore"), None)
-    return "".join(group_card(line, line is opened) for line in lines if line["step"] in shown)
-
-
 def group_card(line: dict, opened: bool) -> str:
     """One group: what was asked, what the samples were, what became of them."""
     mode, responses, facts = line["mode"], line["responses"], line["facts"]
     correct = sum(response["correct"] > 0.5 for response in responses)
-    equal = mode == "explore" and len({response["total"] for response in responses}) == 1
-    verdict = f"{correct} of {len(responses)} correct, {VERDICTS['collapse' if equal else mode]}"
-    if not responses:
-        verdict = "This step memorizes without sampling."
-    image = str(line["image"])
-    safe = re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", image)
+    verdict = f"{correct} of {len(responses)} samples are correct" if responses else "no samples"
+    if mode == "explore" and len({response["total"] for response in responses}) == 1:
+        verdict += ", and all rewards are equal: every advantage is 0 (advantage collapse)"
+    image = f'<img src="{esc(line["image"])}" alt="the chart">' if line["image"] else ""
     told = "".join(f"<li>{esc(' '.join(map(str, n)))} <b>{esc(v)}</b></li>" for *n, v in facts)
     texts = [line.get("target_pushes", []), *(each.get("pushes", []) for each in responses)]
     largest = max((abs(push) for pushes in texts for _, push in pushes), default=0) or 1
@@ -107,7 +85,7 @@ def group_card(line: dict, opened: bool) -> str:
 <summary>step {int(line["step"])} <span class="mode" style="--c:{MODES[mode]}">{mode}</span>
 <span class="pips" aria-hidden="true">{"●" * correct}{"○" * (len(responses) - correct)}</span>
 {esc(line["question"])}</summary>
-<div class="both"><div class="ask">{f'<img src="{image}" alt="the chart">' if safe else ""}
+<div class="both"><div class="ask">{image}
 <p class="question">{esc(line["question"])}</p>
 <p><small>reference answer</small> <b>{esc(line["answer"])}</b></p>
 <ul class="facts">{told}</ul></div>
@@ -167,8 +145,12 @@ def page(variants: list[Variant]) -> str:
     for label, _, runs in variants:
         path = runs[0]["folder"] / "groups.jsonl"
         with written_here(path):
-            groups = gallery(read_lines(path, ("step",), cut=False))
-        rollouts += f"<h3>{esc(label)}</h3>{groups}"
+            groups = read_lines(path, ("step",), cut=False)
+            steps = [*dict.fromkeys(line["step"] for line in groups)]
+            shown = steps[:: -(-len(steps) // SHOWN_STEPS) or 1]
+            opened = next((line for line in groups if line["mode"] == "explore"), None)
+            cards = [group_card(line, line is opened) for line in groups if line["step"] in shown]
+        rollouts += f"<h3>{esc(label)}</h3>{''.join(cards)}"
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     about, results = esc("of " + ", ".join(folders)), results_table(variants)
     return template.substitute(about=about, results=results, pictures=pictures, rollouts=rollouts)

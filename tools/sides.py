@@ -55,7 +55,6 @@ HALF_B, HALF_B_TOWER = (896, 24, 14, 2, 4864, 152_000), (1152, 26, 16, 4304, 384
 # Qwen/Qwen2-VL-2B-Instruct
 TWO_B, TWO_B_TOWER = (1536, 28, 12, 2, 8960, 151_936), (1280, 32, 16, 1536)
 SIZES = {
-    "small": Size((64, 2, 4, 1, 128, 1024), (32, 1, 4, 64, 28), (28, 28), [(1, 1)], 6, 2),
     "p700": Size(QUARTER, QUARTER_TOWER, (252, 252), [(1, 1)], 128, 1),
     "p3000": Size(QUARTER, QUARTER_TOWER, (1008, 504), [(2, 4)], 128, 1),
     "0.5b": Size(HALF_B, HALF_B_TOWER, CHART, GRID, 256, 4, torch.bfloat16),
@@ -81,13 +80,11 @@ def build_model(size: Size, device: str, freeze_vision: bool = True):
         tower, tiles, images, texts = dict(zip(QWEN_TOWER, size.tower)), {}, {}, {}
         head = size.text[0] // size.text[2]  # rotary frequencies of time, height and width:
         sections = [head // 8, 3 * head // 16, 3 * head // 16]
-        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
-        text["rope_parameters"] = rope
+        text["rope_parameters"] = {"rope_type": "default", "mrope_section": sections}
     roles = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = dict(zip(roles, tokenizer.convert_tokens_to_ids(tokens)))
-    config = transformers.AutoConfig.for_model(
-        name, text_config=text, vision_config=tower, tie_word_embeddings=True, **ids, **tiles
-    )
+    halves = {"text_config": text, "vision_config": tower, "tie_word_embeddings": True}
+    config = transformers.AutoConfig.for_model(name, **halves, **ids, **tiles)
     processor_class, image_class = processor_classes(FAMILIES[name])
     template = tokenizer.chat_template.replace("<image>", placeholder)
     processor = processor_class(image_class(**images), tokenizer, chat_template=template, **texts)
@@ -100,9 +97,7 @@ def build_model(size: Size, device: str, freeze_vision: bool = True):
 
 
 def build_case(args: argparse.Namespace) -> SimpleNamespace:
-    """What the sides work on, the same at every call: model, processor, config, P groups of G rows,
-    random completions of C tokens; lengths: the arguments of a rollout.
-    """
+    """What the sides work on: P groups of G rows of C random tokens, and what they are made of."""
     torch.set_num_threads(1)
     size, G = SIZES[args.size], args.num_generations
     P, C = args.prompts or size.prompts, size.completion_length
@@ -154,17 +149,16 @@ def step(case: SimpleNamespace, skip: bool = False) -> None:
 
 def batch(groups: list[Group]) -> dict[str, torch.Tensor]:
     """Prompts of one length as transformers takes them, one to a row."""
-    rows = []
-    for prompt in (group.prompt for group in groups):
-        types = {} if prompt.token_types is None else {"mm_token_type_ids": prompt.token_types}
-        rows.append({"input_ids": prompt.input_ids, **types, **prompt.images})
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    prompts = [group.prompt for group in groups]
+    rows = [
+        {"input_ids": p.input_ids, "mm_token_type_ids": p.token_types} | p.images for p in prompts
+    ]
+    names = [name for name, value in rows[0].items() if value is not None]
+    return {name: torch.cat([row[name] for row in rows]) for name in names}
 
 
 def update_padded(case: SimpleNamespace) -> None:
-    """The same update from G rows [prompt, completion] per prompt, the way TRL does it: the vision
-    tower runs G times, the head on completions alone.
-    """
+    """The same update as TRL does it, from G rows [prompt, completion], the tower running G times."""
     for group in case.groups:
         ids = torch.tensor([row.token_ids for row in group.rows], device=DEVICE)  # (G, C)
         inputs, length = batch([group] * len(ids)), ids.shape[1]
@@ -175,25 +169,19 @@ def update_padded(case: SimpleNamespace) -> None:
         predictors = hidden[:, -length - 1 : -1].flatten(0, 1)
         logprobs = token_logprobs(case.model, predictors, ids.flatten())[0].view_as(ids)
         weights = torch.tensor([row.weight for row in group.rows], device=DEVICE)
-        mask = torch.ones_like(logprobs)
-        grpo_loss(logprobs, None, weights, mask, normalizer=len(ids))[0].backward()
+        loss, _ = grpo_loss(logprobs, None, weights, torch.ones_like(logprobs), normalizer=len(ids))
+        loss.backward()
     case.model.zero_grad()
 
 
 def generate(case: SimpleNamespace, top_k: int = 0) -> torch.Tensor:
     """transformers' generate. Gives token ids (P * G, C). top_k: 1 is greedy."""
     inputs, (G, C) = batch(case.groups), case.lengths.values()
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     lengths = {"num_return_sequences": G, "max_new_tokens": C, "min_new_tokens": C}
-    tokens = case.model.generate(
-        **inputs,
-        **lengths,
-        attention_mask=torch.ones_like(inputs["input_ids"]),
-        suppress_tokens=case.model.forbidden_ids,
-        pad_token_id=case.processor.tokenizer.pad_token_id,
-        do_sample=True,
-        top_k=top_k,
-    )
-    return tokens[:, -C:]
+    drawn = {"do_sample": True, "top_k": top_k, "suppress_tokens": case.model.forbidden_ids}
+    pad = case.processor.tokenizer.pad_token_id
+    return case.model.generate(**inputs, **lengths, **drawn, pad_token_id=pad)[:, -C:]
 
 
 def trl_trainer(case: SimpleNamespace):
@@ -205,26 +193,22 @@ def trl_trainer(case: SimpleNamespace):
     trl.trainer.utils._use_triton = lambda device: True
     (G, C), updates = case.lengths.values(), case.config.num_iterations
     chats = [[{"role": "user", "content": f"{THINK}\n{e.question}"}] for e in case.examples]
-    data = {"image": [example.image for example in case.examples], "prompt": chats}
+    images = [example.image for example in case.examples]
+    data = datasets.Dataset.from_dict({"image": images, "prompt": chats})
     settings = {"output_dir": tempfile.mkdtemp(), "learning_rate": 0.0, "loss_type": "grpo"}
     settings |= {"per_device_train_batch_size": G, "gradient_accumulation_steps": len(chats)}
     settings |= {"max_steps": updates, "num_iterations": updates, "gradient_checkpointing": False}
     settings |= {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+    settings |= {"bf16": case.model.dtype == torch.bfloat16, **case.lengths}
     exact = {"min_new_tokens": C, "suppress_tokens": case.model.forbidden_ids}
-    bf16 = case.model.dtype == torch.bfloat16
-    trainer = trl.GRPOTrainer(
-        model=copy.deepcopy(case.model),
-        reward_funcs=reward,
-        args=trl.GRPOConfig(**settings, **case.lengths, generation_kwargs=exact, bf16=bf16),
-        train_dataset=datasets.Dataset.from_dict(data),
-        processing_class=case.processor,
-    )
+    config = trl.GRPOConfig(**settings, generation_kwargs=exact)
+    about = (copy.deepcopy(case.model), reward, config, data)
+    trainer = trl.GRPOTrainer(*about, processing_class=case.processor)
     trainer.remove_callback(transformers.PrinterCallback)
     # with several updates TRL 1.16 hands an argument on to where it isn't known
-    logprobs = trainer._get_per_token_logps_and_entropies
-    trainer._get_per_token_logps_and_entropies = lambda *args, batch_num_images=None, **kwargs: (
-        logprobs(*args, **kwargs)
-    )
+    asked = trainer._get_per_token_logps_and_entropies
+    known = lambda *args, batch_num_images=None, **kwargs: asked(*args, **kwargs)
+    trainer._get_per_token_logps_and_entropies = known
     return trainer
 
 

@@ -1,11 +1,10 @@
-"""Records of runs: read from where they are kept, and printed as markdown tables.
+"""Records, dicts of what is known of a run: read from where they are kept, and printed as tables.
 
-A record is a dict, what is known of one run: its row's name, seeds, readings. Left out: running
-anything (tools/compare.py), pictures (tools/curves.py).
+Left out: running anything (tools/compare.py), pictures (tools/curves.py).
 """
 
 import math
-from itertools import accumulate, groupby, product
+from itertools import accumulate, groupby
 from operator import itemgetter, sub
 from pathlib import Path
 from statistics import mean, stdev
@@ -39,8 +38,8 @@ PRICE = {  # what thinking costs: tokens, and CPU ms, per question
 
 
 def read_run(folder: str | Path) -> dict:
-    """A run as far as its folder has it: folder; lines, those of metrics.jsonl and val's readings as
-    "val/.."; all of result.json, or of the last checkpoint's state. InputError if it isn't one.
+    """A run of train.py as its folder has it: result.json or else the last checkpoint's state, and
+    as "lines" those of metrics.jsonl and val's readings, as "val/..". InputError where it has none.
     """
     folder, run = Path(folder), dict.fromkeys(("config", "base", "final"), {})
     lines = read_lines(folder / "metrics.jsonl", ("step",), cut=False)
@@ -84,7 +83,7 @@ def read_record(row: str, folder: Path) -> dict:
 
 def read_records(paths: list[str]) -> list[dict]:
     """The records of kept results, files or folders of them, each run once. InputError for a file
-    that isn't one, or where two files say different things of one run.
+    that isn't one, or where two say different things of one run.
     """
     runs, files = {}, []
     for path in map(Path, paths):
@@ -104,9 +103,7 @@ def read_records(paths: list[str]) -> list[dict]:
 
 
 def by_row(records: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """The records of each row and noise, by noise; a row is named with what tells it from others of
-    its name.
-    """
+    """The records of each row and noise, by noise; rows of one name are told apart."""
     found = {}
     for record in sorted(records, key=itemgetter("trace_noise")):
         label = record["row"]
@@ -132,19 +129,14 @@ def find(record: dict, names: tuple) -> float | None:
     return record
 
 
-def cell(values: list, scale: float = 100, digits: int = 1) -> str:
-    """The mean ± standard deviation of those that aren't None."""
-    values = [scale * value for value in values if value is not None]
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}" if values else ""
-
-
 def cells(records: list[dict], columns: dict[str, tuple]) -> list[str]:
-    """A cell per column, over the records."""
+    """A cell per column: the mean ± standard deviation of the records' values, None left out."""
     line = []
     for title, (scale, *names) in columns.items():
-        values = [find(record, names) for record in records]
-        line.append(cell(values, scale, 0 if title == "s" else 1))
+        found = [find(record, names) for record in records]
+        values, digits = [scale * x for x in found if x is not None], 0 if title == "s" else 1
+        spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+        line.append(f"{mean(values):.{digits}f}{spread}" if values else "")
     return line
 
 
@@ -154,22 +146,19 @@ def main_columns(records: list[dict], brief: bool = False) -> dict[str, tuple]:
     for split in records[0]["final"]:
         columns[split] = (100, "final", split, "greedy", "accuracy")
         columns[f"{split}, T = 1"] = (100, "final", split, "sampled", "accuracy")
-    more = {
-        "direct": (100, *FIRST, "direct", "accuracy"),
-        "facts true": (100, *FIRST, "sampled", "fact_precision"),
-        "grounded": (100, *FIRST, "greedy", "grounded"),
-        "equal rewards": (100, "share_equal"),
-        "largest fall": (100, "largest_fall"),
-        "s": (1, "seconds"),
-    }
-    long = ("direct", "equal rewards", "s") if brief else ()
-    return columns | {title: column for title, column in more.items() if title not in long}
+    columns["direct"] = (100, *FIRST, "direct", "accuracy")
+    columns["facts true"] = (100, *FIRST, "sampled", "fact_precision")
+    columns["grounded"] = (100, *FIRST, "greedy", "grounded")
+    columns["equal rewards"] = (100, "share_equal")
+    columns["largest fall"] = (100, "largest_fall")
+    columns["s"] = (1, "seconds")
+    for title in ("direct", "equal rewards", "s") if brief else ():
+        del columns[title]
+    return columns
 
 
 def table(records: list[dict], columns: dict[str, tuple]) -> str:
-    """Markdown: a line per base, and per row and noise; in each column the mean ± standard
-    deviation over the runs, in percent.
-    """
+    """Markdown: a line per base, and per row and noise; means ± standard deviations over runs."""
     bases = {}  # what the base stage taught; base seed: readings
     for record in records:
         if record["base"]:
@@ -186,9 +175,9 @@ def forms_table(records: list[dict]) -> str:
     columns = {f"{form}, {task}": (100, form, task) for form in FORMS for task in TASKS}
     rows = {}  # row and split: accuracies by form and task, of each run
     for record in records:
-        stages = record.get("stages") or {}
-        found = {"base ": record["base"]} if stages else {}
-        found |= {f"{record['row']} after {s}": result.get("final") for s, result in stages.items()}
+        found = {"base ": record["base"]} if record.get("stages") else {}
+        for stage, result in (record.get("stages") or {}).items():
+            found[f"{record['row']} after {stage}"] = result.get("final")
         for row, splits in found.items():
             for split, readings in (splits or {}).items():
                 run = {form: by_task(readings[form]) for form in FORMS}
@@ -198,9 +187,7 @@ def forms_table(records: list[dict]) -> str:
 
 
 def by_task(reading: dict) -> dict[str, float]:
-    """The means of a reading's "accuracy/<task of the data>" over the paper's three tasks:
-    detection-*, classification-*, and math, which is all others.
-    """
+    """The means of a reading's accuracy/detection-*, /classification-*, and all others: math."""
     found = {}
     for name, value in reading.items():
         if name.startswith("accuracy/"):
@@ -210,37 +197,31 @@ def by_task(reading: dict) -> dict[str, float]:
 
 
 def paired(records: list[dict], a: str, *others: str) -> str:
-    """a minus each of the others on the same base, noise and seed: mean difference in points with
-    Student's 95 % interval, and the same by Bonferroni's correction for so many comparisons.
-    InputError for a row without records.
+    """a minus each of the others on the same base, noise and seed: mean difference in points, 95 %
+    interval, and by Bonferroni's correction for so many comparisons. InputError for unknown rows.
     """
     rows, lines = {}, []
-    for r in records:
-        about = (r["trace_noise"], r["base_seed"], r["seed"], r["base_format_rate"])
-        rows.setdefault(r["row"], {})[about] = r["final"]
+    for record in records:
+        names = ("trace_noise", "base_seed", "seed", "base_format_rate")
+        rows.setdefault(record["row"], {})[tuple(record[name] for name in names)] = record
     if not others or not {a, *others} <= {*rows}:
-        asked = " ".join([a, *others])
-        raise InputError(f"--paired {asked}: give two or more rows of {', '.join(rows)}")
+        raise InputError(f"--paired: give two or more rows of {', '.join(rows)}")
     for b in others:
         for noise, both in groupby(sorted(rows[a].keys() & rows[b]), itemgetter(0)):
             pairs = [(rows[a][about], rows[b][about]) for about in both]
-            for split, reading in product(pairs[0][0], ("greedy", "sampled")):
-                found = [[run[split][reading]["accuracy"] for run in pair] for pair in pairs]
-                points = [100 * (ours - theirs) for ours, theirs in found]
-                if len(points) > 1:
-                    name = split if reading == "greedy" else f"{split}, T = 1"
+            for title, (_, *names) in main_columns(pairs[0], brief=True).items():
+                if names[-1] == "accuracy" and len(pairs) > 1:
+                    points = [100 * (find(x, names) - find(y, names)) for x, y in pairs]
                     spans = [span(points, 0.05), span(points, 0.05 / len(others))]
                     better = f"{sum(point > 0 for point in points)} of {len(points)}"
-                    mid = f"{mean(points):+.1f}"
-                    lines.append([f"{noise:g}", b, name, mid, *spans, better])
+                    lines.append([f"{noise:g}", b, title, f"{mean(points):+.1f}", *spans, better])
     heads = ["noise", f"{a} minus", "split", "points", "95 %", "corrected", f"{a} better in"]
     return markdown(heads, lines)
 
 
 def span(values: list[float], miss: float) -> str:
-    """Student's interval of a mean, which misses the true one with this probability.
-
-    With t = sqrt(freedom) tan(angle) the density of t is cos(angle) ** (freedom - 1).
+    """Student's interval of a mean, which misses the true one with this probability. With
+    t = sqrt(freedom) tan(angle) the density is cos(angle) ** (freedom - 1).
     """
     freedom, angles = len(values) - 1, np.linspace(0, math.pi / 2, 100_001)
     inside = np.cumsum(np.cos((angles[:-1] + angles[1:]) / 2) ** (freedom - 1))
