@@ -58,13 +58,3 @@ def test_a_row_says_both_sides_and_the_ratio_and_is_kept(tmp_path, capsys, monke
     assert "| 41 x 2, 8 | update, packed |" in said and said.count("| 1.00x |") == 1
     bench.main(["--table", f"{tmp_path}/out.json"])
     assert capsys.readouterr().out == said
-
-
-@pytest.mark.parametrize("argv", ["--json {tmp}/no/o.json", "--table {tmp}", "--table README.md"])
-def test_bad_files_are_one_line_and_code_2(argv, tmp_path, refused):
-    refused(bench.main, argv.format(tmp=tmp_path))
-
-
-def test_memory_is_the_peak_of_all_tensors_beyond_what_is_there():
-    held = torch.ones(2**20)  # 4 MB each
-    assert bench.peak(lambda: [held + 1, held + 2].clear()) // 2**20 in (8, 9)
