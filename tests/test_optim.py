@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from data.example import InputError
 from lib import optim
@@ -35,7 +36,7 @@ def test_rounding_is_right_on_average_and_never_further_than_a_neighbour(value):
     low, high = rounded.unique().tolist()  # two bf16 neighbours, on either side
     assert low < values[0].item() < high
     share = (values[0].item() - low) / (high - low)
-    assert ((rounded == high).float().mean().item() - share) == pytest.approx(0, abs=0.005)
+    assert (rounded == high).float().mean().item() == pytest.approx(share, abs=0.005)
 
 
 def test_a_bf16_number_and_an_infinity_are_rounded_to_themselves():
@@ -54,34 +55,20 @@ def test_in_fp32_it_is_torchs_adamw_whatever_the_chunks_and_biases_do_not_decay(
     assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
 
 
-def test_updates_too_small_for_bf16_move_the_weights():
-    moved = []
-    for build in (build_optimizer, lambda model, rate: torch.optim.AdamW(model.parameters(), rate)):
-        model = torch.nn.Linear(500, 400, bias=False).bfloat16()
-        model.weight.data.fill_(0.02)  # the next bf16 number is 1.2e-4 away
-        optimizer = build(model, 1e-6)
-        for _ in range(100):
-            model.weight.grad = torch.ones_like(model.weight)
-            optimizer.step()
-        moved.append((torch.tensor(0.02).bfloat16() - model.weight.float()).mean().item())
-    assert moved == [pytest.approx(100e-6, rel=0.1), 0.0]
-
-
 def test_a_loaded_state_draws_the_bits_that_the_unbroken_run_draws():
     model = linear(torch.bfloat16)
     optimizer = build_optimizer(model, 1e-3, seed=1)
     states = [state["exp_avg"] for state in optimizer.state.values()]
     train(model, optimizer, range(3))
     assert all(state["exp_avg"] is old for state, old in zip(optimizer.state.values(), states))
-    ends = []
-    for seed in (1, 2):
-        other = copy.deepcopy(model)
-        resumed = build_optimizer(other, 1e-3, seed=seed)
-        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        train(other, resumed, range(3, 6))
-        ends.append(other.weight)
+    whole, saved = copy.deepcopy(model), copy.deepcopy(optimizer.state_dict())
     train(model, optimizer, range(3, 6))
-    assert torch.equal(model.weight, ends[0]) and not torch.equal(model.weight, ends[1])
+    for seed in (1, 2):
+        resumed = copy.deepcopy(whole)
+        optimizer = build_optimizer(resumed, 1e-3, seed=seed)
+        optimizer.load_state_dict(copy.deepcopy(saved))
+        train(resumed, optimizer, range(3, 6))
+        assert torch.equal(model.weight, resumed.weight) is (seed == 1)
 
 
 def learn(build, dtype):
@@ -93,21 +80,16 @@ def learn(build, dtype):
     inputs, labels = torch.randn(64, 64), torch.randint(64, (64,))
     optimizer, losses = build(model), []
     for _ in range(150):
-        whole = copy.deepcopy(model).float()
-        losses.append(torch.nn.functional.cross_entropy(whole(inputs), labels).item())
+        losses.append(cross_entropy(copy.deepcopy(model).float()(inputs), labels).item())
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(inputs.to(dtype)).float(), labels)
-        loss.backward()
+        cross_entropy(model(inputs.to(dtype)).float(), labels).backward()
         optimizer.step()
-    held = [tensor for param in model.parameters() for tensor in (param, param.grad)]
-    held += [
-        state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
-    ]
-    numel = sum(param.numel() for param in model.parameters())
-    return losses[0] - losses[-1], sum(tensor.nbytes for tensor in held) / numel
+    param, states = model[0].weight, optimizer.state[model[0].weight]
+    held = (param, param.grad, states["exp_avg"], states["exp_avg_sq"])
+    return losses[0] - losses[-1], sum(tensor.nbytes for tensor in held) / param.numel()
 
 
-def test_bf16_reaches_the_loss_drop_of_fp32_at_half_the_bytes():
+def test_bf16_reaches_the_loss_drop_of_fp32_at_half_the_bytes_where_plain_bf16_loses_it():
     full, full_bytes = learn(lambda model: build_optimizer(model, 1e-5), torch.float32)
     ours, our_bytes = learn(lambda model: build_optimizer(model, 1e-5), torch.bfloat16)
     plain, _ = learn(lambda model: torch.optim.AdamW(model.parameters(), 1e-5), torch.bfloat16)

@@ -13,7 +13,6 @@ import signal
 import socket
 import zlib
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +23,10 @@ import run as run_file
 import train
 from checker import Rules
 from data.example import InputError
+from lib import optim
 from lib import ranks as several
 from lib.checkpoint import step_folders, step_of
 from lib.log import Log, run_program
-from lib.optim import build_optimizer
 from lib.ranks import Interrupt, Ranks
 from rollout import EXPLORE, MEMORIZE, SKIP
 
@@ -46,62 +45,50 @@ def start(folder, name, *flags, faults=(), **environment):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "tests.test_resume"])
     argv = [*FLAGS, *flags, "--output_dir", name]
-    said = f"{name}{environment.get('RANK', '')}.said"
-    process = context.Process(target=in_child, args=(folder, said, argv, faults, environment))
+    process = context.Process(target=in_child, args=(folder, name, argv, faults, environment))
     process.start()
     return process
 
 
-def in_child(folder, said, argv, faults, environment):
+def in_child(folder, name, argv, faults, environment):
     os.chdir(folder)
     os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     for stream in (1, 2):
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-
-    def program(argv):
-        for fault in faults:
-            fault()
-        train.main(argv)
-
-    run_program(program, argv, "what was saved goes on with --resume")
+        os.dup2(os.open(f"{name}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    for fault in faults:
+        fault()
+    run_program(train.main, argv, "what was saved goes on with --resume")
 
 
-def ended(folder, name, *processes):
-    """The exit codes of processes (-9: killed by signal 9), and what all of this name have said."""
-    for process in processes:
-        process.join(600)
-    said = [path.read_text() for path in sorted(Path(folder).glob(f"{name}*.said"))]
-    return [process.exitcode for process in processes], "".join(said)
-
-
-def run(folder, name, *flags, **settings):
-    """The exit code of a run, and what all runs of this name have said."""
-    (code,), said = ended(folder, name, start(folder, name, *flags, **settings))
-    return code, said
-
-
-def pair(folder, name, *flags, **settings):
-    """Two processes as torchrun starts them: their exit codes, and what they have said."""
+def run(folder, name, *flags, processes=1, faults=()):
+    """The exit code of a run (-9: killed by signal 9), or those of its processes, started as
+    torchrun does; and what all runs of this name have said.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
-    settings |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
-    both = [start(folder, name, *flags, **settings, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-    return ended(folder, name, *both)
+        shared = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(probe.getsockname()[1]))
+    shared.update(WORLD_SIZE=str(processes), faults=faults)
+    started = [
+        start(folder, name, *flags, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.join(600)
+    codes = [process.exitcode for process in started]
+    return codes if processes > 1 else codes[0], (folder / f"{name}.said").read_text()
 
 
 def outcome(folder):
     """All that a finished run leaves, but for the seconds."""
-    result, log = (folder / name for name in ("result.json", "metrics.jsonl"))
-    final = json.loads(result.read_text())
-    for reading in [*final["final"]["val"].values(), final]:
+    result = json.loads((folder / "result.json").read_text())
+    for reading in result["final"]["val"].values():
         reading.pop("seconds", None)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in open(folder / "metrics.jsonl")]
     timed = [name for name in lines[0] if "second" in name or "time" in name]
     return {
         "metrics": [{k: v for k, v in line.items() if k not in timed} for line in lines],
         "samples": (folder / "groups.jsonl").read_text(),
-        "readings": {name: final[name] for name in ("step", "bad_steps", "val", "final")},
+        "readings": [result[name] for name in ("step", "bad_steps", "val", "final")],
         "weights": zlib.crc32((folder / "model.safetensors").read_bytes()),
     }
 
@@ -142,8 +129,7 @@ def signalled(number, step):
 killed, terminated = partial(signalled, signal.SIGKILL, 3), partial(signalled, signal.SIGTERM, 2)
 
 
-def interrupted():
-    """Ctrl-C in the last evaluation."""
+def interrupted():  # by Ctrl-C in the last evaluation
     run_file.Run.read_finals = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -164,18 +150,12 @@ def bad_gradients():
     train.sum_gradients, run_file.KEPT, run_file.MAX_BAD_STEPS = broken, 9, 2
 
 
-def an_error_in_the_loop():
-    """At step 3, before its update."""
+def an_error_in_the_loop():  # at step 3, before its update
     train.choose = lambda config, step, group: 1 / (step - 3) and dyme.choose(config, step, group)
 
 
 def an_error_in_the_update():
-    def built(*settings):
-        optimizer = build_optimizer(*settings)
-        optimizer.step = lambda: 1 / 0
-        return optimizer
-
-    run_file.build_optimizer = built
+    optim.StochasticAdamW.step = lambda optimizer: 1 / 0
 
 
 def planned():
@@ -335,7 +315,7 @@ def dying():
 
 
 def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
-    codes, said = pair(tmp_path, "dying", faults=(dying,))
+    codes, said = run(tmp_path, "dying", processes=2, faults=(dying,))
     assert codes == [1, -signal.SIGKILL]
     assert "another process of this job ended" in said and "Traceback" not in said
 
@@ -343,11 +323,11 @@ def test_a_process_that_dies_ends_the_others_with_a_message(tmp_path):
 def test_two_processes_of_train_are_one(tmp_path):
     assert several.shard(list("abcde"), Ranks(1, 2)) == [(1, "b"), (3, "d")]
     flags = "--prompts_per_step 4 --max_steps 5 --learning_rate 0.02 --save_steps 3 --base_steps 2"
-    settings = dict(faults=(lively, planned))
-    codes, said = pair(tmp_path, "two", *flags.split(), **settings)  # with no base stage to find
+    faults = (lively, planned)
+    codes, said = run(tmp_path, "two", *flags.split(), processes=2, faults=faults)  # makes the base
     assert codes == [0, 0], said
     assert not list((tmp_path / "out").glob("*.tmp-*"))
-    code, said = run(tmp_path, "one", *flags.split(), **settings)
+    code, said = run(tmp_path, "one", *flags.split(), faults=faults)
     assert code == 0, said
     assert steps(tmp_path / "one")[-1] == steps(tmp_path / "two")[-1] == 5  # the end is saved too
     for mine, theirs in zip(*(outcome(tmp_path / name)["metrics"] for name in ("one", "two"))):

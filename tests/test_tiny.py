@@ -1,5 +1,6 @@
 """The tiny model's base: shipped, made anew, resumed."""
 
+import contextlib
 import re
 
 import pytest
@@ -42,16 +43,14 @@ def test_a_base_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatc
         save(path, content)
         raise KeyboardInterrupt
 
+    save = tiny.write_whole
     monkeypatch.setattr(tiny, "LOG_STEPS", 2)
     asked = dict(base_steps=5, base_seed=1, base_tasks=tasks, base_task_steps=5)
     whole = tiny.base_folder(**asked, folder=tmp_path / "whole")
-    save = tiny.write_whole
-    for fails in (1, 1, 1, 1, 0):
-        monkeypatch.setattr(tiny, "write_whole", killed if fails else save)
-        try:
+    for writer in [killed] * 4 + [save]:
+        monkeypatch.setattr(tiny, "write_whole", writer)
+        with contextlib.suppress(KeyboardInterrupt):
             made = tiny.base_folder(**asked, folder=tmp_path / "killed")
-        except KeyboardInterrupt:
-            pass
     files = ("model.safetensors", "losses.json")
     assert all((made / f).read_bytes() == (whole / f).read_bytes() for f in files)
     assert not list((tmp_path / "killed").glob("*.state"))
