@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 from data.example import InputError
 
@@ -65,19 +64,18 @@ def load_vlm(
     processor=None,
 ):
     """A model and its processor from a hub name or a folder; a text-only model's is its tokenizer.
+    InputError for what can't be had or isn't supported.
 
     freeze_vision: no gradient for the tower (as published); the projector always trains. device:
-    "meta" is without weights, and so without their download. processor: the model's, where it is
-    loaded already. InputError for what can't be had or isn't supported.
+    "meta" is without weights and their download. processor: the model's, if it is loaded already.
     """
-    bare = torch.device(device).type == "meta"
     try:
-        config = AutoConfig.from_pretrained(name_or_path, **NO_CODE)
+        config = transformers.AutoConfig.from_pretrained(name_or_path, **NO_CODE)
         refuse_unsupported(config)
         family = FAMILIES.get(config.model_type)
         auto_class = AutoModelForImageTextToText if family else AutoModelForCausalLM
         processor = processor or load_processor(name_or_path, family)
-        if bare:
+        if torch.device(device).type == "meta":
             with torch.device("meta"):
                 model = auto_class.from_config(config, dtype=dtype, **NO_CODE)
         else:
@@ -111,8 +109,8 @@ def refuse_unsupported(config) -> None:
     """InputError where this project's forward can't stand in for a model's own, by its config."""
     text, supported = config.get_text_config(), [*FAMILIES, *TEXT_FAMILIES]
     window = getattr(text, "sliding_window", None)
-    kind = f"windows of {window} tokens" if window else "full_attention"
-    kinds = {*(getattr(text, "layer_types", None) or [kind])}
+    usual = f"windows of {window} tokens" if window else "full_attention"
+    kinds = {*(getattr(text, "layer_types", None) or [usual])}
     code = type(config).__module__.replace(".configuration_", ".modeling_")
     # what transformers calls the tokens that see each other both ways, whatever its version
     masks = "block_sequence_ids|or_mask_function|token_type_ids_mask_function"
@@ -150,9 +148,9 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
 
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
     """Freezes the vision tower (or not), and notes on the model what a response can't contain
-    (forbidden_ids: the image placeholders, and with the tokenizer all IMAGE_TOKENS), what ends it
-    (end_ids: the end of a turn, which is learned, and every end token it was published with), and
-    what its forward calls the cache of keys and values (cache_name).
+    (forbidden_ids: the image placeholders, with the tokenizer all IMAGE_TOKENS), what ends it
+    (end_ids: the end of a turn, then the published ones), what its forward calls the cache of keys
+    and values (cache_name).
     """
     family = FAMILIES.get(model.config.model_type)
     model.requires_grad_(True)
@@ -190,20 +188,18 @@ def box_scale(config, size: tuple[int, int], images: dict) -> tuple[float, float
     return size[0] / width, size[1] / height
 
 
+@functools.cache  # once per class
 def take_features(model_class) -> None:
     """Lets the class of model.model take the tower's output in place of pixel_values.
     (transformers 5.23 has an argument for that, which 5.17 ignores.)
     """
     compute = model_class.get_image_features
-    if hasattr(compute, "takes_features"):
-        return
 
     @functools.wraps(compute)  # generate looks at the signature
     def get_image_features(self, pixel_values, *args, **kwargs):
         given = hasattr(pixel_values, "pooler_output")
         return pixel_values if given else compute(self, pixel_values, *args, **kwargs)
 
-    get_image_features.takes_features = True
     model_class.get_image_features = get_image_features
 
 
@@ -227,7 +223,7 @@ def parameter_counts(model) -> tuple[int, int]:
 
 def load_processor(name_or_path: str, family: Family | None):
     """The family's processor, from the Pillow image processor and the tokenizer, without video."""
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **NO_CODE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, **NO_CODE)
     processor = tokenizer
     if family is not None:
         processor_class, image_class = processor_classes(family)
@@ -244,8 +240,6 @@ def load_processor(name_or_path: str, family: Family | None):
     after = turn_edges(processor)[1].lstrip()
     candidates = [token for token in tokenizer.get_added_vocab() if after.startswith(token)]
     tokenizer.eos_token = max(candidates, key=len, default=tokenizer.eos_token)
-    if tokenizer.eos_token is None:
-        raise InputError("neither its chat template nor its tokenizer has an end token")
     return processor
 
 

@@ -2,7 +2,7 @@
 each of groups.jsonl, for the report; one response, for the person who watches.
 
 The numbers are sums first, so that several processes can add theirs up; then means, under TRL's
-names where TRL has one. What to watch, and why, is in the README.
+names where it has one. What to watch is in the README.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ PER_TOKEN |= {"clip_low": "clip_ratio/low_mean", "clip_high": "clip_ratio/high_m
 
 
 def group_sums(groups: list, mode_names: tuple[str, ...]) -> Counter:
-    """Sums over some Groups and their responses, to be added up over processes: the numbers of
-    both, and under (which of these, name) what `means` divides by it.
+    """Sums over some Groups: their number, that of their responses; under (one of these, name) what
+    is to be divided by it, see `means`.
     """
     sums = Counter({("groups", f"share_{name}"): 0 for name in mode_names})
     for group in groups:
@@ -93,8 +93,8 @@ def group_line(step: int, group, mode: str, config, tokenizer) -> dict:
 
 def token_pushes(row, config, tokenizer) -> list[tuple[str, float]]:
     """The text of each of a row's tokens, and its push: minus the gradient of the step's first
-    update at the token's own logit, in thousandths of a prompt's share. On paper weight * (1 - p) /
-    (length * G): walkthrough.ipynb, section 6. Left out: the KL term.
+    update at its logit, in thousandths of a prompt's share: weight * (1 - p) / (length * G), see
+    walkthrough.ipynb, section 6. Left out: the KL term.
     """
     p = row.logprobs.cpu().exp()
     pushes = row.weight * (1 - p) / config.num_generations

@@ -73,12 +73,12 @@ class Log:
 
 def open_tracker(name: str, folder: str, config: dict, step: int) -> Callable[[int, dict], None]:
     """A function that gives a step's scalars to a tracker; InputError where it isn't installed.
-    step: where the run starts. After --resume TensorBoard forgets what is behind it, in the other
-    two a new run goes on from there.
+    step: where the run starts: TensorBoard forgets what is behind it, in the others a run begins.
     """
     try:
-        module = "torch.utils.tensorboard" if name == "tensorboard" else name
-        library = importlib.import_module(module)
+        library = importlib.import_module(
+            {"tensorboard": "torch.utils.tensorboard"}.get(name, name)
+        )
     except ImportError:
         raise InputError(f"--report_to {name}: is not installed; pip install {name}") from None
     if name != "tensorboard":
@@ -114,12 +114,8 @@ def visible(text: str) -> str:
     """Text with what could act on a terminal or hide in a page spelled out: \\x1b, \\u202e; line
     ends, tabs and blanks of any kind stay.
     """
-
-    def spell(c: str) -> str:
-        fine = c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
-        return c if fine else c.encode("unicode_escape").decode()
-
-    return "".join(map(spell, text))
+    fine = {c for c in text if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"}
+    return "".join(c if c in fine else c.encode("unicode_escape").decode() for c in text)
 
 
 def run_program(

@@ -1,10 +1,9 @@
 """How much memory a training step takes, worked out before it is tried.
 
-A step has two peaks, and the larger one counts: sampling, with its caches and the logits of one
-decode step; and learning, with gradients, what the layers keep for the backward pass, and the
-head's logits, a chunk at a time. Weights, optimizer states and image features are there throughout.
-The formulas count the tensors of the packed row of model.py; test_models.py compares them with
-measured peaks. Left out: what CUDA takes for itself, about 0.5 GB, and fragments: keep 10 % free.
+A step has two peaks, and the larger one counts: sampling, and learning. Weights, optimizer states
+and image features are there throughout. The formulas count the tensors of the packed row of
+model.py; test_models.py compares them with measured peaks. Left out: what CUDA takes for itself,
+about 0.5 GB, and fragments: keep 10 % free.
 """
 
 import os
@@ -69,14 +68,11 @@ def memory_estimate(model, prompt, config, prompts: int, head_chunk: int = 256) 
         tower = getattr(vision, "depth", None) or vision.num_hidden_layers
         # a layer of the tower keeps 8 widths, and 3 of its MLP, each of about 4 widths
         kept += (not frozen_tower) * micro * patches * size * tower * 20 * len(embed)
-    parts = {
-        "weights": sum(p.nbytes for p in named.values()) * (1 + (config.beta > 0)),
-        "optimizer": 2 * trainable,
-        "features": image * (prompts if frozen_tower else micro),
-    }
-    always, learned = sum(parts.values()), trainable + kept + max(head, backward)
-    parts.update(caches=caches, gradients=trainable, activations=kept + backward, head=head)
-    return {**parts, "peak": always + max(caches, learned)}
+    parts = {"weights": sum(p.nbytes for p in named.values()) * (2 if config.beta > 0 else 1)}
+    parts |= {"optimizer": 2 * trainable, "features": image * (prompts if frozen_tower else micro)}
+    peak = sum(parts.values()) + max(caches, trainable + kept + max(head, backward))
+    parts |= {"caches": caches, "gradients": trainable, "activations": kept + backward}
+    return {**parts, "head": head, "peak": peak}
 
 
 def report_memory(parts: dict[str, int], device: torch.device, force: bool = False) -> str:

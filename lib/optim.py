@@ -18,7 +18,7 @@ CHUNK = 2**22  # elements handled at once: the fp32 temporaries stay near 100 MB
 def stochastic_round(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Rounds fp32 `values` to bf16, up or down at random, so that the mean is the value itself: of
     the 32 bits bf16 keeps the upper half, and a random number of 16 bits carries into it as often
-    as the lower half is large. Sign and magnitude are stored apart; infinities stay.
+    as the lower half is large. Infinities stay.
     """
     like = dict(generator=generator, dtype=torch.int32, device=values.device)
     bits = torch.randint(2**16, values.shape, **like)
@@ -84,8 +84,8 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters; InputError without any, or for another type.
-    Matrices decay; biases and norms don't. seed: of the rounding.
+    """The optimizer of the trainable parameters, of which matrices alone decay; seed: of the
+    rounding. InputError without any, or for another type.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     if not params:

@@ -93,12 +93,10 @@ def tiny_vlm(seed: int = 0):
 def train_base(
     model, processor, steps: int, seed: int, format_rate: float, tasks: tuple, lr: float, path: Path
 ) -> list[float]:
-    """A base stage: plain supervised training of ALL weights on base_batch. Returns the mean loss
-    (nats per token) of every LOG_STEPS steps.
-
-    tasks: what is asked, some of TASKS, and "judge", "choice" to have it asked in these forms too
-    (data/forms.py). path: of a file to go on from after a kill, to the same weights. AdamW, cosine
-    decay with a warm-up of 5 %, token-mean loss; each batch is one packed row.
+    """A base stage: supervised training of ALL weights on base_batch, by AdamW with a warm-up of 5 %
+    and cosine decay; a batch is one packed row. Returns mean losses (nats per token), each of
+    LOG_STEPS steps. tasks: some of TASKS, and "judge", "choice" to have it asked in these forms too
+    (data/forms.py). path: of a file to go on from after a kill, to the same weights.
     """
     questions = [task for task in tasks if task in TASKS]
     forms = [form for form in tasks if form not in TASKS]

@@ -472,8 +472,8 @@ def test_code_that_a_folder_brings_is_never_run(tmp_path, monkeypatch):
 def test_the_memory_estimate_is_within_15_percent_of_the_measured_peak(
     monkeypatch, layers, key_heads, prompts, count, checkpointed, trained
 ):
-    text, tower = (64, layers, 4, key_heads, 192, 512), (64, 4, 4, 256, 28)
-    monkeypatch.setitem(SIZES, "some", Size(text, tower, (112, 112), [(4, 4)], 40, prompts))
+    text, tower = (64, layers, 4, key_heads, 192, 512), (64, 12 if trained else 2, 4, 256, 28)
+    monkeypatch.setitem(SIZES, "some", Size(text, tower, (112, 112), [(4, 4)], 24, prompts))
     args = dict(size="some", prompts=prompts, num_generations=count, num_iterations=1)
     case = build_case(SimpleNamespace(**args, train_vision=trained))
     case.config.gradient_checkpointing = checkpointed
