@@ -38,8 +38,7 @@ from model import image_features, token_logprobs
 from rollout import Row, make_groups, rollout
 from sft import target_ids, target_text
 from tools.bench import peak
-from tools.shapes import SIZES, Size
-from tools.sides import build_case, step
+from tools.sides import SIZES, Size, build_case, step
 
 ALL = [*FAMILIES, *TEXT_FAMILIES]
 
