@@ -179,11 +179,9 @@ def rated(group: Group) -> dict[int, str]:
 
 def written_trace(chat: Chat, example: Example, template: str = TEMPLATE) -> str | None:
     """prompts.explain's trace, unless it is hardly grounded, or fits no target."""
-    if trace := explain(chat, example, template):
-        earned = score([f"{trace}\nAnswer: {example.answer}"], example)
-        if earned["format"] and earned["thinking"] >= MIN_GROUNDING:
-            return trace
-    return None
+    trace = explain(chat, example, template) or ""
+    earned = score([f"{trace}\nAnswer: {example.answer}"], example)
+    return trace if earned["format"] and earned["thinking"] >= MIN_GROUNDING else None
 
 
 # ---- ahead of training --------------------------------------------------------------------------
@@ -213,17 +211,15 @@ def write_ahead(args, chat: Chat) -> None:
     in_a_row, why = 0, "nothing to ask"
     made = progress(chat.pool.map(work, groups.values()), "ask", total=len(groups), unit=unit)
     for group, value in zip(groups.values(), made):
-        if isinstance(value, Exception):
-            counts["failed"] += len(group)
-            in_a_row, why = in_a_row + 1, f"{group[0].id}: {value}"
-            if in_a_row == MAX_FAILED:
-                break
-            continue
-        in_a_row = 0
-        counts["written" if value else "left out"] += len(group)
-        for e in group if value else ():
+        failed = isinstance(value, Exception)
+        counts["failed" if failed else "written" if value else "left out"] += len(group)
+        in_a_row = in_a_row + 1 if failed else 0
+        why = f"{group[0].id}: {value}" if failed else why
+        for e in group if value and not failed else ():
             row = {"id": e.id, "question": e.question, "answer": e.answer, kind: value}
             log.append(args.out.name, row)
+        if in_a_row == MAX_FAILED:
+            break
     rate = len(groups) / (time.perf_counter() - start)
     told = ", ".join(f"{number:,} {name}" for name, number in (counts + chat.counts).items())
     print(f"{args.out}: {told.replace('_', ' ')}, {rate:.2f} {unit}s per second")

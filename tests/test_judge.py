@@ -51,19 +51,17 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.url = folder, f"http://127.0.0.1:{self.server_port}/v1"
         self.flags = ["--judge_url", self.url, "--judge_model", "m"]
-        self.script, self.default, self.requests, self.chats = [], "high", [], []
+        self.script, self.default, self.requests = [], "high", []
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def chat(self, **fields):
-        flags = SimpleNamespace(judge_url=self.url, judge_model="m")
-        self.chats.append(c.Chat(flags, self.folder / "cache"))
-        vars(self.chats[-1]).update({"timeout": 5.0, "backoff": 0.01, **fields})
-        return self.chats[-1]
+        chat = c.Chat(SimpleNamespace(judge_url=self.url, judge_model="m"), self.folder / "cache")
+        vars(chat).update({"timeout": 5.0, "backoff": 0.01, **fields})
+        return chat
 
     def judge(self, *flags):
         flags = [*self.flags, "--output_dir", str(self.folder), *flags]
         judge = j.Judge(parse([*flags, "--reward_weights", "0.5", "1", "2"]), choose)
-        self.chats.append(judge.chat)
         judge.chat.max_retries = 0
         judge.chat.counts.clear()  # the first question's
         self.requests.clear()
@@ -110,8 +108,6 @@ def server(tmp_path, monkeypatch):
     monkeypatch.delenv("DYME_JUDGE_KEY", raising=False)
     with Server(tmp_path) as server:
         yield server
-        for chat in server.chats:
-            chat.close()
         server.shutdown()
 
 
@@ -122,8 +118,6 @@ def rate(chat, text="Latvia 3.0"):
     except c.ChatError:
         return None
 
-
-# ---- the client ---------------------------------------------------------------------------------
 
 OOPS, BUSY, REFUSED = (500, "oops"), (429, "slow down"), (401, "no")
 BROKEN = ['{"choices": [{"mess', '{"choices": []}', completion(None), "[1]"]
@@ -165,29 +159,8 @@ def test_the_key_reaches_the_server_alone_and_no_message(server, monkeypatch, ca
     assert str(stop.value).isprintable() and len(str(stop.value)) <= 300
     said = str(stop.value) + "".join(capfd.readouterr())
     assert "HTTP 401 ***" in said and "secret" not in said
-
-
-def test_a_repeated_question_is_no_call_and_the_cache_keeps_no_failure(server):
-    chats = [server.chat(max_retries=0), server.chat(), server.chat(model="other")]
-    server.script.append(OOPS)
-    assert [rate(chat) for chat in (chats[0], *chats)] == [None, 1.0, 1.0, 1.0]
-    assert [chat.counts["judge_calls"] for chat in chats] == [2, 0, 1]
-
-
-@pytest.mark.parametrize(
-    "url, model, key, cache",
-    [
-        ("h:8000/v1", "m", "", ":memory:"),
-        ("http://u:secret@h/v1", "m", "", ":memory:"),
-        ("http://h/v1", "", "", ":memory:"),
-        ("http://h/v1", "m", "a\nb-secret", ":memory:"),
-        ("http://h/v1", "m", "", __file__),
-    ],
-)
-def test_what_cannot_work_is_an_input_error_without_secrets(monkeypatch, url, model, key, cache):
-    monkeypatch.setenv("DYME_JUDGE_KEY", key)
-    with pytest.raises(InputError, match="^(?!.*secret).*(--judge_url|not usable as a cache)"):
-        c.Chat(SimpleNamespace(judge_url=url, judge_model=model), cache)
+    with pytest.raises(InputError, match="^(?!.*secret).*--judge_url"):
+        c.Chat(SimpleNamespace(judge_url="http://u:secret@h/v1", judge_model="m"))
 
 
 def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, capfd):
@@ -204,9 +177,6 @@ def test_a_dead_server_gets_one_call_per_step_until_it_answers(server, capfd):
     server.default = "high"
     assert step("alive") == [1.0] * 9
     assert capfd.readouterr().err.count("one call per step tries it") == 1
-
-
-# ---- what is believed ---------------------------------------------------------------------------
 
 
 def test_the_level_is_one_whole_word(server):
@@ -238,22 +208,17 @@ def test_a_grounded_trace_is_used_without_its_answer_line_and_no_other(server, m
     assert "the template" in server.requests[0].prompt
 
 
-@pytest.mark.parametrize(
-    "answer, fine, contradicting",
-    [
+def test_the_last_sentence_must_not_name_another_answer():
+    for answer, fine, contradicting in (
         ("1200", "It is 1,200 in all.", "It is 1,300 in all."),
         ("12%", "That is 12 %.", "That is 13 %."),
         ("Yes", "So it is.", "No, it is less."),
         ("Latvia", "Latvia is below Romania.", "Romania is lowest."),
         ("B", "The right one is B.", "The right one is C."),
-    ],
-)
-def test_the_last_sentence_must_not_name_another_answer(answer, fine, contradicting):
-    case, before = (
-        example(answer=answer, options=["B", "C"]),
-        "Latvia is 7.7. Yes and B.\nPortugal: 5. ",
-    )
-    assert [p.contradicts(before + text, case) for text in (fine, contradicting)] == [False, True]
+    ):
+        case, before = example(answer=answer, options=["B", "C"]), "Latvia is 7.7. Yes and B.\n"
+        assert not p.contradicts(before + fine, case)
+        assert p.contradicts(before + contradicting, case)
 
 
 def test_a_template_is_taken_if_it_is_generic_and_the_judge_prefers_it(server):
@@ -265,8 +230,6 @@ def test_a_template_is_taken_if_it_is_generic_and_the_judge_prefers_it(server):
         found = p.propose_template(server.chat(), f"{i} {GOOD}", EXAMPLE, f"{i}")
         assert found == (GENERIC if i == 0 else None)
 
-
-# ---- in training --------------------------------------------------------------------------------
 
 RIGHT, WRONG, BARE = "a 1\nAnswer: 8.3", "b 2\nAnswer: 9", "Answer: 8.3"
 
@@ -309,45 +272,31 @@ def test_only_explored_groups_are_scored_and_only_memorized_ones_refined(server)
     assert judge.summary() is None and len(own) == 12  # one's own reward runs once for each
 
 
-@pytest.mark.parametrize(
-    "flags, fields",
-    [
-        (["--refiner", "off"], {"trace": "t"}),
-        ([], {"instruction": "?"}),
-        ([], {"facts": [], "trace": "t"}),
-    ],
-)
-def test_what_is_not_refined_is_not_asked_for(server, flags, fields):
-    judge = server.judge(*flags)
-    group = heard(judge, 0, WRONG, WRONG, mode=MEMORIZE, **fields)
-    assert list(judge.ready([group])) == [[group]] and not judge.calls[0]
-    assert judge.trace(group) == fields.get("trace")
+def test_what_is_not_refined_is_not_asked_for(server):
+    own, asked, bare = {"trace": "t"}, {"instruction": "?"}, {"facts": [], "trace": "t"}
+    for flags, fields in ((["--refiner", "off"], own), ([], asked), ([], bare)):
+        judge = server.judge(*flags)
+        group = heard(judge, 0, WRONG, WRONG, mode=MEMORIZE, **fields)
+        assert list(judge.ready([group])) == [[group]] and not judge.calls[0]
+        assert judge.trace(group) == fields.get("trace")
 
 
-def test_a_server_that_is_gone_costs_the_scores_and_not_the_run(server):
-    judge = server.judge()
-    server.shutdown()
-    server.server_close()
-    groups = [heard(judge, 0, RIGHT, WRONG), heard(judge, 1, WRONG, WRONG)]
-    groups[0].mode, groups[1].mode = EXPLORE, MEMORIZE
-    rules = groups[0].rewards["total"].clone()
-    assert list(judge.ready(groups)) and torch.equal(groups[0].rewards["total"], rules)
-    assert judge.trace(groups[1]) == checker.refine(EXAMPLE)
-    found = judge.end_step(0, groups, Ranks())
-    assert (found["judge_failures"], found["refiner_fallbacks"]) == (2, 1) and judge.chat.may_try
-    assert "3 of 3 ratings and traces of the judge; its last error: URLError" in judge.summary()
-
-
-def test_a_judge_that_does_not_answer_ends_the_run_before_it_starts(server, monkeypatch, capfd):
+def test_a_server_that_does_not_answer_is_an_error_at_the_start_and_costs_no_forced_run(
+    server, monkeypatch
+):
     monkeypatch.setattr(c.time, "sleep", lambda seconds: None)
     server.judge()
     server.default = OOPS
     with pytest.raises(InputError, match="first question: HTTP 500 oops.*--force"):
         server.judge()  # though the same question was answered before
-    assert not capfd.readouterr().err  # the error says all
     judge = server.judge("--force")
-    assert "warning: --judge_url" in capfd.readouterr().err
-    assert rate(judge.chat) is None and not server.requests
+    groups = [heard(judge, 0, RIGHT, WRONG, mode=EXPLORE), heard(judge, 1, WRONG, mode=MEMORIZE)]
+    rules = groups[0].rewards["total"].clone()
+    assert list(judge.ready(groups)) and torch.equal(groups[0].rewards["total"], rules)
+    assert judge.trace(groups[1]) == checker.refine(EXAMPLE) and not server.requests
+    found = judge.end_step(0, groups, Ranks())
+    assert (found["judge_failures"], found["refiner_fallbacks"]) == (2, 1) and judge.chat.may_try
+    assert "3 of 3 ratings and traces of the judge; its last error: " in judge.summary()
 
 
 def test_groups_come_in_the_order_their_calls_end(server):
@@ -397,26 +346,21 @@ def test_a_better_template_is_learned_from_a_structured_response_judged_high(ser
     assert len((tmp_path / "template_history.jsonl").read_text().splitlines()) == 1
 
 
-# ---- ahead of it --------------------------------------------------------------------------------
-
 CELLS = [["Latvia", "2019", "3.0"], ["Latvia", "2020", 5.2]]
 TABLE = json.dumps({"facts": CELLS})
 BAG = {"name": "bag", "attributes": ["red", "small"], "position": "left"}
 PICTURE = Example(Image.new("RGB", (2000, 1000), "red"), QUESTION, "8.3")
 
 
-@pytest.mark.parametrize(
-    "reply, facts",
-    [
+def test_facts_are_read_whatever_is_around_their_json():
+    for reply, facts in (
         (f"Here it is:\n```json\n{TABLE}\n```", CELLS),
         (json.dumps(CELLS), CELLS),
         ('{"facts": [["a", "share", "1"], ["b", "share", " 2 %"]]}', [["a", "1"], ["b", "2 %"]]),
         ('{"facts": {"a": 1}} That is all.', [["a", "1"]]),
         (json.dumps({"objects": [BAG] * 2}), [["bag", "red"], ["bag", "small"], ["bag", "left"]]),
-    ],
-)
-def test_facts_are_read_whatever_is_around_their_json(reply, facts):
-    assert p.parse_facts(reply) == [tuple(map(str, fact)) for fact in facts]
+    ):
+        assert p.parse_facts(reply) == [tuple(map(str, fact)) for fact in facts]
 
 
 NO_FACTS = ["I see a chart.", '{"facts": []}', "[]", '[["a", null]]', '[["a", 1, 2, 3]]']
