@@ -104,7 +104,7 @@ GOOD, SEEN = f"{WORKING}{ITEM.answer}.{RIGHT}", f"It is what one sees.{RIGHT}"
 BAD = [
     SEEN,  # right, but not about the picture
     f"{WORKING}{WRONG}.\nAnswer: {WRONG}",
-    f"{WORKING}{WRONG}.{RIGHT}",  # a sum that is false
+    f"{WORKING}{WRONG}. So it is {ITEM.answer}.{RIGHT}",  # a sum that is false
     GOOD.replace("Answer: ", ""),
     f"{GOOD[:20]} " * 9 + RIGHT,
     "",
@@ -122,8 +122,9 @@ def test_only_a_right_grounded_answer_is_above_the_threshold():
 
 
 def test_the_best_sample_is_kept_where_it_is_good_enough_a_box_in_pixels_of_the_image():
-    kept = [reject.keep_best(best(*texts), ITEM, 85) for texts in (["", GOOD], ["", SEEN])]
-    assert kept == [replace(ITEM, trace=f"{WORKING}{ITEM.answer}."), None]
+    tried = ((["", GOOD], 85), (["", SEEN], 85), (BAD[1:2], 0))
+    kept = [reject.keep_best(best(*texts), ITEM, least) for texts, least in tried]
+    assert kept == [replace(ITEM, trace=f"{WORKING}{ITEM.answer}."), None, None]
     row = best("It is here.\nAnswer: [5, 5, 10, 10]", of=replace(BOX, scale=(2, 2)))
     assert reject.keep_best(row, BOX, 0).answer == "[10, 10, 20, 20]"
     bare = replace(ITEM, instruction=DIRECT)
@@ -169,7 +170,7 @@ def read(path: Path):
     return json.loads(path.read_text())
 
 
-def test_every_stage_starts_from_the_last_ones_weights(run):
+def test_every_stage_starts_from_the_last_ones_weights_and_is_run_once(run, monkeypatch):
     result = run()
     stages = [RUN / stage for stage in ("judge", "choice", "open", "reject")]
     starts = [read(stage / "result.json")["config"]["model"] for stage in stages]
@@ -181,6 +182,8 @@ def test_every_stage_starts_from_the_last_ones_weights(run):
         joined = [json.loads(line) for line in (RUN / name).open()]
         assert {line["step"] for line in joined} == set(range(6)) == set(range(result["step"]))
         assert joined[-1]["stage"] == "reject"
+    monkeypatch.setattr(curr_reft, "train", lambda *_: pytest.fail("trained again"))
+    assert run("--resume")["stages"] == result["stages"]
 
 
 def test_when_nothing_is_kept_the_last_stages_model_is_the_result(run, monkeypatch):
@@ -197,7 +200,7 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(run, 
     run("--stages reject --reject_epochs 9 --reject_steps 4 --reject_warmup 0.5")
     config = read(RUN / "reject" / "result.json")["config"]
     assert (config["max_steps"], config["warmup_steps"]) == (4, 2)
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="charts-curr_reft: holds a run; --resume"):
         run("--stages reject")
     whole = sampled.read_text()
     noted.write_text(json.dumps({"config": read(noted)["config"]}))
