@@ -39,9 +39,8 @@ def format_reward(response: str, truncated: bool = False, direct: bool = False) 
     ("black 6"), or arithmetic ("3 + 4"). direct: for an answer alone, one line of at most 12 words.
     """
     if direct:
-        return float(
-            0 < len(response.split()) <= 12 and "\n" not in response.strip() and not truncated
-        )
+        short = 0 < len(response.split()) <= 12 and "\n" not in response.strip()
+        return float(short and not truncated)
     thinking, answer = split_response(response)
     said = HEADING.sub("", TAG.sub(" ", thinking))
     words = set(WORD.findall(said.casefold()))
@@ -84,12 +83,11 @@ def score(
 ) -> dict[str, torch.Tensor]:
     """The rewards of G responses to an Example, a dict of (G,) tensors.
 
-    format, accuracy, thinking: in [0, 1]; the format asks for an answer of the example's kind, or,
-    where the example has an instruction of its own, for nothing else. total: see total_reward; the
-    other weights take the thinking's place where nothing can score it. correct: bool, accuracy >
-    0.5 and format 1, which is what the switch counts. `truncated`: which responses were cut off;
-    `accuracy`: G numbers in place of the metric at `tolerance`, a share of the answer; InputError
-    where one isn't finite.
+    format (with an answer of the example's kind), accuracy, thinking: in [0, 1]. total: weighted by
+    `reward_weights`, 0 where format is 0; where nothing can score the thinking, the other weights
+    take its place. correct: bool, accuracy > 0.5 and format 1, which is what the switch counts.
+    `truncated`: which responses were cut off; `accuracy`: G numbers in place of the metric at
+    `tolerance`, a share of the answer; InputError where one isn't finite.
     """
     direct = example.instruction is not None
     parts = [("", r) if direct else split_marked(r) for r in responses]  # thinking, answer
@@ -141,9 +139,8 @@ def refine(example) -> str | None:
     """The thinking that a group memorizes, from facts, question and answer; no answer line.
 
     Goal and Observation: the facts that the question needs (of too many, those that show the
-    answer); Reasoning and Conclusion where the numbers show them. Without facts the data's own
-    trace, as published; None without either. The embedded charts have a writer of their own, the
-    tiny model's words.
+    answer); Reasoning and Conclusion where the numbers show them. The embedded charts have a writer
+    of their own, the tiny model's words. Without facts the data's own trace, as published, or None.
     """
     if not example.facts:
         return example.trace
@@ -184,9 +181,7 @@ def thinking_lines(examples) -> list[str]:
 
 
 class Rules:
-    """What the loop asks about its groups (rollout.Group), answered at once; judge.Judge asks a
-    language model besides.
-    """
+    """What the loop asks about its groups (rollout.Group); judge.Judge asks a model besides."""
 
     def __init__(self, config):
         self.config, self.own_reward = config, None
@@ -224,11 +219,10 @@ class Rules:
 
     def trace(self, group) -> str | None:
         """The thinking that the group memorizes; None: the answer alone, nothing else was asked."""
-        example = group.example
+        example, off = group.example, self.config.refiner == "off"
         if example.instruction is not None:
             return None
-        as_it_is = self.config.refiner == "off" and example.trace is not None
-        return example.trace if as_it_is else refine(example)
+        return example.trace if off and example.trace is not None else refine(example)
 
     def end_step(self, step: int, groups: list, ranks) -> dict[str, float]:
         """Counts for the step's metrics."""

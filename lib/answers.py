@@ -9,7 +9,6 @@ has a table of what is read, and what is not.
 import ast
 import functools
 import importlib.metadata
-import importlib.util
 import logging
 import math
 import operator
@@ -74,12 +73,12 @@ SIGNS += [(r"\\cdot|\\times|×|·|(?<=\d)\s*x\s*(?=10\b)", "*"), (r"\\div|÷", "
 SIGNS += [(r"\\pm\b", "±"), (r"\\in\b|∈", "="), ("²", "^2"), ("³", "^3")]
 SIGNS += [(r"\\cup\b|∪|;|,?\s+(?:and|or)\s+", ",")]
 ARITHMETIC = (
-    (rf"(\d*)\s*\\[dtc]?frac{DIGIT}{DIGIT}", r"(\1+(\2\3)/(\4\5))"),  # 2 1/2 too
+    (rf"(\d*)\s*\\[dtc]?frac{DIGIT}{DIGIT}", r"(\1+(\2\3)/(\4\5))"),  # \frac12, 2\frac{1}{2}
     (r"\\sqrt(?!\s*\[)", r"\\sqrt[2]"),
     (rf"\\sqrt\s*\[(\d+)\](?:{GROUP}|\s*(\d+(?:\.\d+)?|\([^()]*\)))", r"((\2\3)**(1/\1))"),
     (rf"\^{GROUP}", r"**(\1)"),
     (r"\^", "**"),
-    (r"(?<![\d.])(\d+) +(\d+) */ *(\d+)", r"(\1+\2/\3)"),
+    (r"(?<![\d.])(\d+) +(\d+) */ *(\d+)", r"(\1+\2/\3)"),  # 2 1/2
     (r"(\d)[eE]([+-]?\d+)\b", r"\1*10**(\2)"),
     (r"(?<![\d.])0+(?=\d)", ""),
     (r"(?<=[\d.π∞)])\s*(?=[(π∞])|(?<=[π∞)])\s*(?=\d)", "*"),
@@ -218,9 +217,10 @@ def reader(examples: Sequence[Example]) -> str | None:
     """What reads the mathematics among the answers; None where there is none to read."""
     if all(example.kind != "math" for example in examples):
         return None
-    if importlib.util.find_spec("math_verify") is None:
+    try:
+        return f"own rules, math-verify {importlib.metadata.version('math-verify')}"
+    except importlib.metadata.PackageNotFoundError:
         return "own rules"
-    return f"own rules, math-verify {importlib.metadata.version('math-verify')}"
 
 
 # ---- other kinds of answer ----------------------------------------------------------------------

@@ -34,8 +34,8 @@ NOT_BEFORE = words("""above over past exceed exceeding least > ≥ below under m
     top first last question figure twice double triple half ranked rank number place""")
 DISTANCES = COMPARED | words("""points percentage pp times x countries bars categories values groups
     items colors colours lines options""")
-CHANGED = words("""fell fall rose rising grew grow increased decreased declined dropped changed reduced
-    differ divide dividing multiplying lead ahead behind up down""")
+CHANGED = words("""fell fall rose rising grew grow increased decreased declined dropped changed
+    reduced differ divide dividing multiplying lead ahead behind up down""")
 CHANGED |= COMPARED | COMPUTED
 ADVERBS = words("only just about approximately roughly around nearly almost exactly some")
 YEAR = re.compile(r"(?:18|19|20)\d\d")
@@ -56,11 +56,10 @@ WRITTEN = words("* _ ` \" ' ” ’")
 FOLLOWING = words("percent per and or but while whereas with so % ) , ; . : | !") | {"\n", ""}
 PARTED = words(", ; | * - – • ( . : % and then also while but") | {"\n"}
 NAMELESS = words("""among answer axis bar between bottom calculation category chart check color
-    colour comparison conclusion count data date either estimate final find given goal graph
-    group hence high highest however label legend line look low lowest max maximum middle min
-    minimum none note observation overall percent pie point reading reasoning result scale
-    second segment series share since slice source table therefore third three title trend two
-    unit value year yes""")
+    colour comparison conclusion count data date either estimate final find given goal graph group
+    hence high highest however label legend line look low lowest max maximum middle min minimum none
+    note observation overall percent pie point reading reasoning result scale second segment series
+    share since slice source table therefore third three title trend two unit value year yes""")
 NAMELESS |= STOP | NOT_BEFORE | DISTANCES | ADVERBS | CHANGED | SHARING | {""}
 
 
@@ -147,7 +146,7 @@ class Reader:
         return i - 1 in self.named or i - 2 in self.named and not self.tokens[i - 1].word
 
     def is_stated(self, i: int) -> bool:
-        """Whether the number at token i can be a name's value, and no "not" before it denies it."""
+        """Whether the number at token i can be a name's value, which no "not" denies."""
         before = [token.word or token.text for token in self.tokens[max(0, i - 4) : i]]
         nearest = next((word for word in reversed(before) if word not in ADVERBS), "")
         percent = self.texts[i + 1] == "%"
@@ -272,7 +271,9 @@ class Reader:
                 several = [len(self.kinds) > 1 or isinstance(v.part, tuple) for v in run]
                 found = [before[-1:] if may else [] for may in several]
                 found[0] = before[-1:] if free else found[0]
-                if behind and not (free and len(run) == 1) and self.is_tied(run[-1], behind[0]):
+                gap = self.texts[run[-1].end : behind[0].start] if behind else ()
+                tied = behind and PARTING.isdisjoint(gap) and not (free and len(run) == 1)
+                if tied and ("," not in gap or not TYING.isdisjoint(gap)):  # "68% of A"
                     found[-1] = behind[:1]
                 for v in range(1, len(run)):
                     if not found[v] and self.is_guess(run, v):
@@ -280,8 +281,3 @@ class Reader:
             used.update(name.start for names in found for name in names)
             owners += found
         return owners
-
-    def is_tied(self, value: Mention, name: Mention) -> bool:
-        """Whether a value belongs to the name behind it: "68% of A", "68 A"."""
-        gap = [text for text in self.texts[value.end : name.start] if text != "%"]
-        return PARTING.isdisjoint(gap) and ("," not in gap or not TYING.isdisjoint(gap))

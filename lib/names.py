@@ -86,9 +86,9 @@ def words(text: str) -> frozenset[str]:
 STOP = words("""a about after all also am an and any are as at be because been before being both but
     by can could did do does each first for from had has have he her here his how i if in into is it
     its just let lets me more most my need next no not now of on one only or other our out over
-    question s see she should so some step such than that the their them then there these they
-    this those thus to up us very was we were what when where which while who why will with would
-    you your""")
+    question s see she should so some step such than that the their them then there these they this
+    those thus to up us very was we were what when where which while who why will with would you
+    your""")
 ARTICLES = words("the a an its their his her our")
 # These are names only before a value, a mark or a word of ENDING.
 WEAK_NAMES = words("a the i as some all no yes more less fewer may not or and other")
@@ -182,9 +182,7 @@ def read_chart(facts: tuple) -> Chart:
 
 
 def find_names(tokens: list[Token], spellings: dict) -> Iterator[tuple[int, int, tuple]]:
-    """Yields (start, end, name) of the longest names of a text, ((kind, words), ...) each, and of
-    its other tokens, with the name ().
-    """
+    """Yields (start, end, ((kind, words), ...)) of each name of a text, () of each other token."""
     start = 0
     while start < len(tokens) - len(PADDING):
         end, name, spelt, parted = start + 1, (), "", False
@@ -207,9 +205,7 @@ def find_names(tokens: list[Token], spellings: dict) -> Iterator[tuple[int, int,
 
 
 def mentioned_facts(text: str, facts) -> list[tuple[str, ...]]:
-    """The facts whose names a text mentions; of a table's rows alone, all their columns, and the
-    other way round.
-    """
+    """The facts whose names a text mentions: a row alone means its columns, a column its rows."""
     chart = read_chart(tuple(tuple(map(str, fact)) for fact in facts))
     named = {part for *_, name in find_names(tokenize(text), chart.spellings) for part in name}
     kinds = {kind for kind, _ in named} - {None}  # row, column or both

