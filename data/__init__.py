@@ -49,7 +49,7 @@ def load_data(
         known = ", ".join(["charts", *PUBLISHED])
         raise InputError(f"--dataset {name}: must be {known}, or a path to {', '.join(OWN)}")
     if not examples:
-        raise NoSplit(f"{name}: no examples in the split {split}")
+        raise NoSplit(f"{name}: no examples in the split {split} (others: --final_splits)")
     for field, path in (("trace", traces), ("facts", facts)):
         if path:
             attach(examples, field, path, skip_bad_rows)

@@ -39,9 +39,6 @@ SPLIT_IDS = {"train": 0, "val": 1, "test": 2, "ood": 3, "base": 4}
 HOMES = {"train": range(7), "base": range(7), "val": (7,), "test": (8,), "ood": (9,)}
 
 
-# ---- a chart, a question, its trace -------------------------------------------------------------
-
-
 def sample_chart(rng, homes, count: int = 4) -> tuple[dict, dict]:
     """({colour: value}, {colour: box}) of a random chart at home in `homes`, from left to right."""
     names, home = list(COLOURS), None
@@ -128,9 +125,6 @@ def corrupt(rng, stated: list, noise: float) -> list:
         wrong = (int(value) - 1 + step) % 9 + 1
         noisy.append((name, str(wrong) if chance < noise else value))
     return noisy
-
-
-# ---- the splits ---------------------------------------------------------------------------------
 
 
 def turns(tasks: Sequence[str]) -> list[str]:

@@ -165,9 +165,7 @@ def hold_out(examples: list, split: str, most: int = 10**9) -> list:
     return examples[:cut] if split == "train" else examples[cut:]
 
 
-def load_own(
-    path: str, split: str, data_dir, skip_bad_rows: bool = False, read: Callable = read_own
-) -> list[Example]:
+def load_own(path: str, split: str, data_dir, skip_bad_rows: bool, read: Callable) -> list[Example]:
     """A split of one's own file: the file is train, val and test are beside it, own.val.jsonl, or
     val.json beside train.json; without a val file the last tenth is held out.
     """

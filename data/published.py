@@ -12,7 +12,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from data.example import SPLITS, Example, InputError, NoSplit
+from data.example import SPLITS, Example, InputError
 from data.images import read_image
 from data.own import hold_out, keep_image, own_row
 from data.reading import find_file, leaves_folder, parse_file, text, texts
@@ -20,7 +20,7 @@ from data.reading import find_file, leaves_folder, parse_file, text, texts
 CHARTQA = "ChartQA Dataset"
 MAX_ENTRY = 2**26  # bytes of a file in it, unpacked
 AOKVQA, PARQUET = "HuggingFaceM4/A-OKVQA", "refs/convert/parquet"  # the hub's copy as parquet
-AOKVQA_PARTS = {"train": ["train/0000", "train/0001"], "val": ["validation/0000"]}
+AOKVQA_PARTS = {"train": ["train/0000", "train/0001"], "val": ["validation/0000"], "test": []}
 
 
 def find_chartqa(path: Path):
@@ -72,8 +72,6 @@ def load_chartqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Exam
 
         file = folder / f"{split}_{kind}.json"
         examples += parse_file(file, parse, skip_bad_rows) if file.is_file() else []
-    if not examples:
-        raise NoSplit(f"{folder}: no questions here (another split: --final_splits)")
     return examples
 
 
@@ -100,8 +98,6 @@ def load_aokvqa(split: str, data_dir, skip_bad_rows: bool = False) -> list[Examp
     """The right choice is the answer (as DyME has it), else the commonest direct answer, and right
     is each direct answer; the rationales, joined, are the trace. Images are unpacked (keep_image).
     """
-    if split not in AOKVQA_PARTS:
-        raise NoSplit(f"aokvqa: the labels of {split} are not published")
     numbers, examples = itertools.count(1), []  # of the rows of all parts
 
     def parse(row, _):
