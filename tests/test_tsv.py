@@ -16,12 +16,12 @@ from rollout import Response
 
 PICTURE = data_url(Image.new("RGB", (8, 8), "red")).split(",")[1]
 ROWS = [  # as MMBench, MathVerse, MathVista, MathVision, DynaMath and MMVet have them
-    {"hint": "Rain.", "question": "Which?", "A": "cat", "B": "dog", "answer": "B", "category": "x"},
+    {"hint": "Nö.", "question": "Which?", "A": "cat", "B": "dog", "answer": "B", "category": "x"},
     {"question": "a\nb", "question_type": "multi-choice", "answer": "A", "problem_version": "T"},
     {"choices": "['3', '8']", "answer": "8", "answer_option": "B", "task": "fig", "category": "x"},
     {"choices": "[]", "answer": "1.5", "answer_type": "float", "category": "algebra"},
     {"answer": "Yes", "answer_type": "text", "subject": "algebra"},
-    {"answer": "a cat<AND>a dog", "category": "rec,gen"},
+    {"answer": "2 cats<AND>a dog", "category": "rec,gen"},
 ]
 FOUND = [  # answer, kind, options, task
     ("dog", "text", ["cat", "dog"], "x"),
@@ -29,7 +29,7 @@ FOUND = [  # answer, kind, options, task
     ("B", "letters", None, "fig"),
     ("1.5", "math", None, "algebra"),
     ("yes", "decision", None, "algebra"),
-    ("a cat<AND>a dog", "text", None, "rec,gen"),
+    ("2 cats<AND>a dog", "text", None, "rec,gen"),
 ]
 
 
@@ -42,7 +42,7 @@ def write_tsv(path, *rows):
     """A TSV of these rows, index, image and question filled in."""
     rows = [{"index": i, "image": PICTURE, "question": "q", **row} for i, row in enumerate(rows, 1)]
     names = dict.fromkeys(name for row in rows for name in row)
-    with open(path, "w", newline="") as stream:
+    with open(path, "w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.DictWriter(stream, names, delimiter="\t")
         writer.writeheader()
         writer.writerows(rows)
@@ -52,7 +52,7 @@ def write_tsv(path, *rows):
 def test_each_benchmark_is_read_with_its_kind_of_answer(tmp_path):
     read = read_tsv(write_tsv(tmp_path / "x.tsv", *ROWS), tmp_path)
     assert [(e.answer, e.kind, e.options, e.task) for e in read] == FOUND
-    assert [e.question for e in read[:3]] == ["Rain.\nWhich?", "a\nb", "q"]
+    assert [e.question for e in read[:3]] == ["Nö.\nWhich?", "a\nb", "q"]
     assert read[5].id == "x/6" and open_image(read[5]).size == (8, 8)
 
 
