@@ -56,9 +56,8 @@ def prune(output_dir: str | Path, step: int, newest: int, best: int | None) -> N
     root = Path(output_dir) / "checkpoints"
     known = [folder for folder in step_folders(root) if step_of(folder) <= step]
     kept = known[-newest:] + [folder for folder in known if step_of(folder) == best]
-    for folder in root.glob("step-*"):
-        if folder not in kept:
-            shutil.rmtree(folder)
+    for folder in {*root.glob("step-*")} - {*kept}:
+        shutil.rmtree(folder)
 
 
 def check_room(output_dir: str | Path, model, count: int, force: bool = False) -> None:

@@ -26,9 +26,7 @@ class Family(NamedTuple):
     name: str  # of transformers' processor class, "Processor" aside
     images: str  # of the image processor that needs Pillow alone, "ImageProcessorPil" aside
     vision: str  # where the vision tower is in model.model
-    # what its boxes are in: "original" pixels (or nothing was published), "resized" image's pixels,
-    # "thousandths" of width and height
-    boxes: str
+    boxes: str  # in "original" pixels (or unpublished), "resized" ones, "thousandths" of each side
 
 
 FAMILIES = {  # by the config's model_type
@@ -50,9 +48,6 @@ IMAGE_TOKENS = (
     r"|<\|(vision_start|vision_end|vision_pad|image_pad|video_pad)\|>"
 )
 NO_CODE = {"trust_remote_code": False}  # None would ask on stdin, and run what a folder brings
-
-
-# ---- loading and saving -------------------------------------------------------------------------
 
 
 def load_vlm(
@@ -143,20 +138,16 @@ def save_model(folder: str | os.PathLike, model, processor) -> None:
         processor.image_processor.save_pretrained(folder)
 
 
-# ---- the model ----------------------------------------------------------------------------------
-
-
 def prepare(model, freeze_vision: bool = True, tokenizer=None):
     """Freezes the vision tower (or not), and notes on the model what a response can't contain
     (forbidden_ids: the image placeholders, with the tokenizer all IMAGE_TOKENS), what ends it
     (end_ids: the end of a turn, then the published ones), what its forward calls the cache of keys
     and values (cache_name).
     """
-    family = FAMILIES.get(model.config.model_type)
+    family, published = FAMILIES.get(model.config.model_type), model.generation_config.eos_token_id
     model.requires_grad_(True)
-    published = model.generation_config.eos_token_id  # None, one or a list
     ends = [tokenizer.eos_token_id] if tokenizer else []
-    ends += published if isinstance(published, list) else [published]
+    ends += published if isinstance(published, list) else [published]  # or one, or None
     model.end_ids = list(dict.fromkeys(end for end in ends if end is not None))
     arguments = inspect.signature(model.model.forward).parameters
     model.cache_name = "cache" if "cache" in arguments else "past_key_values"  # up to 5.17 at least
@@ -216,9 +207,6 @@ def parameter_counts(model) -> tuple[int, int]:
     """(trainable, frozen) numbers of parameters."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(p.numel() for p in model.parameters()) - trainable
-
-
-# ---- the processor ------------------------------------------------------------------------------
 
 
 def load_processor(name_or_path: str, family: Family | None):

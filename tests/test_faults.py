@@ -96,13 +96,13 @@ def test_a_death_while_writing_renaming_or_pruning_leaves_a_whole_one(
     assert not list((tmp_path / "checkpoints").glob("*.tmp-*"))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json", "config.json"])
 @pytest.mark.parametrize("fault", ["cut", "unreadable", "gone"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, name, fault):
     save(tmp_path, 1)
     save(tmp_path, 2)
     path = tmp_path / "checkpoints" / "step-000002" / name
-    content = path.read_bytes()
+    content = path.read_bytes() + b" " * (name == "config.json")  # of which the size is looked at
     path.unlink()
     if fault != "gone":
         path.write_bytes(content[:-10] if fault == "cut" else b"\xff" * len(content))
