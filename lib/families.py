@@ -78,8 +78,10 @@ def load_vlm(
             refuse_other_head(model)
         ends = published_ends(name_or_path)
     except Exception as error:  # OSError, ValueError, ImportError, hub errors: "can't read it"
-        wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
-        reason = error if isinstance(error, InputError) else f"{error!r}; {wanted}"
+        reason = str(error)
+        if not isinstance(error, InputError):
+            wanted = "give a hub name, or a folder with config.json, tokenizer and weights"
+            reason = f"{type(error).__name__}: {error}; {wanted}"
         raise InputError(f"--model {name_or_path}: {reason}") from None
     tokenizer = getattr(processor, "tokenizer", processor)
     # nothing else of it: the published sampling defaults belong to the model as it was
