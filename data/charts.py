@@ -187,15 +187,6 @@ def explain(rng, kind: str, stated: list, answer: str) -> str:
     return f"{text}.\nAnswer: {answer}" if rng.random() < 0.5 else text
 
 
-def text_question(rng) -> tuple[str, str, str]:
-    """Arithmetic without an image: (question, answer, answer with its working)."""
-    a, b = rng.integers(1, 10, 2).tolist()
-    task, result = f"{a} + {b}", a + b
-    if pick(rng, "+-") == "-":
-        task, result = f"{max(a, b)} - {min(a, b)}", abs(a - b)
-    return f"What is {task}", str(result), f"{task} = {result}"
-
-
 def base_batch(
     data_seed: int,
     step: int,
@@ -215,9 +206,12 @@ def base_text(rng, mode: str, kind: str, format_rate: float) -> tuple[Example, s
     """(Example, instruction, target text) of one of BASE_MIX's modes."""
     formatted = rng.random() < format_rate
     if mode == "sums":
-        question, answer, working = text_question(rng)
-        asked = (EXPLAIN, working) if rng.random() < 0.5 else (DIRECT, answer)
-        return Example(question=question, answer=answer, task="text"), *asked
+        a, b = rng.integers(1, 10, 2).tolist()
+        term, answer = f"{a} + {b}", str(a + b)
+        if pick(rng, "+-") == "-":
+            term, answer = f"{max(a, b)} - {min(a, b)}", str(abs(a - b))
+        asked = (EXPLAIN, f"{term} = {answer}") if rng.random() < 0.5 else (DIRECT, answer)
+        return Example(question=f"What is {term}", answer=answer, task="text"), *asked
     example = sample_item(rng, kind, HOMES["base"])
     stated = ", ".join(f"{name} {value}" for name, value in example.facts)
     if mode == "caption":
@@ -239,15 +233,12 @@ def base_text(rng, mode: str, kind: str, format_rate: float) -> tuple[Example, s
 @lru_cache
 def vocabulary() -> list[str]:
     """The pieces, sorted, that a word-level tokenizer needs here; " red" is one, with its space."""
-    texts = [THINK, DIRECT, CAPTION, EXPLAIN, GOAL, CAPTION_QUESTION, "\nAnswer: x"]
-    texts += ["system\nuser\nassistant\n", "<answer>x</answer>"]
+    texts = ["system\nuser\nassistant\n", "\nAnswer: x", "<answer>x</answer>", "no"]
     # the words of the judge and choice questions, see forms.py
     texts += ["Is the answer right or wrong? yes no", "Choose all right letters. A: B, C. D"]
     texts += [f"{blank}{x}" for x in [*COLOURS, *range(41), *"ABCDEF"] for blank in ("", " ")]
-    rng = np.random.default_rng(0)
-    for kind in turns(TASKS) * 20:
-        item = sample_item(rng, kind, range(10))
-        texts += [item.question, item.answer, item.trace]
-        texts += [explain(rng, kind, item.needed, item.answer), *text_question(rng)]
+    for example, instruction, target in base_batch(0, 0, 600, 1.0, TASKS):
+        if example.image:  # a question behind a chart in words begins with a space
+            texts += [instruction, example.question, target]
     split = ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str
     return sorted({text[start:end] for text in texts for _, (start, end) in split(text)})

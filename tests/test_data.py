@@ -31,7 +31,7 @@ def png(mode, size, colour=0) -> bytes:
 
 def write_rows(path, rows) -> str:
     """A .jsonl or .json of rows, or of texts in their place; begun by a mark as Windows does."""
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    lines = [r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows]
     text = "\n".join(lines) if path.suffix == ".jsonl" else f"[{', '.join(lines)}]"
     path.write_text("\ufeff" + text, encoding="utf-8")
     return str(path)

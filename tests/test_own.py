@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data import Example, InputError, load_data
-from data.example import MAX_MESSAGE, split_marked
+from data.example import MAX_MESSAGE
 from data.fingerprint import changes, fingerprint
 from tests.test_data import error_of, write_chartqa, write_rows
 
@@ -26,7 +26,8 @@ def test_rows_of_ones_own_of_dymes_lists_and_of_curr_refts_are_read(tmp_path):
     full = {"image": "coco/a.png", "question": "q?", "answer": 7, "options": ["7", "8"]}
     full |= {"facts": [["red", 3], ["b", "c", "4"]], "trace": "red is 3\nAnswer: 7", "task": "t"}
     short = dict(GOOD, answer="n.a.", facts={"k": 1.5}, caption="c", imageId=7, isHard=True)
-    several = dict(GOOD, answer=["x", "y z", "x", 7], answers=["b", "y z"])
+    lines = [f"x{separator}y" for separator in "\u2028\u2029\x85\x0b\x0c\x1e"]  # in a label
+    several = dict(GOOD, answer=["x", "y z", "x", 7], answers=["b", "y z", *lines])
     thought = {"question": "q", "answers": ["because\nAnswer: 3", "three"]}
     seen = {"objects": [{"name": "bag", "attributes": ["red", "big"], "position": "left"}]}
     dyme = {"question": "Think. Who?", "question_wo_prompt": "Who?", "hint": "Goal: x\n#### 2017"}
@@ -44,7 +45,7 @@ def test_rows_of_ones_own_of_dymes_lists_and_of_curr_refts_are_read(tmp_path):
     told = [
         ("q?", ["7"], "text", "red is 3", [("red", "3"), ("b", "c", "4")], image, "t"),
         ("q", ["n.a."], "text", None, [("k", "1.5")], None, ""),
-        ("q", ["x", "y z", "7", "b"], "text", None, [], None, ""),
+        ("q", ["x", "y z", "7", "b", *lines], "text", None, [], None, ""),
         ("q", ["3", "three"], "math", "because", [], None, ""),
         ("Who?", ["2017"], "text", "Goal: x", left, image, ""),
         ("q", ["5"], "text", "so", [], None, "human"),
@@ -73,13 +74,6 @@ def test_a_number_is_meant_by_its_value_but_for_chartqas_own_questions(tmp_path)
     assert [example.kind for example in read] == ["math"] * 6 + ["text"] * 4
 
 
-def test_a_line_separator_that_unicode_knows_is_a_character_of_a_label(tmp_path):
-    labels = [f"red{separator}blue" for separator in "\u2028\u2029\x85\x0b\x0c\x1e"]
-    rows = [json.dumps(dict(GOOD, answer=label), ensure_ascii=False) for label in labels]
-    assert [example.answer for example in load_rows(tmp_path, *rows)] == labels
-    assert [split_marked(f"t\nAnswer: {label}\nmore")[1] for label in labels] == labels
-
-
 @pytest.mark.parametrize("name, val", [("a.jsonl", "a_val.jsonl"), ("train.json", "val.json")])
 def test_val_is_a_file_beside_or_the_last_tenth(tmp_path, name, val):
     def questions(split):
@@ -102,7 +96,7 @@ BAD = [
     (dict(GOOD, question=["q"]), "question must be a text"),
     *((dict(GOOD, answer=x), "answer") for x in (True, [], ["a", None], [["b"]], [{"a": "a"}])),
     *((f'{{"question": "q", "answer": {x}}}', "answer must be") for x in ("1e999", "NaN")),
-    (dict(GOOD, answer="\ud800"), "surrogate"),
+    ('{"question": "q", "answer": "\\ud800"}', "surrogate"),
     (dict(GOOD, facts="x"), "facts must be"),
     (dict(GOOD, facts=[["a"]]), "list of [name, value]"),
     (dict(GOOD, options="x"), "options must be"),
