@@ -33,10 +33,8 @@ MEMORIZES = ("with a method that memorizes", lambda c: c.method not in ("grpo", 
 SAMPLES = ("with sampling", lambda c: c.method != "sft" and vars(c).get("stages") != ["reject"])
 REPEATS = ("with --num_iterations above 1", lambda c: c.num_iterations > 1)
 RAW = ("with --refiner off", lambda c: c.refiner == "off")
-TRACED = (
-    "with --refiner off, where facts are known",
-    lambda c: c.refiner == "off" or c.dataset not in ("charts", "chartqa"),
-)
+KNOWN = ("charts", "chartqa")  # whose facts are known: traces are made of them
+TRACED = ("with --refiner off", lambda c: c.refiner == "off" or c.dataset not in KNOWN)
 ASKS = ("with sampling, or --refiner local", lambda c: c.method != "sft" or c.refiner != "off")
 JUDGED = ("with --judge_url", lambda c: c.judge_url is not None)
 EPOCHS = ("without --max_steps, which the charts have", lambda c: c.max_steps is None)

@@ -47,6 +47,9 @@ from train import launch, train
 STAGES = (*FORMS, "reject")
 STAGE_EPOCHS = {"judge": 1, "choice": 1, "open": 2}
 REJECT = ("with the stage reject", lambda c: "reject" in c.stages)
+EACH = ("with a number for each form", lambda c: len(c.stage_generations) == len(FORMS))
+GIVEN = re.compile(rf"({'|'.join(FORMS)})=.+\.jsonl?")
+FILED = ("as judge=FILE.jsonl ...", lambda c: all(map(GIVEN.fullmatch, c.stage_data)))
 MIXED = ("with --mix on other data than the charts", lambda c: c.mix or c.dataset == "charts")
 
 
@@ -76,8 +79,8 @@ class Curriculum(Config):
 
     dry_run: bool = knob(False, "as train.py's, of the first stage", NEW, SAMPLES)
     stages: list[str] = knob(list(STAGES), "which, in this order", choices=STAGES)
-    stage_data: list[str] | None = knob(None, "given questions: judge=a.jsonl ...", FILES)
-    stage_generations: list[int] | None = knob(None, "G of judge, choice, open", SAMPLES, low=2)
+    stage_data: list[str] | None = knob(None, "given questions: judge=a.jsonl ...", FILES, FILED)
+    stage_generations: list[int] | None = knob(None, "G of each form", SAMPLES, EACH, low=2)
     reject_samples: int = knob(8, "N: responses to a prompt in rejected sampling", REJECT, low=1)
     reject_size: int | None = knob(None, "sample for so many examples, not all", REJECT, low=1)
     reject_threshold: float = knob(85.0, "keep what is above, of 100", REJECT, low=0, high=99)
@@ -92,22 +95,16 @@ class Curriculum(Config):
 def read_flags(argv: list[str]) -> Curriculum:
     """The command line; see config.parse."""
     about = {"prog": "curr_reft.py", "description": "Curr-ReFT: a curriculum, then reject."}
-    config = parse(argv, Curriculum, **about)
-    for given in config.stage_data or []:
-        if not re.fullmatch(rf"({'|'.join(FORMS)})=.+\.jsonl?", given):
-            raise InputError(f"--stage_data {given}: write it as {FORMS[0]}=FILE.jsonl")
-    if config.stage_generations and len(config.stage_generations) != len(FORMS):
-        raise InputError(f"--stage_generations: one number for each of {', '.join(FORMS)}")
-    return config
+    return parse(argv, Curriculum, **about)
 
 
 def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     """The selected stages. Returns what it writes to <output_dir>/result.json, as train does."""
     log, folder = Log(config.output_dir, ranks.rank == 0), Path(config.output_dir)
-    tasks = {stage: stage_task(config, stage) for stage in STAGES if stage in config.stages}
+    stages = [stage for stage in STAGES if stage in config.stages]
+    tasks = [Task(ask_split(config, s, "train"), ask_split(config, s, "val"), {}) for s in stages]
     if config.dry_run:
-        stage, task = next(iter(tasks.items()))
-        return run_stage(config, stage, config.model, task, ranks, log)
+        return run_stage(config, stages[0], config.model, tasks[0], ranks, log)
     log.lock()
     path = folder / "stages.json"  # there from the begin of a run on
     held = broadcast_object(path.exists(), ranks)
@@ -116,9 +113,9 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     open_scorer(config).close()
     if config.mix:  # so that a bad file doesn't cost the stages before it
         mix_examples(config, 1)
-    tasks = dict(zip(tasks, check_input(config, list(tasks.values()), ranks, log)[0]))
-    finals, size = load_finals(config, log), config.eval_size
-    forms = {split: {f: ask_split(config, f, split, size) for f in FORMS} for split in finals}
+    tasks, _ = check_input(config, tasks, ranks, log)
+    finals = load_finals(config, log)
+    forms = {split: {form: ask_split(config, form, split) for form in FORMS} for split in finals}
     done = {}
     if held and config.resume:
         with written_here(path):
@@ -137,7 +134,7 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     once("config", lambda *_: asdict(config))
     base = once("base", read_model, config.model, finals, forms) if config.eval_base else {}
     results, model = {}, config.model
-    for stage, task in tasks.items():
+    for stage, task in zip(stages, tasks):
         if result := once(stage, run_stage, stage, model, task):
             results[stage], model = result, str(folder / stage)
     if not results:
@@ -149,15 +146,10 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     return join(config, base, results, ranks, log)
 
 
-def stage_task(config: Curriculum, stage: str) -> Task:
-    """A stage's questions: its training split's, and the one's that is read on the way."""
+def ask_split(config: Curriculum, stage: str, split: str) -> list[Example]:
+    """A split's items, of all tasks, as a stage's questions: made, or of its --stage_data file."""
     form = "open" if stage == "reject" else stage
-    train = ask_split(config, form, "train", config.train_size)
-    return Task(train, ask_split(config, form, "val", config.eval_size), {})
-
-
-def ask_split(config: Curriculum, form: str, split: str, size: int | None) -> list[Example]:
-    """A split's items, of all tasks, as questions of a form: made, or of a --stage_data file."""
+    size = config.train_size if split == "train" else config.eval_size
     files = dict(given.split("=", 1) for given in config.stage_data or [])
     if form in files:
         given = replace(config, dataset=files[form], traces=None, facts=None)

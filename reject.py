@@ -105,21 +105,20 @@ def best_row(group: Group, tolerance: float = 0.0, chat: Chat | None = None) -> 
     return {**about, "samples": len(texts), **best}
 
 
-def sample_rows(
-    model, processor, examples: list[Example], config, ranks: Ranks, path: Path
-) -> list[dict]:
-    """best_row of each example, a line of the jsonl file at `path`; what that has from the same
-    flags isn't sampled again with --resume. Samples are keyed by (seed, place).
+def sample_rows(model, processor, examples: list[Example], config, ranks: Ranks) -> list[dict]:
+    """best_row of each example, also a line of sampled.jsonl; what that has from the same flags
+    isn't sampled again with --resume. Samples are keyed by (seed, place).
     """
+    path = Path(config.output_dir, "sampled.jsonl")
     names = ("max_pixels", "max_completion_length", "temperature", "seed")
     asked = {name: getattr(config, name) for name in names}
     asked["num_generations"] = config.reject_samples
-    log, size = Log(path.parent, ranks.rank == 0), config.prompts_per_step
+    log, size = Log(config.output_dir, ranks.rank == 0), config.prompts_per_step
     if log.active and not config.resume:
         path.unlink(missing_ok=True)
     rows = broadcast_object(read_lines(path) if log.active else [], ranks)
     done = {row["id"]: row for row in rows if row.get("how") == asked}
-    todo = [place for place, example in enumerate(examples) if example.id not in done]
+    todo = [i for i, e in enumerate(examples) if done.get(e.id, {}).get("question") != e.question]
     at_once = {**asked, "batch_size": size * config.reject_samples}
     with closing(open_scorer(config)) as scorer:
         chat = getattr(scorer, "chat", None)  # of a judge
@@ -144,7 +143,7 @@ def choose_examples(
     folder, threshold = Path(config.output_dir), config.reject_threshold
     folder.mkdir(parents=True, exist_ok=True)
     examples, path = examples[: config.reject_size], folder / "kept.jsonl"
-    rows = sample_rows(model, processor, examples, config, ranks, folder / "sampled.jsonl")
+    rows = sample_rows(model, processor, examples, config, ranks)
     tasks, learned, lines = {}, [], ""
     for row, example in zip(rows, examples):
         kept = keep_best(row, example, threshold)

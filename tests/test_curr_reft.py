@@ -89,11 +89,13 @@ def test_given_questions_of_a_stage_are_asked_as_they_are(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files = [f"{form}={tmp_path}/{form}.jsonl" for form in FORMS]
     flags = ["--dataset", f"{tmp_path}/open.jsonl", "--stage_data"]
-    tasks = [curr_reft.stage_task(read_flags([*flags, *files]), form) for form in FORMS]
-    asked = [(task.train[0].kind, task.train[0].answer, len(task.val)) for task in tasks]
-    assert asked == [("decision", "Yes", 2), ("letters", "A, C", 2), ("math", "3", 2)]
+    config = read_flags([*flags, *files])
+    asked = [curr_reft.ask_split(config, stage, "val") for stage in curr_reft.STAGES]
+    found = [(examples[0].kind, examples[0].answer, len(examples)) for examples in asked]
+    math = ("math", "3", 2)
+    assert found == [("decision", "Yes", 2), ("letters", "A, C", 2), math, math]
     with pytest.raises(InputError, match="open.jsonl/1: '3' is no answer of stage judge"):
-        curr_reft.stage_task(read_flags([*flags, f"judge={tmp_path}/open.jsonl"]), "judge")
+        curr_reft.ask_split(read_flags([*flags, f"judge={tmp_path}/open.jsonl"]), "judge", "train")
 
 
 ITEM = next(e for e in load_charts("train", 60) if e.task == "sum")

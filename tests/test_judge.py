@@ -338,6 +338,7 @@ def test_a_better_template_is_learned_from_a_structured_response_judged_high(ser
     assert step(0, "plain, Latvia: 3.0", GOOD + " so-so") == p.TEMPLATE and judge.proposal is None
     assert step(1, "plain, Latvia: 3.0", GOOD) == p.TEMPLATE
     assert judge.proposal.result(20) == GENERIC and step(2, "plain", "also plain") == GENERIC
+    assert step(3, "plain") == GENERIC and len(judge.templates) == 2  # it is learned once
     for number, template in ((2, p.TEMPLATE), (3, GENERIC)):
         resumed = server.judge()
         resumed.resume(number)
