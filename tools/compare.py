@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +105,7 @@ def run(row: str, flags: list[str], folder: Path, out: str | None = None) -> dic
         kept = {
             "command": told,
             "commit": noted["commit"],
-            "machine": f"{platform.machine()}, one thread",
+            "machine": f"{os.uname().machine}, one thread",
             "versions": {name: version(name) for name in ("torch", "transformers")},
             "records": [record],
         }

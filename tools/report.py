@@ -24,6 +24,12 @@ from tools.curves import MODES, Variant, group_seeds
 from tools.tables import cells, main_columns, read_run
 
 SHOWN_STEPS = 16  # of a variant, of those that groups.jsonl has
+VERDICTS = {
+    "memorize": "so the reference is memorized, and the samples contribute nothing.",
+    "explore": "so the samples are explored: each is made more or less likely by its advantage.",
+    "skip": "so there is nothing to learn, and the group is skipped.",
+    "collapse": "and all rewards are equal: every advantage is 0 (advantage collapse).",
+}
 REWARDS = {"format": "format", "accuracy": "accuracy", "thinking": "thinking", "total": "reward"}
 
 
@@ -64,9 +70,10 @@ def group_card(line: dict, opened: bool) -> str:
     """One group: what was asked, what the samples were, what became of them."""
     mode, responses, facts = line["mode"], line["responses"], line["facts"]
     correct = sum(response["correct"] > 0.5 for response in responses)
-    verdict = f"{correct} of {len(responses)} samples are correct" if responses else "no samples"
-    if mode == "explore" and len({response["total"] for response in responses}) == 1:
-        verdict += ", and all rewards are equal: every advantage is 0 (advantage collapse)"
+    equal = mode == "explore" and len({response["total"] for response in responses}) == 1
+    verdict = f"{correct} of {len(responses)} correct, {VERDICTS['collapse' if equal else mode]}"
+    if not responses:
+        verdict = "This step memorizes without sampling."
     image = f'<img src="{esc(line["image"])}" alt="the chart">' if line["image"] else ""
     told = "".join(f"<li>{esc(' '.join(map(str, n)))} <b>{esc(v)}</b></li>" for *n, v in facts)
     texts = [line.get("target_pushes", []), *(each.get("pushes", []) for each in responses)]
@@ -133,15 +140,14 @@ def results_table(variants: list[Variant]) -> str:
 def page(variants: list[Variant]) -> str:
     """The whole page: with the rollouts of each variant's first run."""
     folders = [str(run["folder"]) for *_, runs in variants for run in runs]
-    pictures, rollouts = "", ""
+    pictures = "" if curves.matplotlib else f'<p class="note">{curves.NO_PICTURES}</p>'
+    rollouts = ""
     for title, figure in (curves.draw(variants) if curves.matplotlib else {}).items():
         figure.savefig(svg := io.BytesIO(), format="svg", transparent=True)
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
         # a panel per variant is wider than a phone
         look = 'class="card wide scroll" tabindex="0"' if title == "Modes" else 'class="card"'
         pictures += f'<figure {look}><img src="{source}" alt="{title}"></figure>'
-    if not curves.matplotlib:
-        pictures = f'<p class="note">{curves.NO_PICTURES}</p>'
     for label, _, runs in variants:
         path = runs[0]["folder"] / "groups.jsonl"
         with written_here(path):
@@ -159,9 +165,8 @@ def page(variants: list[Variant]) -> str:
 def main(argv: list[str]) -> None:
     """The command line."""
     parser = Parser("tools.report", description="One HTML page about any number of runs.")
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="folders that train.py wrote; seeds go together")
-    add("--out", default="report.html", help="the page (%(default)s)")
+    parser.add_argument("runs", nargs="+", help="folders that train.py wrote; seeds go together")
+    parser.add_argument("--out", default="report.html", help="the page (%(default)s)")
     args = parser.parse_args(argv)
     with written_here(" or ".join(f"{folder}/metrics.jsonl" for folder in args.runs)):
         text = page(group_seeds([read_run(folder) for folder in dict.fromkeys(args.runs)]))

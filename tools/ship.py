@@ -20,8 +20,7 @@ from lib.families import load_vlm
 from lib.log import run_program
 from lib.tiny import ASSETS, LOG_STEPS, SHIPPED, base_folder
 
-FEW, MANY = 60, 600  # questions
-# what a shipped base is asked about, by its folder's name
+FEW, MANY = 60, 600  # questions to a shipped base, of the tasks that it was taught:
 ASKED = {name: [t for t in tasks if t in TASKS] for (*_, tasks, _), name in SHIPPED.items()}
 
 

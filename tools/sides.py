@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from PIL import Image
 
@@ -163,8 +162,8 @@ def update_padded(case: SimpleNamespace) -> None:
         ids = torch.tensor([row.token_ids for row in group.rows], device=DEVICE)  # (G, C)
         inputs, length = batch([group] * len(ids)), ids.shape[1]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, length))
+        if (types := inputs.get("mm_token_type_ids")) is not None:
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(types, (0, length))
         hidden = case.model.model(**inputs, use_cache=False).last_hidden_state  # (G, P + C, width)
         predictors = hidden[:, -length - 1 : -1].flatten(0, 1)
         logprobs = token_logprobs(case.model, predictors, ids.flatten())[0].view_as(ids)

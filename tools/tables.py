@@ -3,7 +3,6 @@
 Left out: running anything (tools/compare.py), pictures (tools/curves.py).
 """
 
-import math
 from itertools import accumulate, groupby
 from operator import itemgetter, sub
 from pathlib import Path
@@ -124,8 +123,7 @@ def markdown(titles: list[str], rows: list[list[str]]) -> str:
 def find(record: dict, names: tuple) -> float | None:
     """What the names lead to in a record, None standing for the first one; None for nothing."""
     for name in names:
-        record = record or {}
-        record = record.get(next(iter(record), None) if name is None else name)
+        record = (record or {}).get(next(iter(record or {}), None) if name is None else name)
     return record
 
 
@@ -223,8 +221,8 @@ def span(values: list[float], miss: float) -> str:
     """Student's interval of a mean, which misses the true one with this probability. With
     t = sqrt(freedom) tan(angle) the density is cos(angle) ** (freedom - 1).
     """
-    freedom, angles = len(values) - 1, np.linspace(0, math.pi / 2, 100_001)
+    freedom, angles = len(values) - 1, np.linspace(0, np.pi / 2, 100_001)
     inside = np.cumsum(np.cos((angles[:-1] + angles[1:]) / 2) ** (freedom - 1))
-    t = math.sqrt(freedom) * math.tan(np.interp(1 - miss, inside / inside[-1], angles[1:]))
-    half = t * stdev(values) / math.sqrt(len(values))
+    t = np.sqrt(freedom) * np.tan(np.interp(1 - miss, inside / inside[-1], angles[1:]))
+    half = t * stdev(values) / np.sqrt(len(values))
     return f"[{mean(values) - half:+.1f}, {mean(values) + half:+.1f}]"
