@@ -81,9 +81,9 @@ def test_neither_a_chart_of_val_test_or_ood_nor_a_held_out_question_comes_up_in_
         assert all(not homes[split] & homes[other] for other in homes if other != split)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("noise", [0.25, 1.0])
 def test_trace_noise_is_the_share_of_wrong_facts_in_training_traces_and_nothing_else(noise):
-    for split in SIZES:
+    for split in ("train", "val"):
         wrong = []
         for true, a, most in zip(*(load_charts(split, 400, 0, x) for x in (0.0, noise, 1.0))):
             assert replace(a, trace=true.trace) == true
