@@ -120,7 +120,7 @@ class Config:
 
     # on the charts where val flattens, see results/README.md
     max_steps: int | None = knob({"charts": 200}, "batches of rollouts", low=1)
-    num_train_epochs: float | None = knob({"gsm8k": 1, "*": 10}, "passes over all", EPOCHS, above=0)
+    num_train_epochs: float | None = knob({"gsm8k": 1, "*": 10}, "data passes", EPOCHS, above=0)
     prompts_per_step: int | None = knob({"charts": 16, "*": 32}, "P, over all processes", low=1)
     micro_batch_prompts: int | None = knob({"charts": 16, "*": 1}, "groups in a forward", low=1)
     learning_rate: float | None = knob({"charts": 1e-3, "*": 1e-5}, "peak", above=0)
