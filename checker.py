@@ -121,13 +121,13 @@ def total_reward(rewards: dict[str, torch.Tensor], reward_weights) -> torch.Tens
 
 def unmatchable(examples, tolerance: float = 0.0) -> list:
     """The examples whose answer, memorized as it is, would not be scored right at `tolerance`."""
-
-    def scored(example):
+    found = []
+    for example in examples:
         bare = replace(example, facts=[], trace=None)  # their thinking isn't looked at
-        target = "" if example.instruction else "It can be read off.\nAnswer: "
-        return score([target + example.answer], bare, tolerance=tolerance)["correct"].item()
-
-    return [example for example in examples if not scored(example)]
+        target = ("" if example.instruction else "It can be read off.\nAnswer: ") + example.answer
+        if not score([target], bare, tolerance=tolerance)["correct"]:
+            found.append(example)
+    return found
 
 
 # ---- the visual refiner -------------------------------------------------------------------------

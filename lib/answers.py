@@ -116,10 +116,10 @@ def same_math(target: str, given: str, tolerance: float = 0.0) -> bool:
     (numbers, form, unit), (others, other_form, other_unit) = wanted, said
     if form != other_form or unit and other_unit and unit != other_unit:
         return False
-    for factor in (1, {("%", ""): 0.01, ("", "%"): 100}.get((unit, other_unit), 1)):
-        if all(close(factor * a, b, tolerance) for a, b in zip(numbers, others)):
-            return True  # 50 % is 0.5, and 50 where % is understood
-    return False
+    # 50 % is 0.5, and 50 where % is understood
+    factor = {("%", ""): 0.01, ("", "%"): 100}.get((unit, other_unit), 1)
+    pairs = list(zip(numbers, others))
+    return any(all(close(f * a, b, tolerance) for a, b in pairs) for f in (1, factor))
 
 
 def rewrite(text: str, rules) -> str:

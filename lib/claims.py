@@ -108,14 +108,9 @@ class Reader:
 
     def read(self) -> list[tuple]:
         """The claims of the text: [(claim, first character of its value, end)]."""
-        claims, clause = [], []
-        for start, end, name in self.items:
-            if name or not self.is_break(start):
-                clause.append((start, end, name))
-            elif clause:
-                claims += self.state(clause)
-                clause = []
-        return claims + (self.state(clause) if clause else [])
+        parts = groupby(self.items, lambda item: not item[2] and self.is_break(item[0]))
+        clauses = [list(clause) for is_break, clause in parts if not is_break]
+        return [claim for clause in clauses for claim in self.state(clause)]
 
     def is_break(self, i: int) -> bool:
         """Whether a clause ends at token i: not at the stop of "U.S." or of "Vinyl?" = 4."""

@@ -171,14 +171,13 @@ def read_chart(facts: tuple) -> Chart:
             also.append((said, ((None, said),)))
     if all(fact_name(fact) in COLOURS for fact in facts):
         also += [((colour,), ((0, (UNKNOWN, colour)),)) for colour in COLOURS]
-    spellings = {}
+    meant = {}
     for name, meaning in called + also:
-        spelt = "".join(name)
-        for end in range(1, len(spelt)):
-            spellings.setdefault(spelt[:end], None)
-        if spelt and spellings.get(spelt) is None:
-            spellings[spelt] = meaning
-    return Chart(spellings, table, not any(EQUATION.search(fact_name(fact)) for fact in facts))
+        meant.setdefault("".join(name), meaning)
+    meant.pop("", None)
+    begun = {name[:end]: None for name in meant for end in range(1, len(name))}
+    equations = any(EQUATION.search(fact_name(fact)) for fact in facts)
+    return Chart(begun | meant, table, not equations)
 
 
 def find_names(tokens: list[Token], spellings: dict) -> Iterator[tuple[int, int, tuple]]:
