@@ -157,18 +157,17 @@ def picture(width, height, seed=0):
     return Image.frombytes("RGB", (width, height), pixels)
 
 
-def loaded(name, features=False, **options):
+def loaded(name, freeze_vision=True, **options):
     """Model, processor and groups, of images of several sizes and shapes, two alike in size, and of
-    a question without one. features: of the images, made once.
+    a question without one; with a frozen tower their features are made once.
     """
-    model, processor = load_vlm(str(folder_of(name)), **options)
+    model, processor = load_vlm(str(folder_of(name)), freeze_vision=freeze_vision, **options)
     sizes = [(40, 28), (28, 70), (90, 80), (33, 17), (40, 28)]
-    sizes = sizes if name in FAMILIES else [None] * 3
-    images = [size and picture(*size, seed) for seed, size in enumerate(sizes)] + [None]
-    asked = [Example(image, f"Q{i * 7}?", "3") for i, image in enumerate(images)]
+    images = [picture(*size, i) if name in FAMILIES else None for i, size in enumerate(sizes)]
+    asked = [Example(image, f"Q{i * 7}?", "3") for i, image in enumerate([*images, None])]
     groups = make_groups(model, processor, asked)
-    for group in groups if features else ():
-        group.prompt.features = image_features(model, [group.prompt])[0]
+    for group in groups if freeze_vision else ():
+        (group.prompt.features,) = image_features(model, [group.prompt])
     return model, processor, groups
 
 
@@ -191,10 +190,10 @@ def generate_inputs(prompt, more=()):
     return inputs
 
 
-def some_completions(processor, groups):
+def some_completions(processor):
     """Two or three sequences of letters per prompt, of several lengths, with end token."""
     end = get_tokenizer(processor).eos_token_id
-    lengths = [[5, 1, 9], [4, 7], [6, 3], [2, 8], [5, 6], [3, 3]][: len(groups)]
+    lengths = [[5, 1, 9], [4, 7], [6, 3], [2, 8], [5, 6], [3, 3]]
     return [[[*range(11 * n, 12 * n), end] for n in row] for row in lengths]
 
 
@@ -206,7 +205,7 @@ def gradients_of(model):
 
 def gradients_of_a_step(model, processor, groups, **knobs):
     """Those of one update: the first group is explored, the second memorized, the third skipped."""
-    for group, completions in zip(groups, some_completions(processor, groups)):
+    for group, completions in zip(groups, some_completions(processor)):
         group.rows = [Row(ids, 1.5 * (-1) ** i - i) for i, ids in enumerate(completions)]
     groups[1].rows = [Row(target_ids(processor, "two and one\nAnswer: 3"), 1.0, "sft")]
     groups[2].rows = []
@@ -246,7 +245,7 @@ def test_a_box_is_asked_for_in_the_familys_own_coordinates():
 @pytest.mark.parametrize("name", ALL)
 def test_packed_logprobs_and_gradients_equal_single_rows(name):
     model, processor, groups = loaded(name, freeze_vision=False)
-    completions = some_completions(processor, groups)
+    completions = some_completions(processor)
     prompts = [group.prompt for group in groups]
     targets = torch.tensor([token for group in completions for row in group for token in row])
     packed, _ = token_logprobs(model, completion_hidden(model, prompts, completions), targets)
@@ -318,7 +317,7 @@ def test_no_token_that_belongs_to_an_image_is_ever_sampled(name):
 def test_a_frozen_tower_gets_no_gradient_its_projector_does_and_checkpointing_changes_none(
     name, freeze
 ):
-    model, processor, groups = loaded(name, features=freeze, freeze_vision=freeze)
+    model, processor, groups = loaded(name, freeze_vision=freeze)
     gradients = gradients_of_a_step(model, processor, groups)
     if name in FAMILIES:
         parts = r"\.(multi_modal_projector|connector|merger|deepstack_merger_list)\."
