@@ -113,7 +113,7 @@ def sum_gradients(model, ranks: Ranks) -> None:
             continue
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-        total = param.grad.float()
+        total = param.grad.float().contiguous()
         with lost_peers():
             dist.all_reduce(total)
         param.grad.copy_(total)
