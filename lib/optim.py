@@ -31,8 +31,8 @@ class StochasticAdamW(torch.optim.Optimizer):
     """AdamW for bf16 parameters; fp32 ones get torch's AdamW bit for bit, without rounding.
 
     The states are there from the start: memory that runs out inside an update would leave weights
-    of which some have moved. The random bits are keyed by (seed, number of the update): a resumed run
-    is the unbroken one, and processes with the same gradients stay equal.
+    of which some have moved. The random bits are keyed by seed and number of the update: a resumed
+    run is the unbroken one, and processes with the same gradients stay equal.
     """
 
     def __init__(self, params, lr: float, betas: tuple, seed: int):

@@ -93,8 +93,8 @@ def tiny_vlm(seed: int = 0):
 def train_base(
     model, processor, steps: int, seed: int, format_rate: float, tasks: tuple, lr: float, path: Path
 ) -> list[float]:
-    """A base stage: supervised training of ALL weights on base_batch, by AdamW with a warm-up of 5 %
-    and cosine decay; a batch is one packed row. Returns mean losses (nats per token), each of
+    """A base stage: supervised training of ALL weights on base_batch, by AdamW, with a warm-up of
+    5 % and cosine decay; a batch is one packed row. Returns mean losses (nats per token), each of
     LOG_STEPS steps. tasks: some of TASKS, and "judge", "choice" to have it asked in these forms too
     (data/forms.py). path: of a file to go on from after a kill, to the same weights.
     """
