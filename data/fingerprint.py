@@ -14,8 +14,9 @@ def fingerprint(examples: Sequence[Example]) -> dict:
     """{"rows": their number, field: a digest of it over all rows}; no paths: data may move."""
     digests = {"rows": len(examples)}
     for name in FIELDS:
-        values = (getattr(example, name) for example in examples)
-        text = "".join(map(repr, map(look, values) if name == "image" else values))
+        values = [getattr(example, name) for example in examples]
+        values = map(look, values) if name == "image" else values
+        text = "".join(map(repr, values))
         digests[name] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
     return digests
 

@@ -113,9 +113,7 @@ def read_rows(path) -> Iterator[tuple[int, object]]:
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     else:
         rows = decode(path.read_bytes())
-        if not isinstance(rows, list):
-            raise InputError("must be a list of objects")
-        yield from enumerate(rows)
+        yield from enumerate(rows if isinstance(rows, list) else [rows])
 
 
 def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
