@@ -107,8 +107,10 @@ def read_rows(path) -> Iterator[tuple[int, object]]:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             yield from enumerate(csv.DictReader(lines, delimiter="\t"), 1)
     elif ending == ".parquet":
-        import pyarrow.parquet  # optional: nothing else here needs it
-
+        try:
+            import pyarrow.parquet  # optional: nothing else here needs it
+        except ImportError:
+            raise InputError("pip install pyarrow to read it") from None
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(64)
         yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
     else:
@@ -130,7 +132,7 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
                 parsed.append(parse({name: row[name] for name in row if filled(row[name])}, number))
             except BROKEN as error:  # also an InputError, a ValueError
                 problems.append(f"{word} {number}: {error}")
-    except (ImportError, *BROKEN) as error:
+    except BROKEN as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     bad = f"{len(problems)} of {len(problems) + len(parsed)} rows are bad"
     if problems and skip_bad_rows:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -135,6 +136,10 @@ def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_pa
     assert "no examples" in error_of(load_data, "aokvqa", "test")
     path.write_bytes(b"torn")
     assert "0000.parquet: " in error_of(load_data, "aokvqa", "val", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "0000.parquet: pip install pyarrow" in error_of(
+        load_data, "aokvqa", "val", str(tmp_path)
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
