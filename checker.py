@@ -49,9 +49,7 @@ def format_reward(response: str, truncated: bool = False, direct: bool = False) 
     return float(bool(answer and thought) and not truncated)
 
 
-def visual_checker(
-    thinking: str, facts, needed=None, question: str = "", trace: str | None = ""
-) -> float:
+def visual_checker(thinking: str, facts, needed=None, question: str = "", trace=None) -> float:
     """How far the thinking is grounded in the visual facts: F1 of its claims, in [0, 1].
 
     The reference is `needed` where known, else the facts whose names the question or the trace

@@ -1,7 +1,7 @@
 """Answers: how one is read from a response, and how right it is, by the kind that is asked for.
 
 Free text and numbers: relaxed accuracy (ChartQA, arXiv 2203.10244). Mathematics: LaTeX becomes
-Python's arithmetic, whose syntax tree is reckoned; other than numbers goes to math-verify. Letters,
+Python's arithmetic, whose syntax tree is reckoned; what else there is goes to math-verify. Letters,
 decisions, boxes, labels: the rewards of Curr-ReFT (arXiv 2503.07065, section 3). results/README.md
 has a table of what is read, and what is not.
 """
@@ -254,9 +254,7 @@ def read(example: Example, text: str | None):
     return words or None  # labels, between commas or semicolons
 
 
-def grade(
-    example: Example, text: str | None, tolerance: float = 0.0, scale: tuple = (1, 1)
-) -> float:
+def grade(example: Example, text: str | None, tolerance: float = 0.0, scale=(1, 1)) -> float:
     """How right a marked answer, uncleaned, is, in [0, 1], right above 0.5; None is 0.
 
     text: 1 for any of the right answers by the answer metric at `tolerance`, for an option's letter

@@ -167,21 +167,18 @@ def compare(text: str, facts: list, named: list, answer: str) -> Step | None:
     asked = ask(text, named)
     is_so = relation(bool(asked & MORE), bool(asked & LESS))
     ties = " (?:equal to|equals?|the same as) " if is_so == "equal to" else r" \w+ th[ae]n "
-    sides = [side(part, facts) for part in re.split(ties, text)]
-    if len(sides) != 2 or None in sides or sides[0] == sides[1]:
+    sides = []  # the steps that each asks for
+    for part in re.split(ties, text):
+        number, mentioned = read_value(part.strip(" ?")), mentioned_facts(part, facts)
+        given = [Step([], "", "the number given is", number)]
+        asking = steps(part, mentioned or facts, mentioned)
+        sides.append(given if number is not None else list(asking))
+    if list(map(len, sides)) != [1, 1] or sides[0] == sides[1]:
         return None
-    found = relation(sides[0].result, sides[1].result)
-    one, other = (f"{step.reasoning} {step.result:.10g}" for step in sides)
-    shown = [fact for fact in facts if fact in sides[0].facts + sides[1].facts]
-    how = f"{one} and {other}: the first is {found} the second, so {answer}"
+    (one,), (other,) = sides
+    found = relation(one.result, other.result)
+    shown = [fact for fact in facts if fact in one.facts + other.facts]
+    how = f"{one.reasoning} {one.result:.10g} and {other.reasoning} {other.result:.10g}: the first"
+    how += f" is {found} the second, so {answer}"
     right = answer.casefold() == ("yes" if found == is_so else "no")
     return Step(shown, "compare the two", how) if right else None
-
-
-def side(text: str, facts: list) -> Step | None:
-    """The one thing that a side of a comparison asks for, if it is one."""
-    if (number := read_value(text.strip(" ?"))) is not None:
-        return Step([], "", "the number given is", number)
-    named = [fact for fact in mentioned_facts(text, facts) if fact in facts]
-    found = list(steps(text, named or facts, named))
-    return found[0] if len(found) == 1 else None

@@ -74,9 +74,6 @@ def close(wanted: float, given: float, tolerance: float) -> bool:
     return wanted == given or abs(given - wanted) <= (tolerance + 1e-12) * abs(wanted) < math.inf
 
 
-# ---- words --------------------------------------------------------------------------------------
-
-
 def words(text: str) -> frozenset[str]:
     """The words of a text, to be looked up."""
     return frozenset(text.split())
