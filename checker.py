@@ -83,9 +83,9 @@ def score(
 
     format (with an answer of the example's kind), accuracy, thinking: in [0, 1]. total: weighted by
     `reward_weights`, 0 where format is 0; where nothing can score the thinking, the other weights
-    take its place. correct: bool, accuracy > 0.5 and format 1, which is what the switch counts.
-    `truncated`: which responses were cut off; `accuracy`: G numbers in place of the metric at
-    `tolerance`, a share of the answer; InputError where one isn't finite.
+    take its place. correct: bool, accuracy > 0.5 and format 1: what the switch counts. `truncated`:
+    which were cut off; `accuracy`: G numbers in place of the metric at `tolerance`, a share of the
+    answer. InputError where one isn't finite.
     """
     direct = example.instruction is not None
     parts = [("", r) if direct else split_marked(r) for r in responses]  # thinking, answer
@@ -112,8 +112,8 @@ def score(
 
 def total_reward(rewards: dict[str, torch.Tensor], reward_weights) -> torch.Tensor:
     """The weighted sum of format, accuracy and thinking, (G,) each; 0 where format is 0."""
-    parts = (rewards["format"], rewards["accuracy"], rewards["thinking"])
-    weighted = sum(w * values for w, values in zip(reward_weights, parts))
+    parts = zip(reward_weights, ("format", "accuracy", "thinking"))
+    weighted = sum(weight * rewards[name] for weight, name in parts)
     return torch.where(rewards["format"] > 0.5, weighted, 0.0)
 
 

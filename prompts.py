@@ -98,12 +98,13 @@ def contradicts(trace: str, example: Example) -> bool:
     """True if the last sentence names answers of the right one's kind, but not the right one."""
     closing = re.split(r"\n|[.!?]\s", trace.rstrip(" .!?\n"))[-1]
     answer = clean_answer(example.answer).rstrip("%")
-    named = re.findall(f"-?{NUMBER}", closing) if to_number(answer) is not None else []
+    is_number = to_number(answer) is not None
+    named = map(clean_answer, re.findall(f"-?{NUMBER}", closing)) if is_number else []
     names = [name for *names, _ in example.facts for name in names]
     for words in (["yes", "no"], names, example.options or []):
         if answer.casefold() in [word.casefold() for word in words]:
             named = [word for word in words if mentions(closing, word)]
-    right = [relaxed_accuracy(target=answer, prediction=clean_answer(word)) for word in named]
+    right = [relaxed_accuracy(target=answer, prediction=word) for word in named]
     return bool(right) and not any(right)
 
 

@@ -184,7 +184,6 @@ def read_tree(node: ast.AST) -> tuple[list[float], str]:
     return numbers, f"{kind}({','.join(form for _, form in found)})"
 
 
-MISSING = "variables, functions and matrices in answers are compared as text"
 say_once = functools.cache(say)
 # what is prose; what could take for ever: towers of powers, large factorials, sums, integrals
 PROSE = re.compile(r"(?<![\\A-Za-z{])(?!(?:sin|cos|tan|log|ln|exp|max|min)\b)[A-Za-z]{3,}")
@@ -207,7 +206,8 @@ def verified(target: str, given: str) -> bool:
         gold, said = (math_verify.parse(f"${text}$", **how) for text in texts)
         return bool(gold and said) and math_verify.verify(gold, said, timeout_seconds=None)
     except ImportError:
-        say_once(f"{MISSING}: pip install math-verify reads them")
+        told = "variables, functions and matrices in answers are compared as text"
+        say_once(f"{told}: pip install math-verify reads them")
     except Exception:  # of sympy's, a dozen types: not read
         pass
     return False

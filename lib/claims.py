@@ -64,7 +64,7 @@ NAMELESS |= STOP | NOT_BEFORE | DISTANCES | ADVERBS | CHANGED | SHARING | {""}
 
 
 def claimed_facts(thinking: str, facts) -> list[tuple[str, ...]]:
-    """The claims of a text, each once: (name, value) or (row, column, value) strings like the facts.
+    """The claims of a text, each once: (name, value) or (row, column, value) like the facts.
 
     A claim is its fact where the values are equal (3.0 = 3, 1,200 = 1200, 12 % = 12), so that
     `claim in facts` says whether it is right, else it has the value as the text writes it. A value
@@ -161,8 +161,8 @@ class Reader:
         return True
 
     def unknown_name(self, i: int) -> list[Mention]:
-        """The name that the value at token i has and the picture hasn't, if there is one: "Estonia is
-        5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
+        """The name, if any, that the value at token i has and the picture hasn't: "Estonia is 5", or
+        one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
         """
         behind = self.texts[i + 1 + (self.texts[i + 1] == "%")]
         if self.is_adjacent(i) or not self.chart.open or behind not in FOLLOWING:

@@ -55,7 +55,8 @@ ELSE = {  # of COUNTRIES: denied, guessed, of names that they haven't
 TABLES = [  # all of SURVEY
     "In 2015, 68% wanted to limit its role and 23% to play a role; 62% and 29% in 2016.",
     "||Limit its role|Play a role|\n|---|---|---|\n|2015|68|23|\n|2016|62|29|",
-    "**2015**\n- Limit its role: 68\n- Play a role: 23\n**2016**\n- Limit its role: 62\n- Play a role: 29",
+    "**2015**\n- Limit its role: 68\n- Play a role: 23\n"
+    "**2016**\n- Limit its role: 62\n- Play a role: 29",
 ]
 MANY = "A 1; I 2; May 3; P -4; Q 1200; U 12%; bag red; bag left; umbrella black"
 MANY_TEXT = """A is 1, I is 2 and May is 3. I see a bar of 5 and a gap of 2, it may be 4. P is -4,
