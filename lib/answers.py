@@ -1,9 +1,9 @@
 """Answers: how one is read from a response, and how right it is, by the kind that is asked for.
 
 Free text and numbers: relaxed accuracy (ChartQA, arXiv 2203.10244). Mathematics: LaTeX becomes
-Python's arithmetic, whose syntax tree is reckoned; what else there is goes to math-verify. Letters,
-decisions, boxes, labels: the rewards of Curr-ReFT (arXiv 2503.07065, section 3). results/README.md
-has a table of what is read, and what is not.
+Python's arithmetic, whose syntax tree is reckoned; variables and functions go to math-verify, where
+it is installed. Letters, decisions, boxes, labels: the rewards of Curr-ReFT (arXiv 2503.07065,
+section 3). results/README.md has a table of what is read, and what is not.
 """
 
 import ast

@@ -125,15 +125,15 @@ class Reader:
         """The names and the stated values of a clause, which is from find_names."""
         mentions, computed = [], False
         for i, end, name in clause:
-            text, value, behind = self.texts[i], self.tokens[i].value, self.tokens[i + 1]
+            before, token, behind = self.tokens[i - 1], self.tokens[i], self.tokens[i + 1]
             operand = behind.value is not None or behind.word in self.chart.spellings
             if name:
                 mentions += [Mention(kind, part, i, end) for kind, part in name]
-            elif text in COMPUTED or text in MARKS and operand and self.tokens[i - 1].word:
+            elif token.text in COMPUTED or token.text in MARKS and before.word and operand:
                 computed = True
-            elif value is not None and not (computed and self.texts[i - 1] in COPULAS):
+            elif token.value is not None and not (computed and before.text in COPULAS):
                 if self.is_stated(i):
-                    mentions += [*self.unknown_name(i), Mention(None, value, i, end)]
+                    mentions += [*self.unknown_name(i), Mention(None, token.value, i, end)]
         return mentions
 
     def is_adjacent(self, i: int) -> bool:

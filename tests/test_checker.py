@@ -293,8 +293,9 @@ def heard(scorer, *texts):
 def test_responses_heard_one_by_one_score_as_a_group_does():
     texts = ["black 6, red 3\nAnswer: yes", "black 6\nAnswer: no", "Answer: yes"]
     rewards, together = heard(rules(), *texts), score(texts, bars_example())
-    assert rewards.keys() == together.keys()
-    assert all(torch.equal(rewards[name], together[name]) for name in together)
+    assert {k: v.tolist() for k, v in rewards.items()} == {
+        k: v.tolist() for k, v in together.items()
+    }
 
 
 COUNTING = "seen = []\ndef reward(*given):\n    seen.append(given)\n    return len(seen)"
