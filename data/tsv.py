@@ -27,8 +27,6 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     """The Examples of a TSV, whose image_path starts from `folder`; an unknown answer is ""."""
     images = dict(parse_file(file, lambda row, _: (row.get("index"), row.get("image", ""))))
     seen = set()
-    if not images:
-        raise NoSplit(f"{file}: has no rows")
 
     def parse(row, number):
         index, image = text(row, "index"), row.get("image", "")
@@ -47,7 +45,10 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         path = keep_image(content) if content else find_image(named, folder, {})
         return tsv_row(row, path, f"{file.stem}/{index}")
 
-    return parse_file(file, parse, skip_bad_rows)
+    examples = parse_file(file, parse, skip_bad_rows)
+    if not examples:
+        raise NoSplit(f"{file}: has no rows that can be read")
+    return examples
 
 
 def tsv_row(row: dict, image: str | None, name: str) -> Example:

@@ -38,7 +38,7 @@ WRONG["math"] = r"""
 5 | 5 or 6 | 3 4 | 5, 6 | 6 | -5 |  | five | 5x | 2+3i | at least 5 | 5 = 6 | 5 or more    3:4 | 4:3
 x = 1, y = 2 | x = 2, y = 1    1200 | 1.2 \times 10^2    (1,2) | (2,1) | [1,2]    \infty | -\infty
 2\sqrt{2} | \sqrt{2}    \{1,2\} | 1 | 1,2,3    \{1,1\} | 1,2    9 m^2 | 9 m^3    5 cm | 5 m
-0.33 | 1/3    1/0 | inf    5% | 5.5%    1/2 | 12"""
+0.33 | 1/3    1/0 | inf    5% | 5.5%    1/2 | 12    16.5 | 3.5\frac12"""
 LIBRARY = r"""
 \begin{pmatrix}1&2\end{pmatrix} | \begin{pmatrix}1&\frac{4}{2}\end{pmatrix}    \sin(x) | \sin x
 x = 1, y = 2 | y = 2, x = 1    x>3 | (3,\infty)    \binom{4}{2} | 6    x^2+1 | 1+x^2    3 | \log_2 8

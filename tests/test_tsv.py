@@ -90,9 +90,10 @@ def test_a_bad_row_is_named_and_can_be_left_out(tmp_path):
 def test_a_benchmark_is_trained_on_like_a_file_of_ones_own_and_needs_rows(tmp_path):
     path = write_tsv(tmp_path / "x.tsv", *[{}] * 20)
     assert [len(load_data(str(path), split)) for split in ("train", "val")] == [18, 2]
-    path.write_text("index\tquestion\n")
-    with pytest.raises(InputError, match="x.tsv: has no rows"):
-        read_tsv(path, tmp_path)
+    for content in ("index\tquestion\n", "number\tquestion\n1\tq\n"):
+        path.write_text(content)
+        with pytest.raises(InputError, match="x.tsv: has no rows"):
+            read_tsv(path, tmp_path, skip_bad_rows=True)
 
 
 def test_without_a_marker_the_last_box_or_line_is_the_answer():
