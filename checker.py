@@ -7,6 +7,7 @@ reward of one's own in place of the accuracy takes a file with one function:
     python train.py --reward own.py     def reward(response: str, example: Example) -> float
 """
 
+import math
 import re
 import runpy
 from dataclasses import replace
@@ -99,9 +100,9 @@ def score(
         "accuracy": accuracy,
         "thinking": [visual_checker(thinking, *about) for thinking, _ in parts],
     }
-    rewards = {name: torch.tensor(values).float() for name, values in rewards.items()}  # (G,) each
-    if not torch.isfinite(rewards["accuracy"]).all():
+    if not all(map(math.isfinite, accuracy)):
         raise InputError(f"reward: {accuracy} of example {example.id!r} must be finite numbers")
+    rewards = {name: torch.tensor(values).float() for name, values in rewards.items()}  # (G,) each
     if direct or not example.facts and not example.trace:
         kept = sum(reward_weights[:2]) or 1
         reward_weights = [w * sum(reward_weights) / kept for w in reward_weights[:2]] + [0]

@@ -63,6 +63,7 @@ def to_number(text: str) -> float | None:
     return value if math.isfinite(value) else math.nan
 
 
+@lru_cache(maxsize=4096)  # the numbers of a text are few, and read again and again
 def read_value(text: str) -> float | None:
     """The finite number that a text writes ("1,200", "12 %", "$3.0"), or None; 12 % is 12."""
     value = to_number(clean_answer(text).removesuffix("%"))
