@@ -144,16 +144,15 @@ class Run:
         for step in self.bar:
             self.clock = {"start": time.perf_counter(), "cpu": time.process_time()}
             # prompts that a rule has noted, mostly none, go before the step's own
-            self.due = variants.due(config, self.state["buffer"])
-            noted = [step_examples(data, config, past)[place] for past, place in self.due]
-            self.rate = variants.sft_rate(config) if self.due else 1.0  # times the learning rate
+            due, self.left, self.rate = variants.due(config, self.state["buffer"])
+            noted = [step_examples(data, config, past)[place] for past, place in due]
             asked = next(made) if made else None
             if noted or not made:
                 asked = self.ask(noted or step_examples(data, config, step), self.processor)
             share, prompts = asked
             groups = step_groups(config, self.model, share, prompts, self.log)
             self.skipped = len(share) - len(groups)
-            if self.due or memorizes(config, step):  # nobody would look at the responses
+            if noted or memorizes(config, step):  # nobody would look at the responses
                 for group in groups:
                     group.mode = MEMORIZE
             yield step, groups
@@ -176,9 +175,8 @@ class Run:
         self.write_step(step, groups, stats, moved)
         if variants.buffer_size(config):
             wrong = [g.place for g in groups if g.responses and not g.rewards["correct"].any()]
-            state["buffer"] += [[step, place] for place in sorted(gather_lists(wrong, self.ranks))]
-            if self.due:
-                state["buffer"] = variants.left(config, state["buffer"])
+            wrong = sorted(gather_lists(wrong, self.ranks))
+            state["buffer"] = self.left + [[step, place] for place in wrong]
         state["step"] = self.weights_step = step + 1
         state["bad_steps"] = 0 if moved["finite"] else state["bad_steps"] + 1
         stuck = state["bad_steps"] >= MAX_BAD_STEPS

@@ -225,19 +225,13 @@ def buffer_size(config) -> int:
     return int(knobs(config, rule).get("size", 0)) if rule else 0
 
 
-def due(config, buffer: list[list[int]]) -> list[list[int]]:
-    """The noted prompts, [step, place] each, that the next update is SFT on: mostly none."""
+def due(config, buffer: list[list[int]]) -> tuple[list, list, float]:
+    """Of the noted prompts, [step, place] each: those that the next update is SFT on, mostly none;
+    those that stay noted behind it; and what its learning rate is multiplied by.
+    """
     size = buffer_size(config)
     if not size or len(buffer) < size:
-        return []
-    return buffer[-size:] if config.method == "relift" else buffer[:size]
-
-
-def left(config, buffer: list[list[int]]) -> list[list[int]]:
-    """What stays noted after an update on what was due."""
-    return buffer[: -buffer_size(config)] if config.method == "relift" else []
-
-
-def sft_rate(config) -> float:
-    """What the learning rate of a buffer's update is multiplied by."""
-    return knobs(config, RULES[config.method]).get("sft_rate", 1.0)
+        return [], buffer, 1.0
+    if config.method == "relift":
+        return buffer[-size:], buffer[:-size], knobs(config, relift)["sft_rate"]
+    return buffer[:size], [], 1.0

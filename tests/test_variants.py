@@ -135,10 +135,10 @@ def test_a_groups_mode_is_what_its_rows_are():
 def test_a_buffers_prompts_come_newest_first_in_relift_and_together_weigh_a_step():
     noted = [[step, 0] for step in range(5)]
     config = parse(["--method", "relift", "--method_args", "size=3", "sft_rate=0.5"])
-    assert variants.due(config, noted[:2]) == [] and variants.sft_rate(config) == 0.5
-    assert (variants.due(config, noted), variants.left(config, noted)) == (noted[2:], noted[:2])
+    assert variants.due(config, noted[:2]) == ([], noted[:2], 1)
+    assert variants.due(config, noted) == (noted[2:], noted[:2], 0.5)
     dyme = replace(config, method="dyme_buffer", method_args=["size=3"])
-    assert (variants.due(dyme, noted), variants.left(dyme, noted)) == (noted[:3], [])
+    assert variants.due(dyme, noted) == (noted[:3], [], 1)
     (row,) = variants.rows(config, 0, Group(0, None, None), REFERENCE)
     assert row.weight == config.prompts_per_step * config.num_generations / 3
 

@@ -75,11 +75,12 @@ def peak(function: Callable[[], object]) -> int:
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
+        function()
+        function()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
         function()  # now TRL has its optimizer's states
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated() - before
     events = profiler.profiler.kineto_results.events()
     events = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
     return int(np.cumsum([0, *(event.nbytes() for event in events)]).max())
