@@ -87,8 +87,8 @@ def evaluate(
 
 def evaluate_all(model, processor, examples: Sequence[Example], **asked) -> dict[str, dict]:
     """The readings of one split: greedy, the headline; at temperature 1, where a trace memorized
-    word by word no longer looks well; direct; of half of the questions `looks`. The first three with
-    CPU seconds per question.
+    word by word no longer looks well; direct; `looks`, of half of the questions. The first three
+    with CPU seconds per question.
     """
     ways = {"greedy": {}, "sampled": {"temperature": 1.0}, "direct": {"direct": True}}
     found = {}

@@ -26,7 +26,8 @@ def save_checkpoint(
     False, after a warning, if the disk is full. state: whatever JSON the run needs to go on.
     """
     root = Path(output_dir) / "checkpoints"
-    final, temporary = (root / f"step-{step:06d}{end}" for end in ("", f".tmp-{os.getpid()}"))
+    final = root / f"step-{step:06d}"
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     if final.is_dir():
         return True
     try:

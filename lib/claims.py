@@ -161,8 +161,9 @@ class Reader:
         return True
 
     def unknown_name(self, i: int) -> list[Mention]:
-        """The name, if any, that the value at token i has and the picture hasn't: "Estonia is 5", or
-        one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
+        """The name, if any, that the value at token i has and the picture hasn't.
+
+        "Estonia is 5", or one of a list beside the picture's own names: "Latvia 3.0, estonia 5".
         """
         behind = self.texts[i + 1 + (self.texts[i + 1] == "%")]
         if self.is_adjacent(i) or not self.chart.open or behind not in FOLLOWING:

@@ -164,7 +164,7 @@ def plot_modes(variants: list[Variant]) -> "Figure | None":
 
 
 def plot_looks(variants: list[Variant]) -> "Figure":
-    """Accuracy at temperature 1 by the image shown: a bar per variant, the best first; its spread."""
+    """Accuracy at temperature 1 by the image shown: a bar per variant, the best first."""
     seen = lambda variant, title: [find(run, LOOKS[title][1:]) for run in variant[2]]
     order = sorted(variants, key=lambda variant: fmean(seen(variant, "own image")), reverse=True)
     figure = Figure(figsize=(7, 0.4 * len(order) + 1))

@@ -38,8 +38,10 @@ FAMILIES = {
 
 
 def seconds_table() -> str:
-    """Seconds per step and hours of ten epochs on that card, all groups explored. An update costs
-    three forwards; a token's product with a matrix of n numbers 2n FLOP, attention 4 * width * keys.
+    """Seconds per step and hours of ten epochs on that card, all groups explored.
+
+    An update costs three forwards; a token's product with a matrix of n numbers 2n FLOP, its
+    attention 4 * width * keys.
     """
     heads = ["model", "prompt, tokens", "images", "tower", "prefill", "decode", "update"]
     lines = []

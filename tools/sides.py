@@ -157,7 +157,7 @@ def batch(groups: list[Group]) -> dict[str, torch.Tensor]:
 
 
 def update_padded(case: SimpleNamespace) -> None:
-    """The same update as TRL does it, from G rows [prompt, completion], the tower running G times."""
+    """The same update as TRL does it, from G rows [prompt, completion]; the tower runs G times."""
     for group in case.groups:
         ids = torch.tensor([row.token_ids for row in group.rows], device=DEVICE)  # (G, C)
         inputs, length = batch([group] * len(ids)), ids.shape[1]
