@@ -33,7 +33,7 @@ from data.forms import FORMS, given_questions, stage_questions
 from data.reading import read_lines, write_whole, written_here
 from evaluate import evaluate, evaluate_all
 from lib.answers import grade
-from lib.checkpoint import read_json, step_folders
+from lib.checkpoint import prune, read_json, step_folders
 from lib.families import save_model
 from lib.log import Log, run_program
 from lib.ranks import Ranks, broadcast_object
@@ -107,9 +107,10 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
         return run_stage(config, stages[0], config.model, tasks[0], ranks, log)
     log.lock()
     path = folder / "stages.json"  # there from the begin of a run on
-    held = broadcast_object(path.exists(), ranks)
-    if held and not (config.resume or config.overwrite):
-        raise InputError(f"{folder}: holds a run; --resume it or --overwrite it")
+    held = any((folder / name).exists() for name in ("metrics.jsonl", *STAGES))
+    held, noted = broadcast_object((held, path.exists()), ranks)
+    if (held or noted) and not (config.overwrite or config.resume and noted):
+        raise InputError(f"{folder}: holds a run; {'--resume it or ' * noted}--overwrite it")
     open_scorer(config).close()
     if config.mix:  # so that a bad file doesn't cost the stages before it
         mix_examples(config, 1)
@@ -117,10 +118,15 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     finals = load_finals(config, log)
     forms = {split: {form: ask_split(config, form, split) for form in FORMS} for split in finals}
     done = {}
-    if held and config.resume:
+    if noted and config.resume:
         with written_here(path):
             done = broadcast_object(dict(read_json(path)), ranks)
             refuse_another(path, done["config"], asdict(config), log)
+    elif log.active:  # nothing of an earlier run is ever gone on with
+        for name in ("stages.json", "metrics.jsonl", "result.json", "reject/sampled.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        for stage in STAGES:
+            prune(folder / stage, -1, 0, None)
 
     def once(name: str, make: Callable, *about) -> dict:
         """What make returns, noted in stages.json, from which a resumed run takes it."""
@@ -136,6 +142,8 @@ def run_stages(config: Curriculum, ranks: Ranks) -> dict:
     results, model = {}, config.model
     for stage, task in zip(stages, tasks):
         if result := once(stage, run_stage, stage, model, task):
+            with written_here(path):
+                refuse_another(path, result["config"], asdict(stage_config(config, stage, model)))
             results[stage], model = result, str(folder / stage)
     if not results:
         raise InputError(f"{folder}/reject: nothing kept; lower --reject_threshold")

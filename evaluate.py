@@ -1,7 +1,7 @@
 """Evaluation: what a model answers on a split, in numbers.
 
     python evaluate.py --ckpt out/charts-dyme                     every test question, once
-    python evaluate.py --ckpt FOLDER --dataset mine.jsonl --split val --out mine.jsonl
+    python evaluate.py --ckpt FOLDER --dataset mine.jsonl --split val --out answers.jsonl
     python evaluate.py --ckpt FOLDER --pass_at_k 64 --size 48 --batch_size 1024
     python evaluate.py --ckpt FOLDER --data MathVista_MINI.tsv --max_completion_length 1024
 
@@ -142,20 +142,22 @@ def predict(
     model, processor, examples: Sequence[Example], path: Path, how: dict, *, tolerance=0.0, **asked
 ) -> list[dict]:
     """One response to each example, a line of the jsonl file at `path`, which isn't asked for again
-    by the same `how` (which questions, which weights) and `asked` (see respond).
+    by the same `how` (which data, which weights) and `asked` (see respond).
     """
     how = {**how, **asked, "tolerance": tolerance}
     how.pop("batch_size", None)
-    done = {line["id"]: line for line in read_lines(path) if line.get("how") == how}
-    todo = [i for i, example in enumerate(examples) if example.id not in done]
+    keys, lines = [(e.id, e.question, e.answer) for e in examples], read_lines(path)
+    done = {(x["id"], x["question"], x["answer"]): x for x in lines if x.get("how") == how}
+    todo = [i for i, key in enumerate(keys) if key not in done]
     groups = respond(model, processor, examples, places=todo, **asked)
     for group in progress(groups, "evaluate", total=len(todo), unit="question"):
         example, (response,) = group.example, group.responses
         line = {name: getattr(example, name) for name in ("id", "question", "answer")}
         line |= {"response": response.text, "prediction": split_response(response.text)[1]}
-        done[example.id] = {**line, "marks": marks(group, tolerance), "how": how}
-        Log(path.parent, True).append(path.name, done[example.id])
-    return [done[example.id] for example in examples]
+        line |= {"marks": marks(group, tolerance), "how": how}
+        Log(path.parent, True).append(path.name, line)
+        done[keys[group.place]] = line
+    return [done[key] for key in keys]
 
 
 def parse(argv: list[str], about: str, flags: dict[str, dict]) -> argparse.Namespace:
@@ -222,7 +224,7 @@ def ask_split(argv: list[str]) -> None:
         return
     path, ending = Path(args.out or f"{folder}/{name}"), Path(name).suffix
     if path.suffix != ending or path.resolve() == source.resolve():
-        raise InputError(f"--out {path}: must be a {ending}, and not what --data is")
+        raise InputError(f"--out {path}: must be a {ending}, and not the data")
     path.parent.mkdir(parents=True, exist_ok=True)
     how = {name: getattr(args, name) for name in ("ckpt", "dataset", "split", "instruction")}
     how["weights"] = sorted(file.stat().st_mtime for file in Path(args.model).glob("*.safetensors"))

@@ -214,8 +214,17 @@ def test_a_run_is_not_written_over_and_a_resumed_one_samples_only_the_rest(run, 
     assert sampled.read_text() == whole and 0 < len(asked) < 5
     with pytest.raises(InputError, match="stages.json is of another run: --seed: was 0, is now"):
         run("--stages reject --resume --seed 1")
+    with pytest.raises(InputError, match="--model: was 'tiny', is now 'out/charts-curr_reft/open'"):
+        run("--stages open reject --resume")
+    monkeypatch.setattr(curr_reft, "run_stage", lambda *_: pytest.fail("ended"))
+    with pytest.raises(pytest.fail.Exception, match="ended"):
+        run("--stages reject --overwrite")
+    assert not list((RUN / "reject" / "checkpoints").iterdir()) and not sampled.exists()
     noted.write_text("[1]")
     with pytest.raises(InputError, match="stages.json: was not written here"):
+        run("--stages reject --resume")
+    noted.unlink()
+    with pytest.raises(InputError, match="holds a run; --overwrite it"):
         run("--stages reject --resume")
 
 

@@ -98,10 +98,11 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample_and_no_batch_chan
 def test_predictions_that_were_interrupted_end_as_unbroken_ones(vlm, tmp_path, monkeypatch):
     unbroken, broken, calls = tmp_path / "unbroken.jsonl", tmp_path / "broken.jsonl", []
 
-    def predictions(path, weights=0, temperature=1.0):
+    def predictions(path, weights=0, temperature=1.0, **other):
         asked = {"max_completion_length": 6, "seed": 1, "batch_size": 2}
         how = {"weights": weights}
-        return predict(*vlm, load_charts("val", 7), path, how, temperature=temperature, **asked)
+        examples = [replace(example, **other) for example in load_charts("val", 7)]
+        return predict(*vlm, examples, path, how, temperature=temperature, **asked)
 
     def failing(*args, **asked):
         calls.append(args)
@@ -121,7 +122,8 @@ def test_predictions_that_were_interrupted_end_as_unbroken_ones(vlm, tmp_path, m
     assert len(calls) == asked  # nothing is asked twice
     predictions(broken, temperature=0.0)
     predictions(broken, weights=1)
-    assert len(read_lines(broken)) == 21
+    predictions(broken, answer="12")  # the data's own has changed
+    assert len(read_lines(broken)) == 28
 
 
 def test_the_program_asks_a_split_and_says_where_its_answers_are(run, capsys):
