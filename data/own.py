@@ -143,7 +143,7 @@ def own_row(row: dict, name: str, image: str | None = None) -> Example:
 
 
 def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
-    """The Examples of a file; says which images are elsewhere."""
+    """The Examples of a file."""
     moved = {}
 
     def parse(row, number):
@@ -151,12 +151,17 @@ def read_own(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         return own_row(row, f"{file.name}/{number}", find_image(texts(row, "image"), folder, moved))
 
     examples = parse_file(file, parse, skip_bad_rows)
+    say_moved(moved, file, folder)
+    return examples
+
+
+def say_moved(moved: dict, file: Path, folder) -> None:
+    """Says how many images find_image found elsewhere; InputError where two are one file."""
     told = f"{file}: {len(moved)} images are not where it says"
     if len(set(moved.values())) < len(moved):
         raise InputError(f"{told}, and several have one name; mend their paths")
     if moved:
         say(f"{told}; found in {folder} by their names")
-    return examples
 
 
 def hold_out(examples: list, split: str, most: int = 10**9) -> list:

@@ -130,7 +130,7 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
                 if not isinstance(row, dict):
                     raise InputError("not an object with fields")
                 parsed.append(parse({name: row[name] for name in row if filled(row[name])}, number))
-            except BROKEN as error:  # also an InputError, a ValueError
+            except BROKEN[1:] as error:  # also an InputError, a ValueError; not a full disk
                 problems.append(f"{word} {number}: {error}")
     except BROKEN as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from data.example import OPTION_LETTERS, Example, InputError, NoSplit, choose, split_marked
-from data.own import find_image, keep_image
+from data.own import find_image, keep_image, say_moved
 from data.reading import parse_file, read_rows, text, texts, write_whole
 
 # the column of a row's category, the first that is there: MathVista's, MMBench's, DynaMath's ..
@@ -26,7 +26,7 @@ BOXED = re.compile(r"\\boxed\{(%s)\}" % (INSIDE % INSIDE % INSIDE % "[^{}]*"))
 def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     """The Examples of a TSV, whose image_path starts from `folder`; an unknown answer is ""."""
     images = dict(parse_file(file, lambda row, _: (row.get("index"), row.get("image", ""))))
-    seen = set()
+    seen, moved = set(), {}
 
     def parse(row, number):
         index, image = text(row, "index"), row.get("image", "")
@@ -36,16 +36,19 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         try:
             content = "".join(images.get(image, image).split()).strip("[]'\"")  # a list of one
             content = base64.b64decode(content, validate=True)
+            if image in images and not content:
+                raise ValueError("that row has none")
         except ValueError as error:
             told = f"neither one image in base64 nor the index of a row with one ({error})"
             raise InputError(f"image: {image[:64]!r} is {told}") from error
         named = texts(row, "image_path")
         if named and named[0].startswith("["):  # a list, as Python writes it
             named = re.findall(r"['\"]([^'\"]+)['\"]", named[0])
-        path = keep_image(content) if content else find_image(named, folder, {})
+        path = keep_image(content) if content else find_image(named, folder, moved)
         return tsv_row(row, path, f"{file.stem}/{index}")
 
     examples = parse_file(file, parse, skip_bad_rows)
+    say_moved(moved, file, folder)
     if not examples:
         raise NoSplit(f"{file}: has no rows that can be read")
     return examples

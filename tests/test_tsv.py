@@ -56,11 +56,27 @@ def test_each_benchmark_is_read_with_its_kind_of_answer(tmp_path):
     assert read[5].id == "x/6" and open_image(read[5]).size == (8, 8)
 
 
-def test_an_image_may_be_another_rows_or_a_file(tmp_path):
+def test_an_image_may_be_another_rows_or_a_file(tmp_path, capsys):
+    def read(*rows):
+        return read_tsv(write_tsv(tmp_path / "x.tsv", *rows), tmp_path)
+
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    rows = [{"image": "2"}, {"image": f"['{PICTURE}']"}, {"image": "", "image_path": "['a.png']"}]
-    first, second, third = read_tsv(write_tsv(tmp_path / "x.tsv", *rows), tmp_path)
+    other, own, file = {"image": "2"}, {"image": f"['{PICTURE}']"}, {"image": ""}
+    file["image_path"] = "['/gone/a.png']"
+    first, second, third = read(other, own, file)
     assert first.image == second.image and first.answer == "" and open_image(third).size == (4, 4)
+    assert "1 images are not where it says" in capsys.readouterr().err
+    with pytest.raises(InputError, match="row 1: image: '2' .* has none"):
+        read(other, file)
+    with pytest.raises(InputError, match="several have one name"):
+        read(file, {**file, "image_path": "/gone/too/a.png"})
+
+
+def test_a_cache_that_cant_be_written_is_no_bad_row(tmp_path, monkeypatch):
+    path = write_tsv(tmp_path / "x.tsv", {})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", path)
+    with pytest.raises(InputError, match="x.tsv: Not a directory"):
+        read_tsv(path, tmp_path, skip_bad_rows=True)
 
 
 BAD = [
