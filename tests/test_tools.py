@@ -158,13 +158,16 @@ def test_facts_are_marked_right_or_wrong_and_tokens_by_the_size_and_sign_of_thei
 
 
 def test_seeds_are_one_variant_with_their_spread_and_a_method_keeps_its_colour(tmp_path):
-    runs = [read_run(write_run(tmp_path / f"s{seed}", seed=seed)) for seed in (0, 1)]
+    folders = [write_run(tmp_path / f"s{i}", seed=i, resume=i > 0) for i in (0, 1)]
+    runs = [read_run(folder) for folder in folders]
     large = read_run(write_run(tmp_path / "large", num_generations=16))
     assert group_seeds(runs) == [("dyme", curves.COLOURS["dyme"], runs)]
     assert curves.lines_of(runs, "reward")[-1][0] == pytest.approx(0.75 / 39)  # of steps 0 and 1
     assert "<td>50.0 ± 0.0</td>" in report.results_table(group_seeds(runs))
     (label, colour, _), (other, spare, _) = group_seeds([*runs, large])
     assert (label, other) == ("s0", "large") and colour == curves.COLOURS["dyme"] != spare
+    again = read_run(write_run(tmp_path / "again", seed=1))  # no further seed
+    assert [label for label, *_ in group_seeds([*runs, again])] == ["s0", "again"]
 
 
 def test_a_run_that_is_still_writing_can_be_read(tmp_path):

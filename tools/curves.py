@@ -8,6 +8,7 @@ A variant, runs that differ only by seed, is a line: the mean over its seeds, ea
 import re
 import sys
 import textwrap
+from collections import Counter
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +17,7 @@ from config import Parser
 from data.example import InputError
 from data.reading import written_here
 from lib.log import run_program, visible
+from start import FREE_TO_CHANGE
 from tools.tables import FIRST, LOOKS, by_row, find, read_records, read_run
 
 try:
@@ -60,10 +62,13 @@ def group_seeds(runs: list[dict]) -> list[Variant]:
     """Runs that differ only by seed together, named by their method, or where that has several such
     variants by their first folder. The first one of a method has its colour.
     """
-    groups = {}
+    groups, seen = {}, Counter()
     for run in runs:
-        flags = {**run["config"], **dict.fromkeys(("seed", "base_seed", "output_dir"))}
-        groups.setdefault(str(flags if run["config"] else run["folder"]), []).append(run)
+        flags = dict.fromkeys(FREE_TO_CHANGE | {"eval_base", "seed", "base_seed"})
+        alike = str({**run["config"], **flags} if run["config"] else run["folder"])
+        seeds = (alike, run["config"].get("seed"), run["config"].get("base_seed"))
+        seen[seeds] += 1  # a second run of equal seeds is no further seed, but a variant of its own
+        groups.setdefault((alike, seen[seeds]), []).append(run)
     methods = [str(group[0]["config"].get("method", "")) for group in groups.values()]
     variants, free, spare = [], {**COLOURS}, cycle(SPARE)
     for method, group in zip(methods, groups.values()):
@@ -102,7 +107,7 @@ def draw_records(kept: str, records: list[dict]) -> "dict[str, Figure]":
             lines = [{"step": at["step"], "val/accuracy": x} for at, x in read if at["step"]]
             noisy = {f"val/{title}": find(record, names) for title, names in NOISE.items()}
             lines.append({"step": record["trace_noise"], **noisy})
-            runs.append({**record, "config": {"method": row}, "lines": lines})
+            runs.append({**record, "config": {"method": row, "seed": len(runs)}, "lines": lines})
     variants = group_seeds(runs)
     if len({record["trace_noise"] for record in records}) == 1:
         figures = draw(variants)
