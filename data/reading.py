@@ -24,7 +24,8 @@ csv.field_size_limit(2**27)  # of an image in base64; Python's default is 128 kB
 MAX_LISTED = 20  # bad rows told; all are counted
 # what a broken file or part of a zip raises; what reading a file as what it isn't does
 BROKEN = (OSError, EOFError, ValueError, RuntimeError, csv.Error, zipfile.BadZipFile, zlib.error)
-FOREIGN = (LookupError, TypeError, AttributeError, pickle.UnpicklingError, *BROKEN[1:])
+FOREIGN = (LookupError, TypeError, AttributeError, SyntaxError, pickle.UnpicklingError)
+FOREIGN += BROKEN[1:]
 
 
 def leaves_folder(name: str) -> bool:
@@ -130,7 +131,7 @@ def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
                 if not isinstance(row, dict):
                     raise InputError("not an object with fields")
                 parsed.append(parse({name: row[name] for name in row if filled(row[name])}, number))
-            except BROKEN[1:] as error:  # also an InputError, a ValueError; not a full disk
+            except FOREIGN as error:  # also an InputError, a ValueError; not a full disk
                 problems.append(f"{word} {number}: {error}")
     except BROKEN as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

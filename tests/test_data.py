@@ -122,17 +122,19 @@ def test_aokvqa_takes_choice_direct_answers_rationales_and_unpacks_images(tmp_pa
     row = {"image": {"bytes": png("RGB", (3, 3))}, "question": "?", "rationales": ["One.", "Two."]}
     row |= {"direct_answers": "['car', 'bus', 'bus']"}
     asked = {**row, "choices": ["skater", "cab"], "correct_choice_idx": 1}
-    bad = {**row, "image": {"bytes": b"GIF"}}
-    for name, line in (("train/0000", asked), ("train/0001", row), ("validation/0000", bad)):
+    bad = [{**asked, "correct_choice_idx": 2}, {**row, "direct_answers": "['car'"}]
+    bad += [{**row, "image": {"bytes": b"GIF"}}, {**row, "image": None}]
+    for name, lines in (("train/0000", [asked]), ("train/0001", [row]), ("validation/0000", bad)):
         path = tmp_path / "default" / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(pyarrow.Table.from_pylist([line]), path)
+        parquet.write_table(pyarrow.Table.from_pylist(lines), path)
     first, second = load_data("aokvqa", "train", str(tmp_path))
     assert (first.answer, first.options, first.trace) == ("cab", ["skater", "cab"], "One. Two.")
     assert first.answers == ["cab", "bus", "car"] and second.answers == ["bus", "car"]
     assert (first.id, second.id) == ("aokvqa/train/1", "aokvqa/train/2")
     assert open_image(second).size == (3, 3)
-    assert "row 1: " in error_of(load_data, "aokvqa", "val", str(tmp_path))
+    assert "row 1: " in (told := error_of(load_data, "aokvqa", "val", str(tmp_path)))
+    assert "4 of 4 rows are bad" in told
     assert "no examples" in error_of(load_data, "aokvqa", "test")
     path.write_bytes(b"torn")
     assert "0000.parquet: " in error_of(load_data, "aokvqa", "val", str(tmp_path))
