@@ -230,6 +230,8 @@ def load_processor(name_or_path: str, family: Family | None):
     after = turn_edges(processor)[1].lstrip()
     candidates = [token for token in tokenizer.get_added_vocab() if after.startswith(token)]
     tokenizer.eos_token = max(candidates, key=len, default=tokenizer.eos_token)
+    if tokenizer.eos_token is None:
+        raise InputError("neither its chat template nor its tokenizer has an end token")
     return processor
 
 

@@ -404,9 +404,13 @@ def test_what_a_folder_lacks_or_a_family_needs_is_told(tmp_path):
     folder = write_checkpoint(tmp_path / "llama", "llama")
     (folder / "generation_config.json").write_text('{"eos_token')
     assert "generation_config.json" in message_of(folder)
-    for name in ("model.safetensors", "chat_template.jinja"):
-        (folder / name).unlink()
-        assert name in message_of(folder)
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors" in message_of(folder)
+    edit_json(folder / "tokenizer_config.json", eos_token=None)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert "has an end token" in message_of(folder)
+    (folder / "chat_template.jinja").unlink()
+    assert "chat_template.jinja" in message_of(folder)
 
 
 @pytest.mark.parametrize(

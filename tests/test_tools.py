@@ -121,7 +121,9 @@ def test_each_base_is_made_by_one_run_before_the_others_start(monkeypatch):
     assert all("--eval_size 9" in " ".join(flags) for flags in runs)
 
 
-BAD = [(compare, "nothing"), (compare, "sft --paired a"), (compare, "--table {tmp}/x")]
+BAD = [
+    (compare, row) for row in ("nothing", "sft --paired a", "sft --paired sft", "--table {tmp}/x")
+]
 BAD += [(compare, "--table {tmp}"), (bench, "--json {tmp}/no/o.json"), (bench, "--table {tmp}")]
 
 

@@ -143,8 +143,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args.flags, args.rows = argv[end + 1 :], list(dict.fromkeys(args.rows))
     if bool(args.rows) == bool(args.table):
         parser.error("give rows to run, or --table")
-    if args.rows and not {*args.paired} <= {*args.rows}:
-        parser.error(f"--paired: give some of {', '.join(args.rows)}")
+    if args.rows and args.paired and not {args.paired[0]} < {*args.paired} <= {*args.rows}:
+        parser.error(f"--paired: give two or more of {', '.join(args.rows)}")
     return args
 
 
