@@ -252,7 +252,8 @@ class Run:
         splits = " and ".join(f"{len(asked)} of {name}" for name, asked in finals.items())
         told = f"{title}: is read now, on the questions of {splits}, up to five answers to each"
         seconds = 5 * sum(map(len, finals.values())) * self.pace
-        self.log.say(f"{told}, about {seconds:.0f} s" if self.pace else told)
+        if finals:
+            self.log.say(f"{told}, about {seconds:.0f} s" if self.pace else told)
         for split, examples in finals.items():
             asked = eval_settings(self.config)
             readings[split] = evaluate_all(self.model, self.processor, examples, **asked)
