@@ -80,7 +80,9 @@ class Curriculum(Config):
     dry_run: bool = knob(False, "as train.py's, of the first stage", NEW, SAMPLES)
     stages: list[str] = knob(list(STAGES), "which, in this order", choices=STAGES)
     stage_data: list[str] | None = knob(None, "given questions: judge=a.jsonl ...", FILES, FILED)
-    stage_generations: list[int] | None = knob(None, "G of each form", SAMPLES, EACH, low=2)
+    stage_generations: list[int] | None = knob(
+        None, "G of judge, choice, open", SAMPLES, EACH, low=2
+    )
     reject_samples: int = knob(8, "N: responses to a prompt in rejected sampling", REJECT, low=1)
     reject_size: int | None = knob(None, "sample for so many examples, not all", REJECT, low=1)
     reject_threshold: float = knob(85.0, "keep what is above, of 100", REJECT, low=0, high=99)
