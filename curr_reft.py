@@ -13,6 +13,9 @@ items are asked three times, each a run of train.py's loop, by GRPO, from the la
     choice   lettered options   1 for all right ones, 0.2 for some, 0 with any wrong letter
     open     the item itself   detection: IoU > 0.5; classification: Jaccard; math: it matches
 
+Each stage has a folder below <output_dir>, which gets the joined metrics, result.json and the last
+model. --max_steps, or the epochs, are of the RL stages together, shared 1 : 1 : 2 as published.
+
 The tiny model's base has a second base stage, of the tasks and forms, with one thinking prompt in
 ten answered in the format, or GRPO had nothing to choose. Left out: several boxes.
 """
