@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from data.example import InputError, shorten
 
+ROWS = 4096  # of a gradient summed in one call: a vocabulary in fp32 is 1 GB
 TIMEOUT = timedelta(minutes=30)  # then a process gives up on the others; an evaluation takes less
 
 
@@ -113,10 +114,11 @@ def sum_gradients(model, ranks: Ranks) -> None:
             continue
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-        total = param.grad.float().contiguous()
-        with lost_peers():
-            dist.all_reduce(total)
-        param.grad.copy_(total)
+        for piece in torch.atleast_1d(param.grad).split(ROWS):
+            total = piece.float().contiguous()
+            with lost_peers():
+                dist.all_reduce(total)
+            piece.copy_(total)
 
 
 class Interrupt:
