@@ -184,7 +184,7 @@ class Rules:
     def __init__(self, config):
         self.config, self.own_reward = config, None
         try:
-            if config.reward is not None:
+            if config.reward is not None:  # what can't be called has no __call__
                 self.own_reward = runpy.run_path(config.reward)["reward"].__call__
         except (Exception, SystemExit) as error:
             told = f"{type(error).__name__}: {error}; it needs a function `reward`"

@@ -149,13 +149,13 @@ def predict(
     keys, lines = [(e.id, e.question, e.answer) for e in examples], read_lines(path)
     done = {(x["id"], x["question"], x["answer"]): x for x in lines if x.get("how") == how}
     todo = [i for i, key in enumerate(keys) if key not in done]
-    groups = respond(model, processor, examples, places=todo, **asked)
+    groups, log = respond(model, processor, examples, places=todo, **asked), Log(path.parent, True)
     for group in progress(groups, "evaluate", total=len(todo), unit="question"):
         example, (response,) = group.example, group.responses
         line = {name: getattr(example, name) for name in ("id", "question", "answer")}
         line |= {"response": response.text, "prediction": split_response(response.text)[1]}
         line |= {"marks": marks(group, tolerance), "how": how}
-        Log(path.parent, True).append(path.name, line)
+        log.append(path.name, line)
         done[keys[group.place]] = line
     return [done[key] for key in keys]
 

@@ -119,13 +119,13 @@ def read_rows(path) -> Iterator[tuple[int, object]]:
         yield from enumerate(rows if isinstance(rows, list) else [rows])
 
 
-def parse_file(path, parse: Callable, skip_bad_rows: bool = False) -> list:
+def parse_file(path, parse: Callable, skip_bad_rows: bool = False, rows=None) -> list:
     """[parse(row's filled fields, number)] of a path, also one in a zip. InputError lists the bad
-    rows; with skip_bad_rows they are left out and counted.
+    rows; with skip_bad_rows they are left out and counted. rows: the path's, if they are known.
     """
     parsed, problems, word = [], [], "line" if path.suffix == ".jsonl" else "row"
     try:
-        for number, row in read_rows(path):
+        for number, row in read_rows(path) if rows is None else rows:
             try:
                 row = decode(row) if isinstance(row, bytes) else row
                 if not isinstance(row, dict):

@@ -25,7 +25,8 @@ BOXED = re.compile(r"\\boxed\{(%s)\}" % (INSIDE % INSIDE % INSIDE % "[^{}]*"))
 
 def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
     """The Examples of a TSV, whose image_path starts from `folder`; an unknown answer is ""."""
-    images = dict(parse_file(file, lambda row, _: (row.get("index"), row.get("image", ""))))
+    rows = parse_file(file, lambda row, number: (number, row))
+    images = {row.get("index"): row.get("image", "") for _, row in rows}
     seen, moved = set(), {}
 
     def parse(row, number):
@@ -47,7 +48,7 @@ def read_tsv(file: Path, folder, skip_bad_rows: bool = False) -> list[Example]:
         path = keep_image(content) if content else find_image(named, folder, moved)
         return tsv_row(row, path, f"{file.stem}/{index}")
 
-    examples = parse_file(file, parse, skip_bad_rows)
+    examples = parse_file(file, parse, skip_bad_rows, rows)
     say_moved(moved, file, folder)
     if not examples:
         raise NoSplit(f"{file}: has no rows that can be read")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from data.charts import COLOURS
 from data.example import WRAPPING, fact_name
 
 # full-width forms and other minus signs
@@ -101,7 +102,6 @@ TOKEN = re.compile(
 EQUATION = re.compile(r"\d ?[*/+] ?[\d(]")  # GSM8K's facts, which are no picture's: "48/2"
 # "Tokyo, Japan", "Other cereals (excl. rice)", "Rep/Lean Rep" are called by their first part too.
 SHORTENING = re.compile("[,(/;]")
-COLOURS = words("black red green blue yellow orange purple cyan")  # the embedded charts' names
 UNKNOWN = "?"  # the part of a name that the picture hasn't: (UNKNOWN, its text)
 
 
@@ -153,7 +153,7 @@ class Chart(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def read_chart(facts: tuple) -> Chart:
-    """The Chart of facts; where all names are COLOURS, the others of these are UNKNOWN."""
+    """The Chart of facts; where all names are the embedded charts' COLOURS, others are UNKNOWN."""
     in_table = all(len(fact) == 3 for fact in facts)
     table, called, also = {}, [], []  # called: (name, what it means); also: the same, behind it
     for fact in facts:

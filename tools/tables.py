@@ -11,10 +11,11 @@ from statistics import mean, stdev
 import numpy as np
 
 from data.example import InputError
+from data.forms import FORMS
 from data.reading import read_lines, written_here
 from lib.checkpoint import read_json
 
-FORMS, TASKS = ("judge", "choice", "open"), ("math", "detection", "classification")
+TASKS = ("math", "detection", "classification")
 FIRST = ("final", None)  # the readings of a record's first split
 # columns by title: what a value is multiplied by, and the names that lead to it in a record
 LOOKS = {  # whose image is looked at, T = 1
